@@ -1,0 +1,34 @@
+# The two commands of the README are `make rollout` and `make test`; the rest are what they are made of.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup rollout test lint reproduce
+
+setup: $(VENV)/.ready
+
+# The lock holds every package, so nothing is resolved here, and robosuite's pynput (which needs a compiler) stays out.
+$(VENV)/.ready: requirements.lock scripts/opengl.sh
+	sh scripts/opengl.sh
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements.lock
+	# torch's CPU wheel is complete; for its CUDA wheel this fetches the libraries that it names.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep ^torch== requirements.lock)"
+	touch $@
+
+rollout: setup
+	$(BIN)/python -m sim_eval.rollout --policy deep_llama
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	sh scripts/lint.sh $(BIN)
+
+# From nothing to the shipped checkpoint and its table: about half an hour on two cores.
+reproduce: setup
+	$(BIN)/python -m sim_eval.collect --task robosuite/LiftWide --episodes 200 --out data/lift_wide
+	$(BIN)/python -m sim_eval.collect --task robosuite/Lift --episodes 50 --out data/lift
+	$(BIN)/python -m sim_eval.train --expert deep_llama --data data/lift_wide data/lift --out runs/train/deep_llama --minutes 15
+	$(BIN)/python -m sim_eval.rollout --policy runs/train/deep_llama --episodes 200 --out runs/reproduce
+	$(BIN)/python -m sim_eval.leaderboard runs/reproduce

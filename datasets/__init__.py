@@ -1,0 +1,1 @@
+"""What is remembered: demonstrations on disk and training windows from them."""

@@ -1,0 +1,30 @@
+"""Normalisation statistics from episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sim_eval.datasets.episode_file import Episode
+from sim_eval.envs.contract import FieldStats, FloatArray, NormalizationMode, NormalizationStats, SimEvalError
+
+
+def normalization_stats(episodes: Sequence[Episode], mode: NormalizationMode) -> NormalizationStats:
+    """Statistics of ``action`` (the labels) and of each proprio field, every step counted once.
+
+    Raises:
+        SimEvalError: there are no episodes.
+    """
+    if not episodes:
+        raise SimEvalError("normalisation needs at least one episode: collect some with python -m sim_eval.collect")
+    observations = [seen for episode in episodes for seen in episode.observations]
+    fields = {"action": np.concatenate([episode.actions for episode in episodes])}
+    fields |= {name: np.stack([seen.proprio[name] for seen in observations]) for name in observations[0].proprio}
+    return NormalizationStats(mode, {name: _field_stats(values) for name, values in fields.items()})
+
+
+def _field_stats(values: FloatArray) -> FieldStats:
+    """Of values [N, n], for each of the n dimensions."""
+    low, high = np.quantile(values, (0.01, 0.99), axis=0)
+    return FieldStats(*(tuple(part.tolist()) for part in (values.mean(axis=0), values.std(axis=0), low, high)))

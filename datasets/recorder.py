@@ -1,0 +1,140 @@
+"""Records demonstrations: one episode in memory, one crash-safe file at its end; and what is there already."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+from sim_eval.datasets.checks import set_problems
+from sim_eval.datasets.episode_file import (
+    TEMPORARY_SUFFIX,
+    Episode,
+    EpisodeHeader,
+    episode_files,
+    episode_name,
+    read_header,
+    write_episode,
+)
+from sim_eval.envs.contract import EpisodeKey, FloatArray, Observation, SimEvalError, Simulator, Status
+
+PACKAGES = ("sim_eval", "robosuite", "mujoco", "numpy", "h5py")
+STALE_SECONDS = 600.0
+
+
+class DemonstrationRecorder:
+    """Attached to an episode, it writes what happened into a folder, one file an episode.
+
+    Args:
+        folder: where the files go.
+        keep_failures: also writes episodes that did not succeed.
+        versions: package name -> version; default: the installed ones.
+
+    Attributes:
+        written: the files of this recorder, in order.
+        skipped: the episodes that were not kept, in order.
+    """
+
+    def __init__(self, folder: Path, keep_failures: bool = False, versions: Mapping[str, str] | None = None) -> None:
+        self.written: list[Path] = []
+        self.skipped: list[EpisodeKey] = []
+        self._folder = folder
+        self._keep_failures = keep_failures
+        self._versions = installed_versions() if versions is None else versions
+        self._key: EpisodeKey | None = None
+
+    def start(self, simulator: Simulator, key: EpisodeKey) -> None:
+        """Begins an episode, after the reset; an unfinished one before it is forgotten."""
+        self._key = key
+        self._provenance = simulator.provenance()
+        self._observations: list[Observation] = []
+        self._states: list[FloatArray] = []
+        self._labels: list[FloatArray] = []
+        self._executed: list[FloatArray] = []
+        self._statuses: list[Status] = []
+
+    def before_act(self, simulator: Simulator, label: FloatArray, executed: FloatArray) -> None:
+        """Sees what the demonstrator saw.
+
+        Args:
+            label: float64 [action dim], what it wanted.
+            executed: float64 [action dim], what will move the robot.
+        """
+        self._observations.append(simulator.observe())
+        self._states.append(simulator.snapshot().state.copy())
+        self._labels.append(np.array(label, dtype=np.float64))
+        self._executed.append(np.array(executed, dtype=np.float64))
+
+    def after_act(self, simulator: Simulator, status: Status) -> None:
+        """Notes what the step led to."""
+        self._statuses.append(status)
+
+    def finish(self, simulator: Simulator, success: bool) -> None:
+        """Writes the episode, unless it failed and failures are not kept.
+
+        Raises:
+            SimEvalError: the file cannot be written, or no episode was started.
+        """
+        key, self._key = self._key, None
+        if key is None:
+            raise SimEvalError("the recorder has no episode to finish: start one first")
+        if not (success or self._keep_failures):
+            self.skipped.append(key)
+            return
+        path = self._folder / episode_name(key)
+        episode = Episode(
+            key=key,
+            instruction=simulator.task.instruction(key),
+            workspace=simulator.task.workspace,
+            robot=simulator.spec.robot,
+            action=simulator.spec.action,
+            observations=self._observations,
+            actions=np.array(self._labels),
+            executed_actions=np.array(self._executed),
+            states=np.array(self._states),
+            success=np.array([status.success for status in self._statuses], dtype=np.bool_),
+            phases=np.array([status.phase for status in self._statuses], dtype=np.int64),
+            provenance=self._provenance,
+            versions=self._versions,
+        )
+        write_episode(path, episode)
+        self.written.append(path)
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages that decide what a recording contains, as far as they are installed."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue  # run from a clone, or with another simulator
+    return found
+
+
+def existing(folder: Path, task: str, split: str) -> dict[int, EpisodeHeader]:
+    """The episodes of a task and split that need not be collected again: index -> header.
+
+    An unreadable file counts as absent, so that collecting its episode replaces it. Temporary files that a killed
+    process left behind are removed once no running process can be writing them.
+
+    Raises:
+        SimEvalError: an index occurs twice, or the files differ in robot, cameras, proprio or action.
+    """
+    for leftover in folder.glob(f".*{TEMPORARY_SUFFIX}"):
+        if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
+            leftover.unlink(missing_ok=True)
+    headers = {}
+    for path in episode_files(folder):
+        try:
+            header = read_header(path)
+        except SimEvalError:
+            continue
+        if (header.key.task, header.key.split) == (task, split):
+            headers[path] = header
+    if problems := set_problems(headers):
+        raise SimEvalError(problems[0])
+    return {header.key.index: header for header in headers.values()}

@@ -1,0 +1,1 @@
+"""What is acted upon: RGB-D simulation with calibrated cameras."""

@@ -1,0 +1,315 @@
+"""The ground floor: what an observation, a task, an episode and a simulator are.
+
+Every room may import this module; it imports none of ours. Units are metres, radians and seconds; poses are 4x4
+matrices that map points of the named frame into the world; images are upright (row 0 on top).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
+from typing import Literal, Protocol, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray: TypeAlias = NDArray[np.float64]
+NormalizationMode: TypeAlias = Literal["mean_std", "quantile"]
+
+SPLITS = ("train", "val", "test")
+
+
+class SimEvalError(Exception):
+    """Something a user can mend. The message names the file or field and the remedy; programs print it as one line."""
+
+
+@dataclass(frozen=True)
+class CameraView:
+    """One calibrated RGB-D picture.
+
+    Attributes:
+        rgb: uint8 [H, W, 3].
+        depth: float32 [H, W], planar z in metres along the optical axis (not the length of the ray).
+        intrinsics: float64 [3, 3], pinhole matrix in pixels of this picture.
+        camera_to_world: float64 [4, 4], OpenCV axes (x right, y down, z forward).
+    """
+
+    rgb: NDArray[np.uint8]
+    depth: NDArray[np.float32]
+    intrinsics: FloatArray
+    camera_to_world: FloatArray
+
+
+@dataclass(frozen=True)
+class WorkspaceBox:
+    """Axis-aligned box in the world frame, metres; what lies outside is not part of the task."""
+
+    lower: tuple[float, float, float]
+    upper: tuple[float, float, float]
+
+    def contains(self, points: FloatArray) -> NDArray[np.bool_]:
+        """Which of the points [..., 3] lie inside; bool [...]."""
+        return np.all((points >= np.array(self.lower)) & (points <= np.array(self.upper)), axis=-1)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a policy may see.
+
+    Attributes:
+        views: camera name -> picture.
+        proprio: field name -> float64 [n]. ``eef_pos`` (3, world, metres) is always there.
+        instruction: the sentence to obey.
+        workspace: where the task happens, world frame.
+    """
+
+    views: Mapping[str, CameraView]
+    proprio: Mapping[str, FloatArray]
+    instruction: str
+    workspace: WorkspaceBox
+
+
+@dataclass(frozen=True)
+class TrainingWindow:
+    """One example for imitation: what was seen, and what the demonstrator did from there on.
+
+    Attributes:
+        observation: at the window's first step.
+        actions: float64 [horizon, action dim], labels in the environment's units; past the episode's end, zeros.
+        valid: bool [horizon], False past the episode's end.
+    """
+
+    observation: Observation
+    actions: FloatArray
+    valid: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, order=True)
+class EpisodeKey:
+    """Decides everything random about an episode. Keys of different splits never share a random stream."""
+
+    task: str
+    split: str
+    index: int
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise SimEvalError(f"unknown split '{self.split}': choose one of {', '.join(SPLITS)}")
+        if self.index < 0:
+            raise SimEvalError(f"episode index must be 0 or more, not {self.index}")
+
+    def rng(self, purpose: str) -> np.random.Generator:
+        """A fresh generator for one purpose ("reset", "policy/3", ...), the same in every process."""
+        digest = hashlib.sha256(f"{self.task}|{self.split}|{self.index}|{purpose}".encode()).digest()
+        return np.random.default_rng(int.from_bytes(digest[:16], "little"))
+
+    def __str__(self) -> str:
+        return f"{self.task}/{self.split}/{self.index:05d}"
+
+
+@dataclass(frozen=True)
+class ActionSpec:
+    """What an action vector means.
+
+    Attributes:
+        names: one name a dimension.
+        low, high: bounds a dimension.
+        controller: what the numbers command, with frame and scale.
+        control_hz: actions a second.
+    """
+
+    names: tuple[str, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    controller: str
+    control_hz: float
+
+    @property
+    def dim(self) -> int:
+        return len(self.names)
+
+    def clip(self, actions: FloatArray) -> FloatArray:
+        """Actions [..., dim] brought into the bounds."""
+        return np.clip(actions, np.array(self.low), np.array(self.high))
+
+
+@dataclass(frozen=True)
+class EnvironmentSpec:
+    """What an environment offers; a policy is checked against it before the first step.
+
+    Attributes:
+        robot: the robot's name.
+        cameras: camera name -> (height, width) in pixels.
+        proprio: field name -> length.
+        action: what actions mean.
+    """
+
+    robot: str
+    cameras: Mapping[str, tuple[int, int]]
+    proprio: Mapping[str, int]
+    action: ActionSpec
+
+
+@dataclass(frozen=True)
+class Status:
+    """What one control step led to.
+
+    Attributes:
+        success: the task's success rule, at this instant.
+        phase: how many of the task's phases are fulfilled at this instant, in order.
+    """
+
+    success: bool
+    phase: int
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The simulator's full state: float64 [n] and its SHA-256."""
+
+    state: FloatArray
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(np.ascontiguousarray(self.state, dtype=np.float64).tobytes()).hexdigest()
+
+
+RenderMode: TypeAlias = Literal["fast", "faithful"]
+
+
+@dataclass(frozen=True)
+class SimulatorOptions:
+    """How a task is shown; part of the protocol, since it changes what a policy sees.
+
+    Attributes:
+        render: "fast" (no shadows, decimated robot meshes) or "faithful" (the simulator's own look).
+        height, width: pixels of every camera.
+    """
+
+    render: RenderMode = "fast"
+    height: int = 128
+    width: int = 128
+
+
+class Simulator(Protocol):
+    """One task, running. Observations are rendered when somebody asks, not at every control step."""
+
+    @property
+    def task(self) -> Task: ...
+    @property
+    def spec(self) -> EnvironmentSpec: ...
+    def reset(self, key: EpisodeKey) -> None: ...
+    def act(self, action: FloatArray) -> Status:
+        """One control step with an action [action dim]."""
+        ...
+
+    def observe(self, cameras: Sequence[str] | None = None) -> Observation:
+        """Renders the named cameras (None: all; empty: proprioception only)."""
+        ...
+
+    def snapshot(self) -> Snapshot: ...
+    def privileged(self) -> Mapping[str, FloatArray]:
+        """Object poses and the like, for those allowed (scripted experts)."""
+        ...
+
+    def provenance(self) -> Mapping[str, str]:
+        """What a recording must say of the simulator: ``env_args`` (JSON, robomimic's) and ``model_file`` (MJCF)."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """A thing to be done, complete: adding one means writing one of these.
+
+    Attributes:
+        name: "simulator/Task".
+        instructions: the sentences that ask for it; a key picks one.
+        horizon: control steps until truncation.
+        workspace: where the task happens, the table plane left out.
+        phases: names of the phases on the way to success, the last being success.
+        factory: makes the simulator; heavy imports happen inside.
+    """
+
+    name: str
+    instructions: tuple[str, ...]
+    horizon: int
+    workspace: WorkspaceBox
+    phases: tuple[str, ...]
+    factory: Callable[[Task, SimulatorOptions], Simulator]
+
+    def make(self, options: SimulatorOptions = SimulatorOptions()) -> Simulator:
+        return self.factory(self, options)
+
+    def instruction(self, key: EpisodeKey) -> str:
+        return self.instructions[int(key.rng("instruction").integers(len(self.instructions)))]
+
+
+@dataclass(frozen=True)
+class FieldStats:
+    """Statistics of one vector field, each a tuple of its length."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    q01: tuple[float, ...]
+    q99: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class NormalizationStats:
+    """How vectors are normalised, stored with a checkpoint together with the mode.
+
+    ``mean_std`` maps to zero mean and unit deviation; ``quantile`` maps [q01, q99] to [-1, 1]. A dimension that hardly
+    varies (range below ``floor``) is only centred, so that noise in it is not blown up.
+    """
+
+    mode: NormalizationMode
+    fields: Mapping[str, FieldStats] = field(default_factory=lambda: MappingProxyType({}))
+    floor: float = 1e-3
+
+    def _offset_scale(self, name: str) -> tuple[FloatArray, FloatArray]:
+        if name not in self.fields:
+            raise SimEvalError(f"no normalisation statistics for '{name}'; known: {', '.join(self.fields) or 'none'}")
+        stats = self.fields[name]
+        if self.mode == "mean_std":
+            offset, scale = np.array(stats.mean), np.array(stats.std)
+        else:
+            low, high = np.array(stats.q01), np.array(stats.q99)
+            offset, scale = (low + high) / 2, (high - low) / 2
+        return offset, np.where(scale < self.floor, 1.0, scale)
+
+    def normalize(self, name: str, values: FloatArray) -> FloatArray:
+        """Values [..., n] of the field, normalised."""
+        offset, scale = self._offset_scale(name)
+        return cast(FloatArray, (values - offset) / scale)
+
+    def denormalize(self, name: str, values: FloatArray) -> FloatArray:
+        """The inverse of :meth:`normalize`."""
+        offset, scale = self._offset_scale(name)
+        return cast(FloatArray, values * scale + offset)
+
+    def to_dict(self) -> dict[str, object]:
+        return {"mode": self.mode, "floor": self.floor, "fields": {k: asdict(v) for k, v in self.fields.items()}}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, object]) -> NormalizationStats:
+        """Reads what :meth:`to_dict` wrote.
+
+        Raises:
+            SimEvalError: a field is missing or the mode is unknown.
+        """
+        try:
+            mode = data["mode"]
+            if mode not in ("mean_std", "quantile"):
+                raise SimEvalError(f"unknown normalisation mode '{mode}': mean_std or quantile")
+            raw = cast(Mapping[str, Mapping[str, Sequence[float]]], data["fields"])
+            fields = {
+                name: FieldStats(*(tuple(float(x) for x in entry[part]) for part in ("mean", "std", "q01", "q99")))
+                for name, entry in raw.items()
+            }
+            return cls(cast(NormalizationMode, mode), fields, float(cast(float, data["floor"])))
+        except (KeyError, TypeError, ValueError) as error:
+            raise SimEvalError(f"normalisation statistics are damaged: {error!r}") from error

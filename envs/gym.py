@@ -1,0 +1,129 @@
+"""The Gymnasium face of any simulator: ``gymnasium.make("sim_eval/LiftWide-v0")`` after ``import sim_eval``.
+
+``step`` is one control step and one rendered observation. ``terminated`` is always False, the horizon gives ``truncated``,
+``info["is_success"]`` is the task's rule at this instant and the reward is 1 while it holds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from sim_eval.envs.contract import EpisodeKey, FloatArray, Observation, RenderMode, SimulatorOptions
+from sim_eval.envs.tasks import get_task
+
+if TYPE_CHECKING:
+    GymObservation: TypeAlias = dict[str, dict[str, dict[str, NDArray[np.generic]]] | dict[str, FloatArray] | str]
+
+# Beyond any table top: spaces need bounds, and a far plane at infinity is no use to a learner.
+MAX_DEPTH_METRES = 1e3
+PRINTABLE = "".join(chr(code) for code in range(32, 127))
+
+
+class SimulatorEnv(gymnasium.Env["GymObservation", FloatArray]):
+    """Observation: ``views`` {camera: rgb, depth, intrinsics, camera_to_world}, ``proprio`` {field: vector}, ``instruction``."""
+
+    metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 20}
+
+    def __init__(
+        self,
+        task: str,
+        render_mode: str | None = None,
+        render: RenderMode = "fast",
+        height: int = 128,
+        width: int = 128,
+        split: str = "train",
+    ) -> None:
+        """Args: render: look of the pictures, see SimulatorOptions. split: where seeds are looked up, see :meth:`reset`."""
+        self.render_mode = render_mode
+        self._split = split
+        self._simulator = get_task(task).make(SimulatorOptions(render, height, width))
+        self._steps = 0
+        spec = self._simulator.spec
+        self.action_space = spaces.Box(np.array(spec.action.low), np.array(spec.action.high), dtype=np.float64)
+        self.observation_space = spaces.Dict(
+            {
+                "views": spaces.Dict({name: self._view_space(*size) for name, size in spec.cameras.items()}),
+                "proprio": spaces.Dict(
+                    {name: spaces.Box(-np.inf, np.inf, (length,), np.float64) for name, length in spec.proprio.items()}
+                ),
+                "instruction": spaces.Text(max_length=256, charset=PRINTABLE),
+            }
+        )
+
+    @staticmethod
+    def _view_space(height: int, width: int) -> spaces.Dict:
+        return spaces.Dict(
+            {
+                "rgb": spaces.Box(0, 255, (height, width, 3), np.uint8),
+                "depth": spaces.Box(0, MAX_DEPTH_METRES, (height, width), np.float32),
+                "intrinsics": spaces.Box(-np.inf, np.inf, (3, 3), np.float64),
+                "camera_to_world": spaces.Box(-np.inf, np.inf, (4, 4), np.float64),
+            }
+        )
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, object] | None = None
+    ) -> tuple[GymObservation, dict[str, object]]:
+        """Starts the episode (task, split, index): index is ``options["index"]``, else the seed, else the next random one.
+
+        ``options["split"]`` overrides the split.
+        """
+        super().reset(seed=seed)
+        options = options or {}
+        index = options.get("index", seed if seed is not None else int(self.np_random.integers(2**31)))
+        key = EpisodeKey(self._simulator.task.name, str(options.get("split", self._split)), int(str(index)))
+        self._simulator.reset(key)
+        self._steps = 0
+        return self._observe(), {"is_success": False, "key": str(key)}
+
+    def step(self, action: FloatArray) -> tuple[GymObservation, float, bool, bool, dict[str, object]]:
+        status = self._simulator.act(self._simulator.spec.action.clip(np.asarray(action, np.float64)))
+        self._steps += 1
+        truncated = self._steps >= self._simulator.task.horizon
+        info: dict[str, object] = {"is_success": status.success, "phase": status.phase}
+        return self._observe(), float(status.success), False, truncated, info
+
+    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
+        """The first camera's picture, uint8 [H, W, 3]."""
+        if self.render_mode != "rgb_array":
+            return None
+        (view,) = self._simulator.observe([next(iter(self._simulator.spec.cameras))]).views.values()
+        return view.rgb
+
+    def close(self) -> None:
+        self._simulator.close()
+
+    def _observe(self) -> GymObservation:
+        return as_dict(self._simulator.observe())
+
+
+def as_dict(observation: Observation) -> GymObservation:
+    """The observation as nested dicts, as the observation space has them; depth is clipped to the space."""
+    return {
+        "views": {
+            name: {
+                "rgb": view.rgb,
+                "depth": np.clip(view.depth, 0, MAX_DEPTH_METRES),
+                "intrinsics": view.intrinsics,
+                "camera_to_world": view.camera_to_world,
+            }
+            for name, view in observation.views.items()
+        },
+        "proprio": dict(observation.proprio),
+        "instruction": observation.instruction,
+    }
+
+
+def register_all() -> None:
+    """Registers every task as ``sim_eval/<Task>-v0``; building one imports its simulator, registering does not."""
+    from sim_eval.envs.tasks import task_names
+
+    for name in task_names():
+        gym_id = f"sim_eval/{name.split('/')[-1]}-v0"
+        if gym_id not in gymnasium.registry:
+            gymnasium.register(gym_id, entry_point="sim_eval.envs.gym:SimulatorEnv", kwargs={"task": name})

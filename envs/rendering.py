@@ -1,0 +1,299 @@
+"""Off-screen RGB-D from MuJoCo, fast on a CPU.
+
+The time of a frame goes into shadows, multisampling and dense robot meshes, hardly into pixels. ``fast`` leaves out the
+first two and draws decimated meshes from a copy of the model that only renders: the physics never sees it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import copy
+import ctypes
+import os
+import sys
+import weakref
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim_eval.envs.contract import RenderMode, SimEvalError
+
+if TYPE_CHECKING:
+    import mujoco
+
+# Meshes of fewer faces are drawn as they are: the fingers must keep their shape in the wrist camera.
+DECIMATE_ABOVE_FACES = 1000
+# Edge of the clustering grid: a share of the mesh's largest extent, so that the pedestal does not cost more than the arm.
+CELL_SHARE, CELL_MIN_METRES = 1 / 20, 0.01
+VISUAL_GROUP = 1
+HIDDEN_GROUP = 5
+# What may change between episodes in the physics model and must show.
+SYNCED_FIELDS = (
+    "geom_size",
+    "geom_rgba",
+    "geom_pos",
+    "geom_quat",
+    "geom_rbound",
+    "body_pos",
+    "body_quat",
+    "cam_pos",
+    "cam_quat",
+    "cam_fovy",
+)
+REMEDY = "install one with: apt-get install -y libegl1 libgl1-mesa-dri libosmesa6"
+
+
+def _egl_works() -> bool:
+    """Whether libEGL loads and initialises some device, asked of the library itself."""
+    try:
+        egl = ctypes.CDLL("libEGL.so.1")
+    except OSError:
+        return False
+    egl.eglGetProcAddress.restype = ctypes.c_void_p
+    query = egl.eglGetProcAddress(b"eglQueryDevicesEXT")
+    platform_display = egl.eglGetProcAddress(b"eglGetPlatformDisplayEXT")
+    if not query or not platform_display:
+        return False
+    devices = (ctypes.c_void_p * 16)()
+    count = ctypes.c_int(0)
+    ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(query)(
+        16, devices, ctypes.byref(count)
+    )
+    get = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p)(platform_display)
+    egl.eglInitialize.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+    platform_device = 0x313F  # EGL_PLATFORM_DEVICE_EXT
+    return any(egl.eglInitialize(get(platform_device, devices[i], None), None, None) for i in range(count.value))
+
+
+def _osmesa_works() -> bool:
+    for name in ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so"):
+        try:
+            ctypes.CDLL(name)
+        except OSError:
+            continue
+        return True
+    return False
+
+
+def choose_backend() -> str:
+    """Picks EGL, else OSMesa, before MuJoCo is imported; respects ``MUJOCO_GL``.
+
+    Raises:
+        SimEvalError: neither is there.
+    """
+    chosen = os.environ.get("MUJOCO_GL", "").lower()
+    if not chosen:
+        if _egl_works():
+            chosen = "egl"
+        elif _osmesa_works():
+            chosen = "osmesa"
+        else:
+            raise SimEvalError(f"no off-screen OpenGL found (neither EGL nor OSMesa): {REMEDY}")
+        if "mujoco" in sys.modules:
+            raise SimEvalError(
+                f"mujoco was imported before its OpenGL was chosen: set MUJOCO_GL={chosen} and start again"
+            )
+        os.environ["MUJOCO_GL"] = chosen
+    return chosen
+
+
+def cluster_faces(
+    vertices: NDArray[np.float32], faces: NDArray[np.int32], cell: float
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Vertex clustering (Rossignac & Borrel 1993): vertices that share a grid cell become one.
+
+    Args:
+        vertices: [N, 3] metres. faces: [M, 3] indices into them. cell: edge of the grid, metres.
+
+    Returns:
+        The vertices, each cell's first moved to the cell's mean, and the indices [K] of the faces that remain, to be
+        read through :func:`cluster_index`.
+    """
+    first, index = cluster_index(vertices, cell)
+    count = np.bincount(index)
+    mean = np.stack([np.bincount(index, vertices[:, axis]) / count for axis in range(3)], axis=1)
+    moved = vertices.copy()
+    moved[first] = mean
+    corners = index[faces]
+    alive = (corners[:, 0] != corners[:, 1]) & (corners[:, 1] != corners[:, 2]) & (corners[:, 2] != corners[:, 0])
+    kept = np.flatnonzero(alive)
+    _, unique = np.unique(np.sort(corners[kept], axis=1), axis=0, return_index=True)
+    return moved, kept[np.sort(unique)]
+
+
+def cluster_index(vertices: NDArray[np.float32], cell: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The first vertex of each occupied cell [C] and every vertex's cell [N]."""
+    _, first, index = np.unique(
+        np.floor(vertices / cell).astype(np.int64), axis=0, return_index=True, return_inverse=True
+    )
+    return first, index.reshape(-1)
+
+
+def decimate_meshes(model: mujoco.MjModel, geoms: Collection[int]) -> list[int]:
+    """Decimates, in place, the dense meshes that the geoms draw; returns the geoms whose shape changed."""
+    done: dict[int, bool] = {}
+    for geom in geoms:
+        mesh = int(model.geom_dataid[geom])
+        if mesh < 0 or mesh in done or model.geom_type[geom] != 7:  # mjGEOM_MESH
+            continue
+        done[mesh] = bool(model.mesh_facenum[mesh] > DECIMATE_ABOVE_FACES)
+        if not done[mesh]:
+            continue
+        v = slice(model.mesh_vertadr[mesh], model.mesh_vertadr[mesh] + model.mesh_vertnum[mesh])
+        start, stop = model.mesh_faceadr[mesh], model.mesh_faceadr[mesh] + model.mesh_facenum[mesh]
+        vertices, faces = model.mesh_vert[v], model.mesh_face[start:stop].copy()
+        cell = max(CELL_MIN_METRES, CELL_SHARE * float(np.ptp(vertices, axis=0).max()))
+        moved, kept = cluster_faces(vertices, faces, cell)
+        first, index = cluster_index(vertices, cell)
+        model.mesh_vert[v] = moved
+        model.mesh_face[start : start + len(kept)] = first[index][faces[kept]]
+        for corners in (model.mesh_facenormal, model.mesh_facetexcoord):
+            corners[start : start + len(kept)] = corners[start:stop][kept]
+        model.mesh_facenum[mesh] = len(kept)
+    return [geom for geom in geoms if model.geom_type[geom] == 7 and done.get(int(model.geom_dataid[geom]), False)]
+
+
+class _Canvas:
+    """One OpenGL context with one framebuffer, and a model to draw into it.
+
+    Two MuJoCo contexts on one OpenGL context would silently draw into each other, so each canvas has its own.
+    """
+
+    def __init__(self, model: mujoco.MjModel, height: int, width: int, effects: bool) -> None:
+        """Args: model: owned by the canvas. effects: shadows, reflections, sky, multisampling."""
+        import mujoco
+        from mujoco.gl_context import GLContext
+
+        model.vis.global_.offheight, model.vis.global_.offwidth = height, width
+        if not effects:
+            model.vis.quality.offsamples = 0
+        try:
+            self._gl = GLContext(width, height)
+            self._gl.make_current()
+            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        except Exception as error:  # whatever OpenGL reports, the user's remedy is the same
+            raise SimEvalError(
+                f"off-screen OpenGL ({os.environ['MUJOCO_GL']}) does not start ({error}): {REMEDY}"
+            ) from error
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
+        self._closed = False
+        self.model = model
+        self.scene = mujoco.MjvScene(model, maxgeom=2000)
+        if not effects:
+            for flag in ("SHADOW", "REFLECTION", "SKYBOX", "HAZE"):
+                self.scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = False
+        self._option = mujoco.MjvOption()
+        self._option.geomgroup[:] = 0
+        self._option.geomgroup[VISUAL_GROUP] = 1
+        self._option.sitegroup[:] = 0  # markers for people, not part of the scene
+        self._camera = mujoco.MjvCamera()
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        self._viewport = mujoco.MjrRect(0, 0, width, height)
+        # Registered after MuJoCo's own end of EGL, so it runs before it: a context freed later complains.
+        atexit.register(_close_alive, weakref.ref(self))
+
+    def draw(
+        self, data: mujoco.MjData, camera: int, rgb: NDArray[np.uint8] | None, depth: NDArray[np.float32] | None
+    ) -> None:
+        """Draws once and fills rgb [H, W, 3] and the depth buffer [H, W], both bottom row first."""
+        import mujoco
+
+        self._gl.make_current()
+        self._camera.fixedcamid = camera
+        everything = mujoco.mjtCatBit.mjCAT_ALL
+        mujoco.mjv_updateScene(self.model, data, self._option, None, self._camera, everything, self.scene)
+        mujoco.mjr_render(self._viewport, self.scene, self._context)
+        mujoco.mjr_readPixels(rgb, depth, self._viewport, self._context)
+
+    def close(self) -> None:
+        """Frees the context; may be called twice."""
+        if not self._closed:
+            self._closed = True
+            self._gl.make_current()
+            self._context.free()
+            self._gl.free()
+
+
+def _close_alive(reference: weakref.ref[_Canvas]) -> None:
+    if (canvas := reference()) is not None:
+        canvas.close()
+
+
+class RgbdRenderer:
+    """Draws one model's cameras.
+
+    ``fast`` reads RGB and depth from one pass. ``faithful`` takes RGB with all effects, and depth from a pass without
+    multisampling: a multisampled buffer holds the depth of a point beside the pixel's centre.
+    """
+
+    def __init__(
+        self, model: mujoco.MjModel, height: int, width: int, mode: RenderMode, hidden: Collection[int] = ()
+    ) -> None:
+        """Args: model: of the physics, not changed. hidden: geoms shown neither in RGB nor in depth."""
+        choose_backend()
+        own = copy.copy(model)
+        for geom in hidden:
+            own.geom_group[geom] = HIDDEN_GROUP
+        self.decimated: list[int] = []
+        if mode == "fast":
+            self.decimated = decimate_meshes(own, [g for g in range(own.ngeom) if own.geom_group[g] == VISUAL_GROUP])
+            canvas = _Canvas(own, height, width, effects=False)
+            self._canvases = [canvas]
+        else:
+            self._canvases = [_Canvas(copy.copy(own), height, width, effects) for effects in (True, False)]
+        self._shape = height, width
+        near = np.float64(np.float32(model.vis.map.znear * model.stat.extent))
+        far = np.float64(np.float32(model.vis.map.zfar * model.stat.extent))
+        # Reversed z buffer: 1 at near, 0 at far; z = near * far / (near + d * (far - near)).
+        self._near_far = near, far
+
+    @property
+    def drawn_model(self) -> mujoco.MjModel:
+        """What depth is drawn from; decimated when fast."""
+        return self._canvases[-1].model
+
+    def sync(self, model: mujoco.MjModel) -> None:
+        """Takes over what an episode may change in the physics model (sizes, colours, camera poses)."""
+        for canvas in self._canvases:
+            for name in SYNCED_FIELDS:
+                getattr(canvas.model, name)[:] = getattr(model, name)
+
+    def render(self, data: mujoco.MjData, camera: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """RGB uint8 [H, W, 3] and planar depth float32 [H, W] in metres of pixel centres, both upright."""
+        rgb = np.empty((*self._shape, 3), np.uint8)
+        buffer = np.empty(self._shape, np.float32)
+        if len(self._canvases) == 1:
+            self._canvases[0].draw(data, camera, rgb, buffer)
+        else:
+            self._canvases[0].draw(data, camera, rgb, None)
+            self._canvases[1].draw(data, camera, None, buffer)
+        near, far = self._near_far
+        depth = (near * far / (near + buffer.astype(np.float64) * (far - near))).astype(np.float32)
+        return np.ascontiguousarray(rgb[::-1]), np.ascontiguousarray(depth[::-1])
+
+    def segmentation(self, data: mujoco.MjData, camera: int) -> NDArray[np.int32]:
+        """Geom id int32 [H, W] of what each pixel shows; -1: nothing."""
+        import mujoco
+
+        scene = self._canvases[-1].scene
+        flags = scene.flags.copy()
+        scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = True
+        scene.flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = True
+        colour = np.empty((*self._shape, 3), np.uint8)
+        self._canvases[-1].draw(data, camera, colour, None)
+        scene.flags[:] = flags
+        segment = colour[::-1].astype(np.int32) @ np.array([1, 1 << 8, 1 << 16], np.int32)
+        geom_of = np.full(scene.ngeom + 1, -1, np.int32)
+        for drawn in scene.geoms[: scene.ngeom]:
+            if drawn.segid >= 0 and drawn.objtype == mujoco.mjtObj.mjOBJ_GEOM:
+                geom_of[drawn.segid + 1] = drawn.objid
+        return geom_of[segment]
+
+    def close(self) -> None:
+        """Frees the contexts; may be called twice."""
+        for canvas in self._canvases:
+            canvas.close()
+        self._canvases = []

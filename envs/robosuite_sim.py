@@ -1,0 +1,274 @@
+"""robosuite 1.5 behind the Simulator protocol: Panda, OSC_POSE, 20 Hz, 7-D actions in [-1, 1].
+
+The environment is built once and soft-reset (``hard_reset=False``: 1 ms instead of 160). Everything that robosuite draws at
+random is drawn again from the episode's key, so an episode does not depend on what ran before it or where.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sim_eval.envs.cameras import camera_to_world_from_mujoco, intrinsics_from_fovy
+from sim_eval.envs.contract import (
+    ActionSpec,
+    CameraView,
+    EnvironmentSpec,
+    EpisodeKey,
+    FloatArray,
+    Observation,
+    SimulatorOptions,
+    Snapshot,
+    Status,
+    Task,
+)
+from sim_eval.envs.rendering import RgbdRenderer, choose_backend
+
+if TYPE_CHECKING:
+    from robosuite.environments.manipulation.manipulation_env import ManipulationEnv
+
+CONTROL_HZ = 20
+ROBOT = "Panda"
+ACTION = ActionSpec(
+    names=("dx", "dy", "dz", "drx", "dry", "drz", "gripper"),
+    low=(-1.0,) * 7,
+    high=(1.0,) * 7,
+    controller="OSC_POSE delta in the base frame, 1 = 0.05 m or 0.5 rad; gripper -1 opens, 1 closes",
+    control_hz=CONTROL_HZ,
+)
+# Our camera names -> robosuite's.
+CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
+PROPRIO = {"eef_pos": 3, "eef_quat": 4, "eef_rot6d": 6, "gripper_qpos": 2, "joint_pos": 7}
+
+
+@dataclass(frozen=True)
+class RobosuiteScene:
+    """What a task file says of its robosuite environment.
+
+    Attributes:
+        environment: robosuite's name of it.
+        phase: how many of the task's phases are fulfilled, asked of the running environment.
+        objects: name a scripted expert uses -> MuJoCo body.
+        arguments: made afresh for each environment, handed to ``robosuite.make``.
+        randomize: sets, in the compiled model, what robosuite draws only when it builds an environment.
+        hidden: prefixes of geoms shown neither in RGB nor in depth.
+    """
+
+    environment: str
+    phase: Callable[[ManipulationEnv], int]
+    objects: Mapping[str, str]
+    arguments: Callable[[], Mapping[str, object]] = dict
+    randomize: Callable[[ManipulationEnv, np.random.Generator], None] = lambda env, rng: None
+    hidden: tuple[str, ...] = field(default=())
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Robosuite greets with warnings about optional parts that nobody asked for."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def set_box_size(env: ManipulationEnv, name: str, half_size: FloatArray) -> None:
+    """Gives a free box new half sizes [3] in metres, with the mass and inertia that its density then means."""
+    import mujoco
+
+    model, data = env.sim.model._model, env.sim.data._data
+    for geom in (f"{name}_g0", f"{name}_g0_vis"):
+        index = model.geom(geom).id
+        model.geom_size[index] = half_size
+        model.geom_aabb[index, 3:] = half_size
+        model.geom_rbound[index] = np.linalg.norm(half_size)
+    body = model.body(f"{name}_main").id
+    old_volume_mass = model.body_mass[body]
+    x, y, z = (2 * half_size) ** 2
+    density = env_density(env, name)
+    mass = density * float(np.prod(2 * half_size))
+    model.body_mass[body] = mass
+    model.body_inertia[body] = mass / 12 * np.array([y + z, x + z, x + y])
+    if old_volume_mass != mass:
+        mujoco.mj_setConst(model, data)
+
+
+def env_density(env: ManipulationEnv, name: str) -> float:
+    """Density, kg/m^3, that robosuite gave the object of this name."""
+    return float(next(obj.density for obj in env.model.mujoco_objects if obj.name == name))
+
+
+def reseed(env: ManipulationEnv, rng: np.random.Generator) -> None:
+    """Puts one generator everywhere robosuite draws from at a soft reset."""
+    env.rng = rng
+    pending = [getattr(env, "placement_initializer", None)]
+    while pending:
+        sampler = pending.pop()
+        if sampler is not None:
+            sampler.rng = rng
+            pending.extend(getattr(sampler, "samplers", {}).values())
+
+
+class RobosuiteSimulator:
+    """One robosuite task, running; see :class:`sim_eval.envs.contract.Simulator`."""
+
+    def __init__(self, task: Task, scene: RobosuiteScene, options: SimulatorOptions) -> None:
+        choose_backend()
+        with quiet():
+            import mujoco
+            import robosuite
+
+            self._env: ManipulationEnv = robosuite.make(
+                scene.environment,
+                robots=ROBOT,
+                has_renderer=False,
+                has_offscreen_renderer=False,
+                use_camera_obs=False,
+                use_object_obs=False,
+                control_freq=CONTROL_HZ,
+                horizon=task.horizon,
+                ignore_done=True,
+                hard_reset=False,
+                seed=0,
+                **scene.arguments(),
+            )
+        for name in self._env.observation_names:  # observations are read from the state when asked for
+            self._env.modify_observable(name, "enabled", False)
+            self._env.modify_observable(name, "active", False)
+        self._task, self._scene, self._options = task, scene, options
+        self._model = self._env.sim.model._model
+        # A second set of positions, so that looking never touches the physics, nor lags it by a substep.
+        self._view = mujoco.MjData(self._model)
+        self._renderer: RgbdRenderer | None = None
+        self._cameras = {name: self._model.camera(theirs).id for name, theirs in CAMERAS.items()}
+        self._site = self._env.robots[0].eef_site_id["right"]
+        self._joints = self._env.robots[0]._ref_joint_pos_indexes
+        self._fingers = self._env.robots[0]._ref_gripper_joint_pos_indexes["right"]
+        self._instruction = task.instructions[0]
+        self._seen: dict[str, CameraView] = {}  # pictures of this instant, so that two onlookers cost one rendering
+
+    @property
+    def task(self) -> Task:
+        return self._task
+
+    @property
+    def spec(self) -> EnvironmentSpec:
+        size = (self._options.height, self._options.width)
+        return EnvironmentSpec(ROBOT, {name: size for name in CAMERAS}, PROPRIO, ACTION)
+
+    def reset(self, key: EpisodeKey) -> None:
+        self._scene.randomize(self._env, key.rng("objects"))
+        reseed(self._env, key.rng("reset"))
+        self._env.reset()
+        self._instruction = self._task.instruction(key)
+        self._seen = {}
+        if self._renderer is not None:
+            self._renderer.sync(self._model)
+
+    def act(self, action: FloatArray) -> Status:
+        self._env.step(np.asarray(action, np.float64))
+        self._seen = {}
+        return Status(success=bool(self._env._check_success()), phase=self._scene.phase(self._env))
+
+    def observe(self, cameras: Sequence[str] | None = None) -> Observation:
+        self._update_view()
+        views = {name: self._look(name) for name in (CAMERAS if cameras is None else cameras)}
+        return Observation(views, self._proprio(), self._instruction, self._task.workspace)
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(np.array(self._env.sim.get_state().flatten(), np.float64))
+
+    def privileged(self) -> Mapping[str, FloatArray]:
+        """Robot fields as in proprioception, and ``<object>_pos`` [3], ``<object>_mat`` [3, 3] in the world frame."""
+        self._update_view()
+        state = self._proprio()
+        state["eef_mat"] = self._view.site_xmat[self._site].reshape(3, 3).copy()
+        for name, body in self._scene.objects.items():
+            index = self._model.body(body).id
+            state[f"{name}_pos"] = self._view.xpos[index].copy()
+            state[f"{name}_mat"] = self._view.xmat[index].reshape(3, 3).copy()
+        return state
+
+    def segmentation(self, camera: str) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
+        """Geom id int32 [H, W] of what each pixel shows, -1 where nothing."""
+        self._update_view()
+        return self._render().segmentation(self._view, self._cameras[camera])
+
+    def provenance(self) -> Mapping[str, str]:
+        import robosuite
+
+        arguments = {
+            "env_name": self._scene.environment,
+            "env_version": robosuite.__version__,
+            "type": 1,  # robomimic's number for robosuite
+            "env_kwargs": {
+                "robots": ROBOT,
+                "control_freq": CONTROL_HZ,
+                "camera_names": list(CAMERAS.values()),
+                "camera_heights": self._options.height,
+                "camera_widths": self._options.width,
+                "camera_depths": True,
+            },
+            "render": self._options.render,
+        }
+        return {"env_args": json.dumps(arguments), "model_file": self._env.sim.model.get_xml()}
+
+    def close(self) -> None:
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+        self._env.close()
+
+    def _update_view(self) -> None:
+        import mujoco
+
+        data = self._env.sim.data._data
+        self._view.qpos[:] = data.qpos
+        self._view.mocap_pos[:], self._view.mocap_quat[:] = data.mocap_pos, data.mocap_quat
+        mujoco.mj_kinematics(self._model, self._view)
+        mujoco.mj_camlight(self._model, self._view)
+
+    def _render(self) -> RgbdRenderer:
+        if self._renderer is None:
+            hidden = [
+                index
+                for index in range(self._model.ngeom)
+                if self._scene.hidden and self._model.geom(index).name.startswith(self._scene.hidden)
+            ]
+            options = self._options
+            self._renderer = RgbdRenderer(self._model, options.height, options.width, options.render, hidden)
+        return self._renderer
+
+    def _look(self, name: str) -> CameraView:
+        if name in self._seen:
+            return self._seen[name]
+        camera = self._cameras[name]
+        rgb, depth = self._render().render(self._view, camera)
+        intrinsics = intrinsics_from_fovy(
+            float(self._model.cam_fovy[camera]), self._options.height, self._options.width
+        )
+        pose = camera_to_world_from_mujoco(self._view.cam_xpos[camera], self._view.cam_xmat[camera])
+        self._seen[name] = CameraView(rgb, depth, intrinsics, pose)
+        return self._seen[name]
+
+    def _proprio(self) -> dict[str, FloatArray]:
+        import mujoco
+
+        matrix = self._view.site_xmat[self._site]
+        wxyz = np.empty(4)
+        mujoco.mju_mat2Quat(wxyz, matrix)
+        columns = matrix.reshape(3, 3)[:, :2]
+        return {
+            "eef_pos": self._view.site_xpos[self._site].copy(),
+            "eef_quat": wxyz[[1, 2, 3, 0]],  # x, y, z, w
+            # First two columns of the rotation matrix: continuous, unlike a quaternion (Zhou et al. 2019).
+            "eef_rot6d": columns.T.reshape(6).copy(),
+            "gripper_qpos": self._view.qpos[self._fingers].copy(),
+            "joint_pos": self._view.qpos[self._joints].copy(),
+        }

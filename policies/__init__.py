@@ -1,0 +1,1 @@
+"""What decides: policies and what they need."""

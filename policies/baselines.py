@@ -1,0 +1,36 @@
+"""Policies that do nothing useful: the floor under every table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sim_eval.policies.policy import ActionChunk, PolicyRequest, PolicySpec
+
+CHUNK = 8
+
+
+class ZeroPolicy:
+    """Commands zero in every dimension."""
+
+    spec = PolicySpec(name="zero")
+
+    def predict(self, requests: Sequence[PolicyRequest]) -> list[ActionChunk]:
+        return [ActionChunk(request.action.clip(np.zeros((CHUNK, request.action.dim)))) for request in requests]
+
+
+class RandomPolicy:
+    """Commands uniform actions within the bounds, seeded by episode and replan."""
+
+    spec = PolicySpec(name="random")
+
+    def predict(self, requests: Sequence[PolicyRequest]) -> list[ActionChunk]:
+        return [
+            ActionChunk(
+                request.key.rng(f"policy/{request.replan}").uniform(
+                    request.action.low, request.action.high, (CHUNK, request.action.dim)
+                )
+            )
+            for request in requests
+        ]

@@ -1,0 +1,175 @@
+"""A trained policy as a folder: ``config.json``, ``processor.json``, ``tokenizer.json``, ``model.safetensors``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from sim_eval.envs.contract import SimEvalError
+from sim_eval.policies.policy import ActionChunk, PolicyRequest, PolicySpec
+from sim_eval.policies.spatialvla.configuration_spatialvla import SpatialVLAConfig
+from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
+from sim_eval.policies.spatialvla.processing_spatialvla import SpatialVLAProcessor, load_tokenizer
+
+CONFIG, PROCESSOR, TOKENIZER, WEIGHTS = "config.json", "processor.json", "tokenizer.json", "model.safetensors"
+
+
+class SpatialVLAPolicy:
+    """A loaded checkpoint behind the Policy protocol; key and replan count alone decide its noise."""
+
+    def __init__(
+        self, model: SpatialVLAForConditionalGeneration, processor: SpatialVLAProcessor, device: torch.device
+    ) -> None:
+        self.model = model.to(device).eval()
+        self.processor = processor
+        self.device = device
+
+    @property
+    def spec(self) -> PolicySpec:
+        return self.processor.spec
+
+    @torch.inference_mode()
+    def predict(self, requests: Sequence[PolicyRequest]) -> list[ActionChunk]:
+        if not requests:
+            return []
+        expert = self.model.config.expert
+        shape = (expert.horizon, expert.action_dim)
+        noise = np.stack([request.key.rng(f"policy/{request.replan}").standard_normal(shape) for request in requests])
+        inputs = self.processor([request.observation for request in requests]).to(self.device)
+        chunks = self.model.predict_action(inputs, torch.from_numpy(noise).float().to(self.device))
+        return [ActionChunk(actions) for actions in self.processor.actions(chunks)]
+
+
+def save_checkpoint(
+    folder: Path, model: SpatialVLAForConditionalGeneration, processor: SpatialVLAProcessor
+) -> PolicySpec:
+    """Writes the folder, each file whole or not at all, and returns the policy's spec with the weights' digest.
+
+    Raises:
+        SimEvalError: the folder cannot be written.
+    """
+    weights = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / WEIGHTS, weights)
+        _write(folder / TOKENIZER, processor.tokenizer.to_str(pretty=True).encode())
+        _write(folder / PROCESSOR, _json(processor.to_dict()))
+        _write(folder / CONFIG, _json(model.config.to_dict()))
+    except OSError as error:
+        raise SimEvalError(f"{folder}: cannot write here ({error.strerror}); choose another folder") from error
+    return replace(processor.spec, digest=hashlib.sha256(weights).hexdigest())
+
+
+def load_checkpoint(folder: Path, device: str = "auto") -> SpatialVLAPolicy:
+    """Reads what :func:`save_checkpoint` wrote.
+
+    Args:
+        folder: the checkpoint.
+        device: a torch device, or "auto": CUDA when there is one, else the CPU.
+
+    Raises:
+        SimEvalError: a file is missing, truncated or does not fit the others, or there is no such device.
+    """
+    torch.set_flush_denormal(True)  # a denormal costs a CPU a hundred times what another number does
+    place = resolve_device(device)
+    with _blame(folder / CONFIG):
+        config = SpatialVLAConfig.from_dict(_read_json(folder / CONFIG))
+    weights = _read(folder / WEIGHTS)
+    with _blame(folder / TOKENIZER):
+        tokenizer = load_tokenizer(_read(folder / TOKENIZER).decode(errors="replace"))
+    with _blame(folder / PROCESSOR):
+        digest = hashlib.sha256(weights).hexdigest()
+        processor = SpatialVLAProcessor.from_dict(_read_json(folder / PROCESSOR), config, tokenizer, digest)
+    with torch.random.fork_rng(devices=[]):  # building draws initial weights; the caller's stream stays where it was
+        model = SpatialVLAForConditionalGeneration(config)
+    with _blame(folder / WEIGHTS):
+        _load_weights(model, weights)
+    return SpatialVLAPolicy(model, processor, place)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device of that name; "auto" is CUDA when there is one, else the CPU.
+
+    Raises:
+        SimEvalError: unknown, or not on this machine.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SimEvalError(f"device '{name}' cannot be used here: choose auto, cpu or cuda") from error
+    return device
+
+
+def _load_weights(model: SpatialVLAForConditionalGeneration, weights: bytes) -> None:
+    try:
+        tensors = load_tensors(weights)
+    except SafetensorError as error:
+        raise SimEvalError(f"not whole ({error})") from error
+    expected = model.state_dict()
+    if missing := expected.keys() - tensors.keys():
+        raise SimEvalError(f"{len(missing)} tensors are missing, among them {min(missing)}")
+    if unknown := tensors.keys() - expected.keys():
+        raise SimEvalError(f"{len(unknown)} tensors do not belong to the model, among them {min(unknown)}")
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            raise SimEvalError(
+                f"{name} has shape {tuple(tensor.shape)}, {CONFIG} asks for {tuple(expected[name].shape)}"
+            )
+    model.load_state_dict(tensors)
+
+
+@contextmanager
+def _blame(file: Path) -> Iterator[None]:
+    """Puts the file's name and the remedy on whatever is wrong with it."""
+    try:
+        yield
+    except SimEvalError as error:
+        if str(error).startswith(str(file)):
+            raise
+        raise SimEvalError(f"{file}: {error}; restore the file or train the checkpoint again") from error
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise SimEvalError(
+            f"{file}: {(error.strerror or 'unreadable').lower()}; restore the file or train the checkpoint again"
+        ) from error
+
+
+def _read_json(file: Path) -> dict[str, object]:
+    try:
+        data = json.loads(_read(file))
+    except ValueError as error:
+        raise SimEvalError(f"not valid JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise SimEvalError("not a table of fields")
+    return data
+
+
+def _json(data: dict[str, object]) -> bytes:
+    return (json.dumps(data, indent=2) + "\n").encode()
+
+
+def _write(file: Path, content: bytes) -> None:
+    partial = file.with_name(f".{file.name}.partial")
+    with partial.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(partial, file)

@@ -1,0 +1,45 @@
+"""Attention masks. Always additive floats: eager attention would add a boolean mask as 0 and 1, silently wrong."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where visible and the dtype's finite minimum elsewhere: bool [B, Q, K] -> float [B, 1, Q, K]."""
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill_(~visible, torch.finfo(dtype).min).unsqueeze(1)
+
+
+def causal_mask(valid: Tensor, dtype: torch.dtype) -> Tensor:
+    """Each token sees itself and the valid tokens before it: valid [B, T] -> [B, 1, T, T]."""
+    length = valid.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=valid.device).tril()
+    return additive_mask(causal & valid[:, None, :], dtype)
+
+
+def suffix_mask(context_valid: Tensor, blocks: Tensor, draws: int, dtype: torch.dtype) -> Tensor:
+    """Which of [context | suffix of draw 1 | suffix of draw 2 | ...] each suffix token sees.
+
+    A suffix token sees the valid context and, in its own draw, the tokens whose block number is not above its own
+    (pi0's block-wise mask).
+
+    Args:
+        context_valid: bool [B, T].
+        blocks: block number of each suffix token, [S].
+        draws: how many suffixes stand side by side, D.
+        dtype: of the mask.
+
+    Returns:
+        [B, 1, D * S, T + D * S].
+    """
+    same_draw = torch.eye(draws, dtype=torch.bool, device=blocks.device)
+    suffix = torch.kron(same_draw, blocks[None, :] <= blocks[:, None])
+    length = suffix.shape[0]
+    batch = context_valid.shape[0]
+    visible = torch.cat(
+        [context_valid[:, None, :].expand(-1, length, -1), suffix.expand(batch, -1, -1)],
+        dim=-1,
+    )
+    return additive_mask(visible, dtype)

@@ -1,0 +1,312 @@
+"""LLaVA-3D (Zhu et al. 2024): CLIP patches with a 3-D position embedding, pooled to voxels, read by a causal Llama."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.models.clip.configuration_clip import CLIPVisionConfig
+from transformers.models.clip.modeling_clip import CLIPVisionModel
+from transformers.models.llama.configuration_llama import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaModel
+
+from sim_eval.policies.spatialvla.configuration_spatialvla import DepthSampling, SpatialVLAConfig
+from sim_eval.policies.spatialvla.masks import additive_mask, causal_mask
+
+IMAGE_TOKEN = -200  # LLaVA's placeholder in the token ids
+VIEWS_TOGETHER = 16  # views that share one padded pass of the vision tower
+
+
+@dataclass(frozen=True)
+class SpatialVLAInputs:
+    """What the network sees of B observations with V views each; positions in the frame that the config names.
+
+    Attributes:
+        pixel_values: float [B, V, 3, H, W], CLIP-normalised.
+        depths: float32 [B, V, H, W], planar metres; 0 or not finite: unknown.
+        intrinsics: float32 [B, V, 3, 3], pixels.
+        poses: float32 [B, V, 4, 4], OpenCV camera to the frame.
+        workspace: float32 [B, 2, 3], lower and upper corner.
+        input_ids: int64 [B, L], one ``IMAGE_TOKEN`` a row.
+        attention_mask: bool [B, L].
+        state: float [B, S], normalised proprioception.
+    """
+
+    pixel_values: Tensor
+    depths: Tensor
+    intrinsics: Tensor
+    poses: Tensor
+    workspace: Tensor
+    input_ids: Tensor
+    attention_mask: Tensor
+    state: Tensor
+
+    def to(self, device: torch.device | str) -> SpatialVLAInputs:
+        return SpatialVLAInputs(*(getattr(self, entry.name).to(device) for entry in fields(self)))
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the VLM made of its inputs.
+
+    Attributes:
+        hidden_states: one [B, T, width] a layer: the layer's *input*, as in transformers.
+        valid: bool [B, T], left-aligned.
+        position_ids: int64 [B, T].
+    """
+
+    hidden_states: tuple[Tensor, ...]
+    valid: Tensor
+    position_ids: Tensor
+
+
+def unproject(depths: Tensor, intrinsics: Tensor, poses: Tensor) -> Tensor:
+    """Pixels to points, in float32 (bfloat16 would be off by millimetres).
+
+    Args:
+        depths: [N, H, W], planar metres.
+        intrinsics: [N, 3, 3]; pixel (row, column) has its centre at (column + 0.5, row + 0.5).
+        poses: [N, 4, 4], OpenCV camera to frame.
+
+    Returns:
+        Points in that frame, [N, 3, H, W].
+    """
+    count, height, width = depths.shape
+    device = depths.device
+    u = torch.arange(width, device=device, dtype=torch.float32) + 0.5
+    v = torch.arange(height, device=device, dtype=torch.float32) + 0.5
+    poses = poses.float()
+    rays = poses[:, :3, :3] @ torch.linalg.inv(intrinsics.float())
+    columns = rays[:, :, 0, None, None] * u + rays[:, :, 2, None, None]
+    directions = columns + rays[:, :, 1, None, None] * v[:, None]
+    return directions.mul_(depths.float()[:, None]).add_(poses[:, :3, 3, None, None]).view(count, 3, height, width)
+
+
+def patch_positions(
+    points: Tensor, depths: Tensor, workspace: Tensor, patch_size: int, sampling: DepthSampling
+) -> tuple[Tensor, Tensor]:
+    """Where each patch stands, and whether it shows anything of the workspace.
+
+    A pixel is valid when its depth is finite and positive and its point lies in the workspace. A patch is kept when a
+    pixel that its position is read from is valid: any for "mean", the one for "center" and "corner".
+
+    Args:
+        points: [N, 3, H, W].
+        depths: [N, H, W].
+        workspace: [N, 2, 3], lower and upper corner.
+        patch_size: pixels.
+        sampling: which pixels give the position.
+
+    Returns:
+        Positions [N, P, 3] (0 where not kept), and kept bool [N, P]; patches row by row.
+    """
+    count, _, height, width = points.shape
+    if sampling != "mean":
+        # "corner" is LLaVA-3D's nearest resize, "center" torch's nearest-exact.
+        first = patch_size // 2 if sampling == "center" else 0
+        points = points[:, :, first::patch_size, first::patch_size]
+        depths = depths[:, first::patch_size, first::patch_size]
+        height, width, patch_size = height // patch_size, width // patch_size, 1
+    lower, upper = workspace[:, 0, :, None, None], workspace[:, 1, :, None, None]
+    valid = ((points >= lower) & (points <= upper)).all(1) & (depths > 0) & depths.isfinite()
+    image, row, column = valid.nonzero(as_tuple=True)
+    columns = width // patch_size
+    patches = (height // patch_size) * columns
+    patch = image * patches + (row // patch_size) * columns + column // patch_size
+    total = points.new_zeros(count * patches, 3).index_add(0, patch, points[image, :, row, column])
+    number = torch.bincount(patch, minlength=count * patches)
+    positions = total / number.clamp(min=1)[:, None]
+    return positions.view(count, patches, 3), (number > 0).view(count, patches)
+
+
+def pool_voxels(features: Tensor, positions: Tensor, owner: Tensor, voxel_size: float) -> tuple[Tensor, Tensor]:
+    """Mean of the features that share a voxel of one observation.
+
+    Args:
+        features: [M, C].
+        positions: [M, 3], metres.
+        owner: int64 [M], the observation of each.
+        voxel_size: metres.
+
+    Returns:
+        Features [K, C] and owners [K], ordered by observation and then by voxel, x-major.
+    """
+    if len(features) == 0:
+        return features, owner
+    voxel = torch.round(positions / voxel_size).long()
+    voxel = voxel - voxel.amin(0)
+    _, y_count, z_count = (voxel.amax(0) + 1).unbind()
+    x_count = voxel[:, 0].amax() + 1
+    key = ((owner * x_count + voxel[:, 0]) * y_count + voxel[:, 1]) * z_count + voxel[:, 2]
+    unique, inverse, counts = torch.unique(key, return_inverse=True, return_counts=True)
+    total = features.new_zeros(len(unique), features.shape[1]).index_add(0, inverse, features)
+    return total / counts[:, None], unique // (x_count * y_count * z_count)
+
+
+class PositionEmbedding3D(nn.Module):
+    """Positions [M, 3] in metres -> [M, width]; LLaVA-3D's MLP, after Fourier bands when asked for."""
+
+    def __init__(self, width: int, frequencies: int, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.frequencies = frequencies
+        self.position_embedding_head = nn.Sequential(
+            nn.Linear(3 + 6 * frequencies, width), nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, width)
+        )
+        for parameter in self.position_embedding_head.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+
+    def forward(self, positions: Tensor) -> Tensor:
+        inputs = positions.float() / self.scale
+        if self.frequencies:
+            bands = math.pi * 2.0 ** torch.arange(self.frequencies, device=positions.device)
+            angles = (inputs[:, :, None] * bands).flatten(1)
+            inputs = torch.cat([inputs, angles.sin(), angles.cos()], dim=1)
+        embedding: Tensor = self.position_embedding_head(inputs)
+        return embedding
+
+
+class LLaVA3DModel(nn.Module):
+    """Posed RGB-D views and an instruction -> the hidden states of a causal Llama.
+
+    Only what deep fusion reads is run: the input of each Llama layer. The unread rest of the last layer and the final
+    norm are frozen.
+    """
+
+    def __init__(self, config: SpatialVLAConfig) -> None:
+        super().__init__()
+        self.config = config
+        vision, text = config.vision, config.text
+        self.vision_tower = CLIPVisionModel(
+            CLIPVisionConfig(
+                image_size=vision.image_size,
+                patch_size=vision.patch_size,
+                hidden_size=vision.width,
+                num_hidden_layers=vision.built_layers,
+                num_attention_heads=vision.heads,
+                intermediate_size=vision.mlp,
+                attn_implementation=config.attention,
+            )
+        )
+        self.vision_tower.post_layernorm = nn.Identity()  # patch features are read before it
+        self.position_embedding = PositionEmbedding3D(vision.width, config.position.frequencies, config.position.scale)
+        self.mm_projector = nn.Sequential(
+            nn.Linear(vision.width, text.width), nn.GELU(), nn.Linear(text.width, text.width)
+        )
+        self.language_model = LlamaModel(
+            LlamaConfig(
+                vocab_size=text.vocab_size,
+                hidden_size=text.width,
+                intermediate_size=text.mlp,
+                num_hidden_layers=text.layers,
+                num_attention_heads=text.heads,
+                num_key_value_heads=text.kv_heads,
+                rms_norm_eps=text.norm_eps,
+                rope_parameters={"rope_type": "default", "rope_theta": text.rope_theta},
+                attn_implementation=config.attention,
+            )
+        )
+
+    def forward(self, inputs: SpatialVLAInputs) -> Context:
+        tokens, owner = self.embed_scene(inputs)
+        embeddings, valid = self.splice(tokens, owner, inputs.input_ids, inputs.attention_mask)
+        position_ids = (valid.cumsum(1) - 1).clamp(min=0)
+        model = self.language_model
+        mask = causal_mask(valid, embeddings.dtype)
+        rotary = model.rotary_emb(embeddings, position_ids)
+        hidden_states = [embeddings]
+        for layer in model.layers[:-1]:
+            hidden_states.append(layer(hidden_states[-1], attention_mask=mask, position_embeddings=rotary))
+        return Context(tuple(hidden_states), valid, position_ids)
+
+    def embed_scene(self, inputs: SpatialVLAInputs) -> tuple[Tensor, Tensor]:
+        """All observations' scene tokens in one list: [K, text width] and the observation of each, ascending, [K]."""
+        views = inputs.depths.shape[1]
+        depths = inputs.depths.flatten(0, 1)
+        depths = depths.masked_fill(depths < self.config.position.near, 0.0)
+        points = unproject(depths, inputs.intrinsics.flatten(0, 1), inputs.poses.flatten(0, 1))
+        positions, kept = patch_positions(
+            points,
+            depths,
+            inputs.workspace.repeat_interleave(views, 0),
+            self.config.vision.patch_size,
+            self.config.position.depth_sampling,
+        )
+        features = self.encode_patches(inputs.pixel_values.flatten(0, 1), kept)
+        positions = positions[kept]
+        features = features + self.position_embedding(positions).to(features.dtype)
+        owner = kept.nonzero()[:, 0] // views
+        if self.config.voxel_size is not None:
+            features, owner = pool_voxels(features, positions, owner, self.config.voxel_size)
+        return self.mm_projector(features), owner
+
+    def encode_patches(self, pixel_values: Tensor, kept: Tensor) -> Tensor:
+        """CLIP features of the kept patches, in their order: [N, 3, H, W], bool [N, P] -> [M, vision width]."""
+        tower = self.vision_tower
+        seen = kept if self.config.vision.prune else torch.ones_like(kept)
+        image, patch = seen.nonzero(as_tuple=True)
+        embeddings = tower.embeddings
+        weight = embeddings.patch_embedding.weight
+        size = embeddings.patch_size
+        # The convolution's stride is its kernel, so a patch's embedding is one matrix product.
+        patches = pixel_values.unfold(2, size, size).unfold(3, size, size).permute(0, 2, 3, 1, 4, 5)
+        grid = patches.shape[2]
+        pixels = patches[image, patch // grid, patch % grid].flatten(1).to(weight.dtype)
+        place = embeddings.position_embedding.weight
+        tokens = F.linear(pixels, weight.flatten(1)) + place[1 + patch]
+        first = embeddings.class_embedding + place[0]
+        length = seen.sum(1)
+        ends = length.cumsum(0)
+        # Views of like length run together, since padding costs as much as patches do; the features return in order.
+        order = length.argsort(stable=True)
+        parts, origins = [], []
+        for views in order.split(VIEWS_TOGETHER):
+            columns = int(length[views[-1]])
+            slots = torch.arange(columns, device=seen.device)
+            valid = slots < length[views, None]
+            source = ((ends - length)[views, None] + slots).clamp(max=max(len(tokens) - 1, 0))
+            hidden = torch.cat([first.expand(len(views), 1, -1), tokens[source]], dim=1)
+            mask = additive_mask(F.pad(valid, (1, 0), value=True)[:, None].expand(-1, 1 + columns, -1), hidden.dtype)
+            hidden = tower.pre_layrnorm(hidden)
+            for layer in tower.encoder.layers:
+                hidden = layer(hidden, mask)
+            parts.append(hidden[:, 1:][valid])
+            origins.append(source[valid])
+        features = torch.cat(parts)[torch.cat(origins).argsort()]
+        return features if self.config.vision.prune else features[kept.flatten()]
+
+    def splice(self, tokens: Tensor, owner: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Scene tokens in the place of each prompt's placeholder, left-aligned and padded.
+
+        Args:
+            tokens: [K, width].
+            owner: [K], the row of each, ascending.
+            input_ids: [B, L] with one ``IMAGE_TOKEN`` a row.
+            attention_mask: bool [B, L].
+
+        Returns:
+            Embeddings [B, T, width] and valid bool [B, T].
+        """
+        batch = len(input_ids)
+        is_image = input_ids == IMAGE_TOKEN
+        is_text = attention_mask.bool() & ~is_image
+        scene_count = torch.bincount(owner, minlength=batch)
+        text_rank = is_text.cumsum(1) - 1
+        after = is_image.cumsum(1) > 0
+        text_column = text_rank + after * scene_count[:, None]
+        text_before = (is_text & ~after).sum(1)
+        start = scene_count.cumsum(0) - scene_count
+        scene_column = torch.arange(len(owner), device=owner.device) - start[owner] + text_before[owner]
+        length = scene_count + is_text.sum(1)
+        columns = int(length.max())
+        row = torch.arange(batch, device=owner.device)
+        words = self.language_model.embed_tokens(input_ids[is_text])
+        place = torch.cat([(row[:, None] * columns + text_column)[is_text], owner * columns + scene_column])
+        embeddings = words.new_zeros(batch * columns, words.shape[1])
+        embeddings = embeddings.index_copy(0, place, torch.cat([words, tokens.to(words.dtype)]))
+        valid = torch.arange(columns, device=owner.device) < length[:, None]
+        return embeddings.view(batch, columns, -1), valid

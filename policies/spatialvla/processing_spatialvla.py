@@ -1,0 +1,258 @@
+"""Observations to what the network reads, and its chunks back to what the robot takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import cast
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from sim_eval.envs.contract import (
+    ActionSpec,
+    CameraView,
+    FloatArray,
+    NormalizationStats,
+    Observation,
+    SimEvalError,
+    TrainingWindow,
+)
+from sim_eval.policies.policy import PolicySpec
+from sim_eval.policies.spatialvla.configuration_spatialvla import SpatialVLAConfig
+from sim_eval.policies.spatialvla.modeling_llava3d import IMAGE_TOKEN, SpatialVLAInputs
+
+TINY_PROMPT = "USER: <image>\n{instruction} ASSISTANT:"
+ACTION = "action"  # the actions' name in the normalisation statistics
+PAD = "<pad>"
+
+
+def train_tokenizer(sentences: Iterable[str], vocab_size: int = 384, prompt: str = TINY_PROMPT) -> Tokenizer:
+    """A byte-level BPE learnt from the project's own instructions, as they stand in the prompt.
+
+    It knows every byte, so no instruction is out of its vocabulary. The order of the sentences does not matter.
+    """
+    corpus = [text for sentence in sorted(set(sentences)) for text in _split_prompt(prompt, sentence)]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    return tokenizer
+
+
+def _split_prompt(prompt: str, instruction: str) -> tuple[str, str]:
+    before, after = prompt.split("<image>")
+    return before.replace("{instruction}", instruction), after.replace("{instruction}", instruction)
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """What the loss needs.
+
+    Attributes:
+        inputs: B observations.
+        actions: normalised, float32 [B, H, A].
+        valid: bool [B, H].
+    """
+
+    inputs: SpatialVLAInputs
+    actions: Tensor
+    valid: Tensor
+
+
+class SpatialVLAProcessor:
+    """Everything between the contract's units and the network's.
+
+    Args:
+        config: of the network; its frame and sizes decide what is made here.
+        spec: cameras (their order is the views' order), proprio (their order is the state's order) and actions.
+        stats: normalisation of the proprio fields and of "action".
+        tokenizer: of the instructions.
+        prompt: with one ``<image>`` and one ``{instruction}``.
+
+    Raises:
+        SimEvalError: parts that do not fit each other.
+    """
+
+    def __init__(
+        self,
+        config: SpatialVLAConfig,
+        spec: PolicySpec,
+        stats: NormalizationStats,
+        tokenizer: Tokenizer,
+        prompt: str = TINY_PROMPT,
+    ) -> None:
+        if spec.action is None:
+            raise SimEvalError("a SpatialVLA policy must say what its actions mean: give its spec an action")
+        size = config.vision.image_size
+        for name, pixels in spec.cameras.items():
+            if tuple(pixels) != (size, size):
+                raise SimEvalError(
+                    f"camera '{name}' has {pixels[0]}x{pixels[1]} pixels, vision.image_size is {size}: make them equal"
+                )
+        if not spec.cameras:
+            raise SimEvalError("a SpatialVLA policy needs at least one camera")
+        if sum(spec.proprio.values()) != config.expert.state_dim:
+            raise SimEvalError(
+                f"proprio fields {', '.join(spec.proprio)} have {sum(spec.proprio.values())} numbers, "
+                f"expert.state_dim is {config.expert.state_dim}: make them equal"
+            )
+        if spec.action.dim != config.expert.action_dim:
+            raise SimEvalError(
+                f"actions have {spec.action.dim} dimensions, expert.action_dim is {config.expert.action_dim}: "
+                "make them equal"
+            )
+        for name, length in {**spec.proprio, ACTION: spec.action.dim}.items():
+            parts = vars(stats.fields[name]).values() if name in stats.fields else [()]
+            if any(len(part) != length for part in parts):
+                raise SimEvalError(f"normalisation needs statistics of length {length} for '{name}'")
+        if prompt.count("<image>") != 1 or prompt.count("{instruction}") != 1:
+            raise SimEvalError(f"prompt must hold <image> and {{instruction}} once each, not {prompt!r}")
+        if tokenizer.get_vocab_size() > config.text.vocab_size:
+            raise SimEvalError(
+                f"the tokenizer has {tokenizer.get_vocab_size()} tokens, text.vocab_size is only "
+                f"{config.text.vocab_size}: raise it or train a smaller tokenizer"
+            )
+        self.config = config
+        self.spec = spec
+        self.action: ActionSpec = spec.action
+        self.stats = stats
+        self.tokenizer = tokenizer
+        self.prompt = prompt
+        # Repeated for every pixel: broadcasting over three channels alone is five times slower.
+        mean, std = torch.tensor(OPENAI_CLIP_MEAN), torch.tensor(OPENAI_CLIP_STD)
+        self._gain = (1 / (255 * std)).repeat(size * size)
+        self._offset = (mean / std).repeat(size * size)
+        self._tokens = lru_cache(maxsize=4096)(self._tokenize)
+
+    def __call__(self, observations: Sequence[Observation]) -> SpatialVLAInputs:
+        """B observations -> inputs on the CPU; the others change nothing about one but the padding of its text."""
+        views = [[self._view(seen, camera) for camera in self.spec.cameras] for seen in observations]
+        rgb = torch.from_numpy(np.stack([[view.rgb for view in row] for row in views]))
+        pixels = rgb.flatten(2).to(torch.float32).mul_(self._gain).sub_(self._offset).view(rgb.shape)
+        poses = np.stack([[view.camera_to_world for view in row] for row in views])
+        workspace = np.array([[seen.workspace.lower, seen.workspace.upper] for seen in observations])
+        if self.config.frame == "gripper":
+            origin = np.stack([seen.proprio["eef_pos"] for seen in observations])
+            poses[..., :3, 3] -= origin[:, None]
+            workspace = workspace - origin[:, None]
+        input_ids, attention_mask = self._prompts([seen.instruction for seen in observations])
+        return SpatialVLAInputs(
+            pixel_values=pixels.permute(0, 1, 4, 2, 3),
+            depths=torch.from_numpy(np.stack([[view.depth for view in row] for row in views])),
+            intrinsics=_float32(np.stack([[view.intrinsics for view in row] for row in views])),
+            poses=_float32(poses),
+            workspace=_float32(workspace),
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            state=_float32(np.stack([self._state(seen.proprio) for seen in observations])),
+        )
+
+    def training_batch(self, windows: Sequence[TrainingWindow]) -> TrainingBatch:
+        """Windows of the config's horizon -> inputs and normalised labels."""
+        actions = np.stack([window.actions for window in windows])
+        return TrainingBatch(
+            self([window.observation for window in windows]),
+            _float32(self.stats.normalize(ACTION, actions)),
+            torch.from_numpy(np.stack([window.valid for window in windows])),
+        )
+
+    def actions(self, chunks: Tensor) -> FloatArray:
+        """Normalised chunks [..., A] -> float64 environment actions within their bounds."""
+        return self.action.clip(self.stats.denormalize(ACTION, chunks.double().cpu().numpy()))
+
+    def to_dict(self) -> dict[str, object]:
+        """Everything but the network's config and the tokenizer, for JSON."""
+        spec = asdict(self.spec)
+        del spec["digest"], spec["privileged"]
+        return {**spec, "prompt": self.prompt, "normalization": self.stats.to_dict()}
+
+    @classmethod
+    def from_dict(
+        cls, data: Mapping[str, object], config: SpatialVLAConfig, tokenizer: Tokenizer, digest: str
+    ) -> SpatialVLAProcessor:
+        """Reads what :meth:`to_dict` wrote.
+
+        Raises:
+            SimEvalError: a field is missing, damaged, or does not fit the config.
+        """
+        try:
+            action = cast(Mapping[str, object], data["action"])
+            spec = PolicySpec(
+                name=str(data["name"]),
+                robot=cast(str | None, data["robot"]),
+                cameras={
+                    name: (int(height), int(width))
+                    for name, (height, width) in cast(Mapping[str, tuple[int, int]], data["cameras"]).items()
+                },
+                proprio={name: int(length) for name, length in cast(Mapping[str, int], data["proprio"]).items()},
+                action=ActionSpec(
+                    names=tuple(cast(Sequence[str], action["names"])),
+                    low=tuple(cast(Sequence[float], action["low"])),
+                    high=tuple(cast(Sequence[float], action["high"])),
+                    controller=str(action["controller"]),
+                    control_hz=float(cast(float, action["control_hz"])),
+                ),
+                tasks=tuple(cast(Sequence[str], data["tasks"])),
+                digest=digest,
+            )
+            stats = NormalizationStats.from_dict(cast(Mapping[str, object], data["normalization"]))
+            prompt = str(data["prompt"])
+        except KeyError as error:
+            raise SimEvalError(f"missing {error.args[0]}") from error
+        except (AttributeError, TypeError, ValueError) as error:
+            raise SimEvalError(f"a field is damaged ({error})") from error
+        return cls(config, spec, stats, tokenizer, prompt)
+
+    def _view(self, seen: Observation, camera: str) -> CameraView:
+        if camera not in seen.views:
+            raise SimEvalError(f"camera '{camera}' is needed, the observation has {', '.join(seen.views) or 'none'}")
+        view = seen.views[camera]
+        if view.depth.shape != self.spec.cameras[camera]:
+            height, width = view.depth.shape
+            wanted = self.spec.cameras[camera]
+            raise SimEvalError(f"camera '{camera}' must be {wanted[0]}x{wanted[1]} pixels, not {height}x{width}")
+        return view
+
+    def _state(self, proprio: Mapping[str, FloatArray]) -> FloatArray:
+        if missing := [name for name in self.spec.proprio if name not in proprio]:
+            raise SimEvalError(f"proprio {', '.join(missing)} needed, the observation has {', '.join(proprio)}")
+        return np.concatenate([self.stats.normalize(name, proprio[name]) for name in self.spec.proprio])
+
+    def _tokenize(self, instruction: str) -> tuple[int, ...]:
+        before, after = (self.tokenizer.encode(text).ids for text in _split_prompt(self.prompt, instruction))
+        return (*before, IMAGE_TOKEN, *after)
+
+    def _prompts(self, instructions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        rows = [self._tokens(instruction) for instruction in instructions]
+        length = max(map(len, rows))
+        pad = self.tokenizer.token_to_id(PAD) or 0
+        ids = torch.tensor([row + (pad,) * (length - len(row)) for row in rows])
+        mask = torch.tensor([[True] * len(row) + [False] * (length - len(row)) for row in rows])
+        return ids, mask
+
+
+def load_tokenizer(text: str) -> Tokenizer:
+    """From the text of a ``tokenizer.json``.
+
+    Raises:
+        SimEvalError: the text is damaged.
+    """
+    try:
+        return Tokenizer.from_str(text)
+    except Exception as error:  # tokenizers raises bare Exception
+        raise SimEvalError(f"not a tokenizer ({error})") from error
+
+
+def _float32(values: FloatArray) -> Tensor:
+    return torch.from_numpy(values.astype(np.float32))

@@ -1,0 +1,69 @@
+"""What all command lines share: parsing, one-line errors, exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
+
+from sim_eval.envs.contract import SimEvalError
+
+Arguments = TypeVar("Arguments")
+
+BAD_INPUT, INTERRUPTED = 2, 130
+
+
+def parse(arguments: type[Arguments], program: str) -> Arguments:
+    """The command line as the dataclass ``arguments``; ``--help`` prints and exits.
+
+    Raises:
+        SimEvalError: the command line does not fit it.
+    """
+    import tyro
+
+    # tyro draws a box of several lines around an error; what stands in it above the rule is the message.
+    drawn = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(drawn):
+            return tyro.cli(arguments, prog=program)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        lines = [line.strip("│ ") for line in drawn.getvalue().splitlines() if not line.startswith(("╭", "╰"))]
+        rule = next((number for number, line in enumerate(lines) if line.startswith("──")), len(lines))
+        message = " ".join(line for line in lines[:rule] if line) or "the command line cannot be read"
+        raise SimEvalError(f"{message.rstrip('.')}; see {program} --help") from None
+
+
+def run(main: Callable[[Arguments], int], arguments: type[Arguments], program: str) -> NoReturn:
+    """Parses, runs ``main``, exits with its code.
+
+    A :class:`SimEvalError` is printed as one line (exit code 2), and so is Ctrl-C (exit code 130), with the message
+    of the KeyboardInterrupt when it has one.
+    """
+    try:
+        code = main(parse(arguments, program))
+        sys.stdout.flush()
+    except SimEvalError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        code = BAD_INPUT
+    except KeyboardInterrupt as interrupt:
+        print(str(interrupt) or "interrupted", file=sys.stderr)
+        code = INTERRUPTED
+    except BrokenPipeError:  # the reader, `head` for example, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)
+
+
+def at_least(name: str, value: float, least: float) -> None:
+    """Refuses an option below its least value.
+
+    Raises:
+        SimEvalError: it is.
+    """
+    if not value >= least:
+        raise SimEvalError(f"--{name} must be {least} or more, not {value}")

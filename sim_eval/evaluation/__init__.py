@@ -1,0 +1,1 @@
+"""Running episodes and keeping what came of them: engine, manifest, run folder."""

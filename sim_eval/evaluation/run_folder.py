@@ -1,0 +1,384 @@
+"""A run on disk: what was planned, how it was run, and what came of every episode.
+
+``manifest.json`` (the keys; written first), ``run.json`` (what is needed to run it again), ``episodes.jsonl`` (one line
+an episode, as it ends), ``trajectories/*.h5`` and ``videos/``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from types import UnionType
+from typing import IO, Any
+
+import numpy as np
+
+from sim_eval import __version__
+from sim_eval.envs.contract import (
+    EnvironmentSpec,
+    EpisodeKey,
+    FloatArray,
+    SimEvalError,
+    Simulator,
+    SimulatorOptions,
+    Status,
+)
+from sim_eval.evaluation.engine import EpisodeResult, RolloutProtocol
+from sim_eval.evaluation.manifest import Manifest
+from sim_eval.policies.policy import PolicySpec
+
+PARTIAL = ".partial-"
+RESULT_TYPES: dict[str, type | UnionType] = {
+    "instruction": str,
+    "success": bool,
+    "success_end": bool,
+    "steps": int,
+    "first_success": int | None,
+    "phase": str,
+    "replans": int,
+    "error": str | None,
+    "seconds": float,
+}
+MANIFEST, RUN, EPISODES, TRAJECTORIES, VIDEOS = "manifest.json", "run.json", "episodes.jsonl", "trajectories", "videos"
+PACKAGES = ("numpy", "mujoco", "robosuite", "torch", "transformers", "tokenizers", "h5py", "imageio-ffmpeg", "pillow")
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A file beside ``path`` to write to; it takes the name of ``path`` when the block ends well, and goes otherwise.
+
+    Raises:
+        SimEvalError: the disk refuses.
+    """
+    partial = path.with_name(PARTIAL + path.name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        with suppress(OSError):  # gone already, or could never be made
+            partial.unlink()
+
+
+def unwritable(path: Path, error: OSError) -> SimEvalError:
+    return SimEvalError(f"cannot write {path} ({error.strerror or error}): choose another --out or free some space")
+
+
+def write_json(path: Path, value: object) -> None:
+    with atomic(path) as partial, partial.open("w") as file:
+        json.dump(value, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of a run.
+
+    Raises:
+        SimEvalError: there is no such file, or it holds something else.
+    """
+    try:
+        value = json.loads(path.read_text())
+        if not isinstance(value, dict):
+            raise ValueError("not a JSON object")
+    except OSError as error:
+        raise SimEvalError(f"{path} cannot be read ({error.strerror}): is {path.parent} a run folder?") from error
+    except ValueError as error:
+        raise SimEvalError(f"{path} is damaged ({error}): run it again into a new folder") from error
+    return value
+
+
+def episode_name(key: EpisodeKey) -> str:
+    """The stem of an episode's files: task, split, index."""
+    return f"{key.task.replace('/', '-')}_{key.split}_{key.index:05d}"
+
+
+def to_line(result: EpisodeResult) -> str:
+    """One line of ``episodes.jsonl``; the time comes last, everything before it is the same when run again."""
+    values = asdict(result)
+    return json.dumps({**values.pop("key"), **values})
+
+
+def from_line(line: str) -> EpisodeResult:
+    """Reads what :func:`to_line` wrote.
+
+    Raises:
+        ValueError, KeyError, TypeError, SimEvalError: it is something else.
+    """
+    entry = json.loads(line)
+    result = EpisodeResult(
+        key=EpisodeKey(*(entry.pop(name) for name in ("task", "split", "index"))),
+        **entry,
+    )
+    for name, kind in RESULT_TYPES.items():
+        if not isinstance(getattr(result, name), kind):
+            raise ValueError(f"{name} is {getattr(result, name)!r}")
+    return result
+
+
+def identity(policy: PolicySpec, protocol: RolloutProtocol) -> dict[str, dict[str, object]]:
+    """What else than the manifest decides the episode lines of a run."""
+    return {
+        "policy": {"name": policy.name, "digest": policy.digest, "privileged": policy.privileged},
+        "protocol": asdict(protocol),
+    }
+
+
+def machine() -> dict[str, object]:
+    """Versions, processor and threads: what may change the last bit of a result."""
+    versions = {"sim_eval": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    torch = sys.modules.get("torch")  # a policy without a network does not load it
+    return {
+        "versions": versions,
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "torch_threads": torch.get_num_threads() if torch else None,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as read back.
+
+    Attributes:
+        episodes: finished episodes, each once, in the manifest's order.
+    """
+
+    folder: Path
+    manifest: Manifest
+    policy: str
+    digest: str
+    privileged: bool
+    protocol: RolloutProtocol
+    episodes: tuple[EpisodeResult, ...]
+
+    @property
+    def complete(self) -> bool:
+        return len(self.episodes) == len(self.manifest.keys)
+
+
+def read_run(folder: Path) -> Run:
+    """Reads a run folder.
+
+    Raises:
+        SimEvalError: a file is missing or damaged; names file and line. A torn last line (the run was killed while
+            writing it) is no damage.
+    """
+    manifest = _read_manifest(folder / MANIFEST)
+    path = folder / RUN
+    data = read_json(path)
+    try:
+        raw = data["protocol"]
+        protocol = RolloutProtocol(**{**raw, "simulator": SimulatorOptions(**raw["simulator"])})
+        name, digest, privileged = (data["policy"][part] for part in ("name", "digest", "privileged"))
+    except (KeyError, TypeError, SimEvalError) as error:
+        raise SimEvalError(f"{path} is damaged ({error!r}): run it again into a new folder") from error
+    episodes = read_episodes(folder / EPISODES, manifest)
+    return Run(folder, manifest, name, digest, privileged, protocol, episodes)
+
+
+def _read_manifest(path: Path) -> Manifest:
+    data = read_json(path)
+    try:
+        return Manifest.from_dict(data)
+    except SimEvalError as error:
+        raise SimEvalError(f"{path}: {error}") from error
+
+
+def read_episodes(path: Path, manifest: Manifest) -> tuple[EpisodeResult, ...]:
+    """The finished episodes of a manifest, in its order.
+
+    Raises:
+        SimEvalError: a whole line is damaged, stands twice, or is not of this manifest.
+    """
+    try:
+        text = path.read_text() if path.exists() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise SimEvalError(f"{path} cannot be read ({error}): run it again into a new folder") from error
+    planned, found = set(manifest.keys), dict[EpisodeKey, EpisodeResult]()
+    for number, line in enumerate(text.split("\n")[:-1], start=1):  # what follows the last newline is torn
+        where = f"{path}, line {number}"
+        try:
+            result = from_line(line)
+        except (KeyError, TypeError, ValueError, SimEvalError) as error:
+            raise SimEvalError(f"{where} is damaged ({error!r}): delete the line and resume the run") from error
+        if result.key not in planned:
+            raise SimEvalError(f"{where}: episode {result.key} is not in the manifest: run it again into a new folder")
+        if result.key in found:
+            raise SimEvalError(f"{where}: episode {result.key} stands there twice: delete one of the lines")
+        found[result.key] = result
+    return tuple(found[key] for key in manifest.keys if key in found)
+
+
+class RunFolder:
+    """A run being written. Made by :func:`open_run`; one process at a time."""
+
+    def __init__(self, folder: Path, manifest: Manifest, finished: Sequence[EpisodeResult], log: IO[bytes]) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.results = list(finished)
+        self._log = log
+
+    @property
+    def remaining(self) -> list[EpisodeKey]:
+        done = {result.key for result in self.results}
+        return [key for key in self.manifest.keys if key not in done]
+
+    def append(self, result: EpisodeResult) -> None:
+        """Keeps one episode; on return it is on the disk."""
+        try:
+            self._log.write(to_line(result).encode() + b"\n")
+            self._log.flush()
+            os.fsync(self._log.fileno())
+        except OSError as error:
+            raise unwritable(self.folder / EPISODES, error) from error
+        self.results.append(result)
+
+
+@contextmanager
+def open_run(
+    folder: Path,
+    manifest: Manifest,
+    policy: PolicySpec,
+    protocol: RolloutProtocol,
+    environments: Mapping[str, EnvironmentSpec],
+    command: Sequence[str],
+) -> Iterator[RunFolder]:
+    """Starts a run in a new or empty folder, or resumes the same run where it was left.
+
+    Args:
+        environments: task name -> what its environment offers.
+        command: the arguments that run it again.
+
+    Raises:
+        SimEvalError: the folder cannot be written, is in use, or holds another run; says what differs.
+    """
+    import fcntl
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / MANIFEST).exists() and any(not path.name.startswith(PARTIAL) for path in folder.iterdir()):
+            raise SimEvalError(f"{folder} holds other files and no run: choose another --out")
+        if (folder / RUN).exists():
+            _check_same(folder, manifest, identity(policy, protocol))
+        else:
+            _check_same_manifest(folder, manifest)
+            write_json(folder / MANIFEST, manifest.to_dict())
+            write_json(
+                folder / RUN,
+                {
+                    "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                    "command": list(command),
+                    "policy": asdict(policy),
+                    "protocol": asdict(protocol),
+                    "environments": {task: asdict(spec) for task, spec in environments.items()},
+                    **machine(),
+                },
+            )
+        log = (folder / EPISODES).open("ab")
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    with log:
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise SimEvalError(f"{folder} is being written by another process: wait or choose another --out") from error
+        finished = read_episodes(folder / EPISODES, manifest)
+        whole = (folder / EPISODES).read_bytes().rfind(b"\n") + 1
+        log.truncate(whole)  # a line torn by a kill would spoil the next one
+        yield RunFolder(folder, manifest, finished, log)
+
+
+def _check_same_manifest(folder: Path, manifest: Manifest) -> None:
+    if (folder / MANIFEST).exists():
+        found = _read_manifest(folder / MANIFEST)
+        if found.digest != manifest.digest:
+            raise SimEvalError(f"{folder} holds another run ({_difference(found, manifest)}): choose another --out")
+
+
+def _check_same(folder: Path, manifest: Manifest, expected: Mapping[str, Mapping[str, object]]) -> None:
+    _check_same_manifest(folder, manifest)
+    recorded = read_json(folder / RUN)
+    found = [
+        f"{part} {name}: {recorded.get(part, {}).get(name)} there, {value} now"
+        for part, values in expected.items()
+        for name, value in values.items()
+        if recorded.get(part, {}).get(name) != value
+    ]
+    if found:
+        raise SimEvalError(f"{folder} holds another run ({'; '.join(found)}): choose another --out")
+
+
+def _difference(there: Manifest, now: Manifest) -> str:
+    def describe(manifest: Manifest) -> str:
+        splits = sorted({key.split for key in manifest.keys})
+        first = min(key.index for key in manifest.keys)
+        return f"{len(manifest.keys)} episodes of {', '.join(manifest.tasks)}, {'/'.join(splits)} from {first}"
+
+    return f"{describe(there)} there, {describe(now)} now"
+
+
+def fresh_folder(policy: str, root: Path = Path("runs")) -> Path:
+    """A folder name that does not exist yet: policy, date and time."""
+    stem = f"{policy.replace('/', '-')}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
+    names = [stem, *(f"{stem}-{number}" for number in range(2, 100))]
+    return next(root / name for name in names if not (root / name).exists())
+
+
+class TrajectoryRecorder:
+    """Writes ``trajectories/*.h5``: enough to replay an episode and to prove that it went as recorded.
+
+    Datasets, for T control steps: actions float64 [T, dim] as executed; state_hash [T + 1], SHA-256 of the simulator's
+    state before the first step and after each; phases int64 [T]; success bool [T]. Attributes: task, split, index.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / TRAJECTORIES
+
+    def start(self, simulator: Simulator, key: EpisodeKey) -> None:
+        self._key = key
+        self._actions: list[FloatArray] = []
+        self._statuses: list[Status] = []
+        self._hashes = [simulator.snapshot().digest]
+
+    def before_act(self, simulator: Simulator, label: FloatArray, executed: FloatArray) -> None:
+        self._actions.append(executed.copy())
+
+    def after_act(self, simulator: Simulator, status: Status) -> None:
+        self._hashes.append(simulator.snapshot().digest)
+        self._statuses.append(status)
+
+    def finish(self, simulator: Simulator, success: bool) -> None:
+        import h5py
+
+        done = len(self._statuses)  # a step that broke the simulator is not part of the trajectory
+        with atomic(self._folder / f"{episode_name(self._key)}.h5") as partial, h5py.File(partial, "w") as file:
+            file.attrs.update(asdict(self._key))
+            file["actions"] = np.array(self._actions[:done]).reshape(done, simulator.spec.action.dim)
+            file["state_hash"] = np.array(self._hashes, dtype="S64")
+            file["phases"] = np.array([status.phase for status in self._statuses], dtype=np.int64)
+            file["success"] = np.array([status.success for status in self._statuses], dtype=bool)

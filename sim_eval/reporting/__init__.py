@@ -1,0 +1,1 @@
+"""Episode results for a reader: intervals and paired tests, tables, videos."""

@@ -1,0 +1,183 @@
+"""A video of an episode: every camera's picture beside its depth, and what the reader must know, in the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim_eval.envs.contract import (
+    CameraView,
+    EpisodeKey,
+    FloatArray,
+    Simulator,
+    Status,
+    WorkspaceBox,
+)
+from sim_eval.evaluation.run_folder import atomic, episode_name
+
+if TYPE_CHECKING:
+    from PIL.ImageFont import FreeTypeFont, ImageFont
+
+VideoChoice: TypeAlias = Literal["none", "failures", "all"]
+Picture: TypeAlias = NDArray[np.uint8]
+
+PANEL = 256  # pixels a picture is wide in the video
+LINE, MARGIN = 24, 8  # pixels from one line of text to the next, and beside text
+INK, PAPER = (235, 235, 235), (24, 24, 27)
+GREEN, RED = (34, 139, 74), (190, 48, 48)
+# Viridis at five equally spaced places (CC0), dark to bright.
+_VIRIDIS = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], dtype=np.float64)
+COLOURS: Picture = np.stack(
+    [np.interp(np.arange(256) / 255, np.linspace(0, 1, len(_VIRIDIS)), channel) for channel in _VIRIDIS.T], axis=-1
+).astype(np.uint8)
+
+
+def depth_range(view: CameraView, workspace: WorkspaceBox) -> tuple[float, float]:
+    """Near and far end of a camera's colour scale in metres: the depths of the workspace's corners, with a margin."""
+    lower, upper = np.array(workspace.lower), np.array(workspace.upper)
+    corners = np.array([np.where([x, y, z], upper, lower) for x in (0, 1) for y in (0, 1) for z in (0, 1)])
+    depths = (corners - view.camera_to_world[:3, 3]) @ view.camera_to_world[:3, 2]
+    far = 1.1 * max(float(depths.max()), 0.1)
+    return max(0.8 * float(depths.min()), far / 8), far  # a wrist camera starts inside the workspace: no negative near
+
+
+def colour_depth(depth: NDArray[np.float32], near: float, far: float) -> Picture:
+    """Depth [H, W] in metres as uint8 [H, W, 3], near bright and far dark."""
+    closeness = (far - np.clip(np.nan_to_num(depth, nan=far), near, far)) / (far - near)
+    return COLOURS[(255 * closeness).astype(np.uint8)]
+
+
+class VideoRecorder:
+    """Writes ``<task>_<split>_<index>_<success|failure>.mp4`` with T + 1 frames for T control steps.
+
+    H.264, yuv420p, at the control rate, so that a browser plays it in real time. With ``failures`` only failures are
+    written; frames are rendered for every episode all the same, since nobody knows its outcome before.
+    """
+
+    def __init__(self, folder: Path, policy: str, choice: VideoChoice) -> None:
+        self._folder = folder
+        self._policy = policy
+        self._choice = choice
+
+    def start(self, simulator: Simulator, key: EpisodeKey) -> None:
+        self._key = key
+        self._frames: list[tuple[dict[str, Picture], str]] = []
+        views = simulator.observe().views
+        self._ranges = {name: depth_range(view, simulator.task.workspace) for name, view in views.items()}
+        self._keep(views, "none")
+
+    def before_act(self, simulator: Simulator, label: FloatArray, executed: FloatArray) -> None:
+        """Nothing: a step is shown by what it led to."""
+
+    def after_act(self, simulator: Simulator, status: Status) -> None:
+        self._keep(simulator.observe().views, simulator.task.phases[status.phase - 1] if status.phase else "none")
+
+    def finish(self, simulator: Simulator, success: bool) -> None:
+        if success and self._choice == "failures":
+            return
+        outcome = "success" if success else "failure"
+        title = f"{self._policy}   {self._key.task}   {self._key.split} {self._key.index}"
+        sentence, steps = simulator.task.instruction(self._key), len(self._frames) - 1
+        sizes = {name: (panel.shape[0], panel.shape[1]) for name, panel in self._frames[0][0].items()}
+        layout = Layout(sizes, (f'"{sentence}"', title), outcome)
+        frames = (
+            layout.frame(panels, f"step {step} of {steps}   phase: {phase}")
+            for step, (panels, phase) in enumerate(self._frames)
+        )
+        with atomic(self._folder / f"{episode_name(self._key)}_{outcome}.mp4") as partial:
+            write_video(partial, frames, simulator.spec.action.control_hz)
+
+    def _keep(self, views: Mapping[str, CameraView], phase: str) -> None:
+        panels = {
+            name: np.hstack([view.rgb, colour_depth(view.depth, *self._ranges[name])]) for name, view in views.items()
+        }
+        self._frames.append((panels, phase))
+
+
+@cache
+def _font() -> FreeTypeFont | ImageFont:
+    from PIL import ImageFont
+
+    return ImageFont.load_default(size=16)
+
+
+class Layout:
+    """Where things stand in an episode's frames; what does not change from frame to frame is drawn once.
+
+    Lines of text, the outcome, then a row a camera: RGB beside depth.
+
+    Args:
+        sizes: camera name -> (height, width) of its panel of two pictures.
+    """
+
+    def __init__(self, sizes: Mapping[str, tuple[int, int]], lines: Sequence[str], outcome: str) -> None:
+        from PIL import Image, ImageDraw
+
+        width, font = 2 * PANEL, _font()
+        self._step_at = (MARGIN, MARGIN // 2 + LINE * len(lines))
+        self._places: dict[str, tuple[int, int, int]] = {}  # camera name -> top, width, height
+        top = LINE * (len(lines) + 1) + MARGIN
+        for name, (high, wide) in sizes.items():
+            self._places[name] = (top + LINE, width, round(high * width / wide))
+            top += LINE + self._places[name][2]
+        self._canvas = Image.new("RGB", (width, top + top % 2), PAPER)
+        draw = ImageDraw.Draw(self._canvas)
+        for number, line in enumerate(lines):
+            draw.text((MARGIN, MARGIN // 2 + LINE * number), shorten(line, width - 2 * MARGIN), INK, font)
+        middle = self._step_at[1] + LINE // 2
+        draw.rectangle((width - 96, middle - 13, width, middle + 13), GREEN if outcome == "success" else RED)
+        draw.text((width - 48, middle), outcome.upper(), INK, font, anchor="mm")
+        for name, (below, _, _) in self._places.items():
+            for left, caption in ((MARGIN, name), (PANEL + MARGIN, f"{name} depth")):
+                draw.text((left, below - LINE // 2), caption, INK, font, anchor="lm")
+
+    def frame(self, panels: Mapping[str, Picture], step: str) -> Picture:
+        """One frame, uint8 [height, 2 * PANEL, 3] of even height, from panels uint8 [H, 2 W, 3]."""
+        from PIL import Image, ImageDraw
+
+        canvas = self._canvas.copy()
+        ImageDraw.Draw(canvas).text(self._step_at, step, INK, _font())
+        for name, (top, width, height) in self._places.items():
+            picture = Image.fromarray(panels[name]).resize((width, height), Image.Resampling.BILINEAR)
+            canvas.paste(picture, (0, top))
+        return np.asarray(canvas)
+
+
+def shorten(line: str, width: int) -> str:
+    """The line, cut with an ellipsis to fit into so many pixels."""
+    font = _font()
+    if font.getlength(line) <= width:
+        return line
+    while line and font.getlength(line + "…") > width:
+        line = line[:-1]
+    return line + "…"
+
+
+def write_video(path: Path, frames: Iterable[Picture], fps: float) -> None:
+    """H.264 in yuv420p with its index in front, from uint8 frames [H, W, 3] of one even size."""
+    import imageio_ffmpeg
+
+    writer = None
+    try:
+        for frame in frames:
+            if writer is None:
+                writer = imageio_ffmpeg.write_frames(
+                    str(path),
+                    (frame.shape[1], frame.shape[0]),
+                    fps=fps,
+                    codec="libx264",
+                    pix_fmt_out="yuv420p",
+                    macro_block_size=2,
+                    ffmpeg_log_level="error",
+                    output_params=["-preset", "veryfast", "-crf", "23", "-movflags", "+faststart"],
+                )
+                writer.send(None)
+            writer.send(np.ascontiguousarray(frame))
+    finally:
+        if writer is not None:
+            writer.close()

@@ -1,0 +1,224 @@
+"""Score a policy: ``python -m sim_eval.rollout --policy deep_llama``.
+
+Writes a run folder with the result, the trajectory and the video of every episode, and prints the success rate with its
+interval. The same command with ``--out`` of an interrupted run continues it.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from sim_eval.console import at_least, run
+from sim_eval.envs.contract import SimEvalError, SimulatorOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sim_eval.envs.contract import Simulator
+    from sim_eval.evaluation.engine import EpisodeResult, RolloutProtocol
+    from sim_eval.evaluation.run_folder import RunFolder
+    from sim_eval.policies.policy import Policy
+
+PROGRAM = "python -m sim_eval.rollout"
+DEFAULT_TASK = "robosuite/LiftWide"
+
+
+@dataclass(frozen=True)
+class RolloutArguments:
+    """Score a policy in simulation: success rate, interval, videos.
+
+    Attributes:
+        policy: deep_llama or another shipped checkpoint, a checkpoint folder, scripted, zero or random.
+        task: tasks, separated by commas; without it those the checkpoint was trained on, or robosuite/LiftWide.
+        episodes: episodes of each task.
+        split: train, val or test; final numbers come from test, which is never trained on.
+        first: index of the first episode.
+        video: which episodes get a video; rendering every step takes most of the time, so say none for a long run.
+        out: run folder; without it a new one under runs/. A folder of the same run that was interrupted is continued.
+        device: auto, cpu, cuda or another of torch's devices.
+        json: print one JSON object instead of the table.
+        render: fast (no shadows, lighter meshes) or faithful (the simulator's own look).
+        replan: control steps executed before the policy is asked again.
+    """
+
+    policy: Annotated[str, tyro.conf.arg(metavar="NAME|DIR")]
+    task: Annotated[str, tyro.conf.arg(metavar="T[,T...]")] = ""
+    episodes: int = 20
+    split: Annotated[str, tyro.conf.arg(metavar="{train,val,test}")] = "test"
+    first: int = 0
+    video: Literal["none", "failures", "all"] = "all"
+    out: Path | None = None
+    device: str = "auto"
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    render: Literal["fast", "faithful"] = "fast"
+    replan: int = 4
+
+
+@dataclass(frozen=True)
+class TaskSummary:
+    """What one task's episodes add up to.
+
+    Attributes:
+        interval: Wilson's 95 % interval of the rate.
+        mean_steps: control steps an episode took on average.
+        episodes_per_minute: while episodes ran, loading not counted.
+    """
+
+    task: str
+    successes: int
+    episodes: int
+    rate: float
+    interval: tuple[float, float]
+    successes_end: int
+    errors: int
+    mean_steps: float
+    episodes_per_minute: float
+
+
+def summarize(task: str, results: Sequence[EpisodeResult]) -> TaskSummary:
+    """Adds up one or more episodes; an episode with an error counts as a failure."""
+    from sim_eval.reporting.intervals import success_interval
+
+    count, successes = len(results), sum(result.success for result in results)
+    return TaskSummary(
+        task=task,
+        successes=successes,
+        episodes=count,
+        rate=successes / count,
+        interval=success_interval(successes, count),
+        successes_end=sum(result.success_end for result in results),
+        errors=sum(result.error is not None for result in results),
+        mean_steps=sum(result.steps for result in results) / count,
+        episodes_per_minute=60 * count / max(sum(result.seconds for result in results), 1e-9),
+    )
+
+
+def main(arguments: RolloutArguments) -> int:
+    """Runs the command; returns the exit code."""
+    at_least("episodes", arguments.episodes, 1)
+    at_least("first", arguments.first, 0)
+    at_least("replan", arguments.replan, 1)
+    from sim_eval.envs.tasks import get_task
+    from sim_eval.evaluation.engine import RolloutProtocol
+    from sim_eval.evaluation.manifest import Manifest
+    from sim_eval.evaluation.run_folder import fresh_folder, open_run
+    from sim_eval.policies.policy import check_fit, load_policy
+
+    named = [get_task(name.strip()) for name in arguments.task.split(",")] if arguments.task else []
+    names = [task.name for task in named]
+    Manifest.plan(names or [DEFAULT_TASK], arguments.split, arguments.first, arguments.episodes)  # before the long load
+    policy = load_policy(arguments.policy, arguments.device)
+    names = names or list(policy.spec.tasks) or [DEFAULT_TASK]
+    manifest = Manifest.plan(names, arguments.split, arguments.first, arguments.episodes)
+    size = next(iter(policy.spec.cameras.values()), (SimulatorOptions.height, SimulatorOptions.width))
+    protocol = RolloutProtocol(replan=arguments.replan, simulator=SimulatorOptions(arguments.render, *size))
+    folder = arguments.out or fresh_folder(policy.spec.name)
+    again = replace(arguments, task=",".join(names), out=folder)
+    with ExitStack() as stack:
+        simulators = {name: stack.enter_context(closing(get_task(name).make(protocol.simulator))) for name in names}
+        environments = {name: simulator.spec for name, simulator in simulators.items()}
+        for spec in environments.values():
+            check_fit(policy.spec, spec)
+        opened = open_run(folder, manifest, policy.spec, protocol, environments, command(again))
+        with opened as run_folder:
+            play(run_folder, policy, simulators, protocol, arguments)
+            return report(run_folder, arguments)
+
+
+def command(arguments: RolloutArguments) -> list[str]:
+    """The command line that runs these arguments."""
+    options = asdict(arguments)
+    as_json = ["--json"] if options.pop("json") else []
+    return [
+        *PROGRAM.split(),
+        *(part for name, value in options.items() for part in (f"--{name}", str(value))),
+        *as_json,
+    ]
+
+
+def play(
+    run_folder: RunFolder,
+    policy: Policy,
+    simulators: Mapping[str, Simulator],
+    protocol: RolloutProtocol,
+    arguments: RolloutArguments,
+) -> None:
+    """Runs what remains of the run, with a progress bar on stderr."""
+    from tqdm import tqdm
+
+    from sim_eval.evaluation.engine import Recorders, run_episode
+    from sim_eval.evaluation.run_folder import VIDEOS, TrajectoryRecorder
+    from sim_eval.reporting.video import VideoRecorder
+
+    trajectories = TrajectoryRecorder(run_folder.folder)
+    videos = VideoRecorder(run_folder.folder / VIDEOS, policy.spec.name, arguments.video)
+    recorder = trajectories if arguments.video == "none" else Recorders(trajectories, videos)
+    planned = len(run_folder.manifest.keys)
+    bar = tqdm(total=planned, initial=len(run_folder.results), unit="episode", file=sys.stderr, dynamic_ncols=True)
+    try:
+        with bar:
+            for key in run_folder.remaining:
+                bar.set_description(key.task)
+                result = run_episode(simulators[key.task], policy, key, protocol, recorder)
+                run_folder.append(result)
+                if result.error:
+                    bar.write(f"{key}: {result.error}", file=sys.stderr)
+                successes = sum(result.success for result in run_folder.results)
+                bar.set_postfix_str(f"success {successes}/{len(run_folder.results)}", refresh=False)
+                bar.update()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"interrupted: {len(run_folder.results)} of {planned} episodes kept in {run_folder.folder}; "
+            f"the same command with --out {run_folder.folder} continues"
+        ) from None
+
+
+def report(run_folder: RunFolder, arguments: RolloutArguments) -> int:
+    """Prints what came of a finished run; returns the exit code.
+
+    Raises:
+        SimEvalError: no episode came to its end, so there is no score.
+    """
+    import json
+
+    from sim_eval.evaluation.run_folder import VIDEOS
+    from sim_eval.reporting.tables import interval, rate, terminal
+
+    results = run_folder.results
+    tasks = run_folder.manifest.tasks
+    summaries = [summarize(task, [result for result in results if result.key.task == task]) for task in tasks]
+    videos = run_folder.folder / VIDEOS
+    shown = videos if videos.is_dir() else None
+    if arguments.json:
+        values = {"out": run_folder.folder, "videos": shown, "tasks": [asdict(summary) for summary in summaries]}
+        print(json.dumps(values, default=str))
+    else:
+        header = ("task", "success", "rate", "95 % interval", "at the end", "errors", "mean steps", "episodes/min")
+        rows = [
+            (
+                each.task,
+                f"{each.successes} / {each.episodes}",
+                rate(each.successes, each.episodes),
+                interval(each.successes, each.episodes),
+                str(each.successes_end),
+                str(each.errors),
+                f"{each.mean_steps:.1f}",
+                f"{each.episodes_per_minute:.1f}",
+            )
+            for each in summaries
+        ]
+        print(terminal(header, rows))
+        print(f"run folder: {run_folder.folder}\nvideos: {shown or 'none'}")
+    if all(result.error for result in results):
+        raise SimEvalError(f"every episode ended with an error; the first: {results[0].error}")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main, RolloutArguments, PROGRAM)

@@ -1,0 +1,92 @@
+"""The renderer: which OpenGL, several at once, and meshes that lose faces but keep their place."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from sim_eval.envs import rendering
+from sim_eval.envs.contract import EpisodeKey, SimEvalError, SimulatorOptions
+from sim_eval.envs.robosuite_sim import RobosuiteSimulator
+from sim_eval.envs.tasks import get_task
+
+KEY = EpisodeKey("robosuite/LiftWide", "val", 0)
+CUBE_DEPTH = """
+import sim_eval, numpy as np
+from sim_eval.envs.contract import EpisodeKey
+from sim_eval.envs.tasks import get_task
+simulator = get_task("robosuite/LiftWide").make()
+simulator.reset(EpisodeKey("robosuite/LiftWide", "val", 0))
+view = simulator.observe(["agentview"]).views["agentview"]
+cube = simulator.segmentation("agentview") == simulator._model.geom("cube_g0_vis").id
+print(int(cube.sum()), float(view.depth[cube].mean()))
+simulator.close()
+"""
+
+
+def test_two_renderers_do_not_draw_into_each_other(fast: RobosuiteSimulator) -> None:
+    fast.reset(KEY)
+    before = fast.observe()
+    other = get_task("robosuite/Lift").make(SimulatorOptions(height=64, width=96))
+    other.reset(EpisodeKey("robosuite/Lift", "val", 1))
+    small = other.observe()
+    after = fast.observe()
+    assert small.views["agentview"].depth.shape == (64, 96)
+    for name in before.views:
+        assert np.array_equal(before.views[name].depth, after.views[name].depth)
+        assert np.array_equal(before.views[name].rgb, after.views[name].rgb)
+    other.close()
+    assert np.array_equal(fast.observe().views["wrist"].rgb, before.views["wrist"].rgb)
+
+
+def test_osmesa_sees_what_egl_sees() -> None:
+    def ask(backend: str) -> tuple[int, float]:
+        environment = {**os.environ, "MUJOCO_GL": backend, "PYOPENGL_PLATFORM": backend}
+        answer = subprocess.run(
+            [sys.executable, "-c", CUBE_DEPTH], env=environment, capture_output=True, text=True, check=False
+        )
+        assert answer.returncode == 0, answer.stderr[-500:]
+        pixels, depth = answer.stdout.split()[-2:]
+        return int(pixels), float(depth)
+
+    if not (rendering._egl_works() and rendering._osmesa_works()):
+        pytest.skip("needs both EGL and OSMesa")
+    egl, osmesa = ask("egl"), ask("osmesa")
+    assert abs(egl[0] - osmesa[0]) <= 2
+    assert abs(egl[1] - osmesa[1]) < 1e-3
+
+
+def test_no_opengl_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.setattr(rendering, "_egl_works", lambda: False)
+    monkeypatch.setattr(rendering, "_osmesa_works", lambda: False)
+    with pytest.raises(SimEvalError, match="apt-get install") as caught:
+        rendering.choose_backend()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_chosen_backend_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    assert rendering.choose_backend() == "osmesa"
+
+
+def test_clustering_moves_no_vertex_further_than_a_cell() -> None:
+    rng = np.random.default_rng(0)
+    vertices = rng.uniform(-0.1, 0.1, (500, 3)).astype(np.float32)
+    faces = rng.integers(0, 500, (800, 3)).astype(np.int32)
+    moved, kept = rendering.cluster_faces(vertices, faces, 0.02)
+    first, index = rendering.cluster_index(vertices, 0.02)
+    assert 0 < len(kept) < len(faces)
+    drawn = moved[first[index]]
+    assert np.abs(drawn - vertices).max() <= 0.02
+    corners = first[index][faces[kept]]
+    assert all(len(set(face)) == 3 for face in corners.tolist())
+
+
+def test_render_copy_leaves_the_physics_model_alone(fast: RobosuiteSimulator) -> None:
+    fast.reset(KEY)
+    fast.observe()
+    drawn, physics = fast._render().drawn_model, fast._model
+    assert drawn.mesh_facenum.sum() < physics.mesh_facenum.sum() / 4
+    assert physics.vis.quality.offsamples == 4

@@ -1,0 +1,209 @@
+"""Geometry, pruning, pooling and splicing, against brute force and against transformers' own towers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from sim_eval.envs import cameras
+from sim_eval.envs.contract import Observation
+from sim_eval.policies.spatialvla.configuration_spatialvla import SpatialVLAConfig
+from sim_eval.policies.spatialvla.modeling_llava3d import (
+    IMAGE_TOKEN,
+    SpatialVLAInputs,
+    patch_positions,
+    pool_voxels,
+    unproject,
+)
+from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
+
+Make = Callable[[SpatialVLAConfig], SpatialVLAForConditionalGeneration]
+WIDE = torch.tensor([[[-9.0] * 3, [9.0] * 3]])
+
+
+def row(inputs: SpatialVLAInputs, index: int) -> SpatialVLAInputs:
+    """One observation, its prompt without padding."""
+    one = SpatialVLAInputs(**{name: value[index : index + 1] for name, value in vars(inputs).items()})
+    keep = one.attention_mask[0]
+    return replace(one, input_ids=one.input_ids[:, keep], attention_mask=one.attention_mask[:, keep])
+
+
+def test_unprojection_agrees_with_the_cameras_module(observe: Callable[[int], Observation]) -> None:
+    for view in observe(0).views.values():
+        rotation = np.linalg.qr(np.random.default_rng(0).standard_normal((3, 3)))[0]
+        pose = view.camera_to_world.copy()
+        pose[:3, :3] = rotation
+        view = replace(view, camera_to_world=pose)
+        found = unproject(torch.tensor(view.depth)[None], torch.tensor(view.intrinsics)[None], torch.tensor(pose)[None])
+        expected = torch.tensor(cameras.unproject(view)).permute(2, 0, 1)[None]
+        torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("sampling", ["mean", "center", "corner"])
+def test_patch_stands_where_depth_sampling_says(sampling: str) -> None:
+    points = torch.randn(1, 3, 16, 16)
+    depths = torch.ones(1, 16, 16)
+    positions, kept = patch_positions(points, depths, WIDE, 8, sampling)  # type: ignore[arg-type]
+    second = points[0, :, 0:8, 8:16]
+    expected = {"mean": second.mean((1, 2)), "center": second[:, 4, 4], "corner": second[:, 0, 0]}[sampling]
+    torch.testing.assert_close(positions[0, 1], expected)
+    assert kept.all()
+
+
+def test_mean_reads_valid_pixels_only() -> None:
+    points = torch.randn(1, 3, 16, 16)
+    depths = torch.ones(1, 16, 16)
+    depths[0, 0, 0], depths[0, 0, 1], depths[0, 0, 2], depths[0, 0, 3] = 0, -1, torch.nan, torch.inf
+    points[0, :, 0, :4] = torch.nan
+    points[0, 0, 1:8, :8] = 100.0  # outside the workspace
+    depths[0, 8:, 8:] = 0
+    positions, kept = patch_positions(points, depths, WIDE, 8, "mean")
+    torch.testing.assert_close(positions[0, 0], points[0, :, 0, 4:8].mean(1))
+    assert kept.tolist() == [[True, True, True, False]]
+
+
+def test_voxel_mean_equals_brute_force() -> None:
+    torch.manual_seed(0)
+    features, positions = torch.randn(200, 5), torch.rand(200, 3) * 0.1 - 0.05
+    owner = torch.randint(0, 3, (200,)).sort().values
+    found, owners = pool_voxels(features, positions, owner, 0.02)
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index in range(200):
+        key = (int(owner[index]), *torch.round(positions[index] / 0.02).long().tolist())
+        groups.setdefault(key, []).append(index)
+    expected = torch.stack([features[groups[key]].mean(0) for key in sorted(groups)])  # x-major
+    torch.testing.assert_close(found, expected)
+    assert owners.tolist() == [key[0] for key in sorted(groups)]
+
+
+def test_tower_with_every_patch_kept_equals_clip(config: SpatialVLAConfig, make_model: Make) -> None:
+    vlm = make_model(config).vlm
+    pixels = torch.randn(5, 3, 32, 32)
+    expected = vlm.vision_tower(pixels).last_hidden_state[:, 1:]
+    found = vlm.encode_patches(pixels, torch.ones(5, 16, dtype=torch.bool))
+    torch.testing.assert_close(found, expected.flatten(0, 1), atol=1e-5, rtol=1e-5)
+
+
+def test_unpruned_tower_reads_the_kept_patches_of_clip(config: SpatialVLAConfig, make_model: Make) -> None:
+    vlm = make_model(replace(config, vision=replace(config.vision, prune=False))).vlm
+    pixels, kept = torch.randn(5, 3, 32, 32), torch.rand(5, 16) < 0.5
+    expected = vlm.vision_tower(pixels).last_hidden_state[:, 1:][kept]
+    torch.testing.assert_close(vlm.encode_patches(pixels, kept), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_feature_layer_builds_only_what_it_reads(config: SpatialVLAConfig, make_model: Make) -> None:
+    vision = replace(config.vision, layers=3, feature_layer=-2)
+    assert len(make_model(replace(config, vision=vision)).vlm.vision_tower.encoder.layers) == 2
+
+
+def test_pruned_views_do_not_depend_on_each_other(config: SpatialVLAConfig, make_model: Make) -> None:
+    vlm = make_model(config).vlm
+    pixels = torch.randn(40, 3, 32, 32)  # more than run together
+    kept = torch.rand(40, 16) < torch.rand(40, 1)
+    kept[3] = False
+    together = vlm.encode_patches(pixels, kept)
+    alone = torch.cat([vlm.encode_patches(pixels[i : i + 1], kept[i : i + 1]) for i in range(40)])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_pixels_outside_the_workspace_change_nothing(
+    model: SpatialVLAForConditionalGeneration, inputs: SpatialVLAInputs
+) -> None:
+    before = model.vlm(inputs).hidden_states[-1]
+    points = unproject(inputs.depths.flatten(0, 1), inputs.intrinsics.flatten(0, 1), inputs.poses.flatten(0, 1))
+    _, kept = patch_positions(points, inputs.depths.flatten(0, 1), inputs.workspace.repeat_interleave(2, 0), 8, "mean")
+    seen = kept.view(3, 2, 1, 4, 1, 4, 1).expand(-1, -1, 3, -1, 8, -1, 8).reshape(3, 2, 3, 32, 32)
+    assert not seen.all()
+    assert seen.any()
+    hidden = replace(inputs, pixel_values=torch.where(seen, inputs.pixel_values, 7.0))
+    assert torch.equal(model.vlm(hidden).hidden_states[-1], before)
+    shown = replace(inputs, pixel_values=torch.where(seen, 7.0, inputs.pixel_values))
+    assert not torch.allclose(model.vlm(shown).hidden_states[-1], before)
+
+
+def test_position_reaches_the_tokens(config: SpatialVLAConfig, make_model: Make, inputs: SpatialVLAInputs) -> None:
+    vlm = make_model(replace(config, voxel_size=None)).vlm
+    moved = replace(inputs, poses=inputs.poses.clone(), workspace=inputs.workspace + 0.25)
+    moved.poses[..., :3, 3] += 0.25  # the same patches are kept, elsewhere
+    before, after = vlm.embed_scene(inputs)[0], vlm.embed_scene(moved)[0]
+    assert before.shape == after.shape
+    assert ((before - after).abs().amax(1) > 1e-3).all()
+
+
+def test_splice_puts_scene_tokens_in_the_placeholders_stead(model: SpatialVLAForConditionalGeneration) -> None:
+    vlm = model.vlm
+    ids = torch.tensor([[5, 6, IMAGE_TOKEN, 7, 0], [0, 8, IMAGE_TOKEN, 9, 9], [IMAGE_TOKEN, 4, 0, 0, 0]])
+    mask = torch.tensor([[1, 1, 1, 1, 0], [0, 1, 1, 1, 1], [1, 1, 0, 0, 0]]).bool()  # one is padded on the left
+    scene = torch.randn(5, 32)
+    embeddings, valid = vlm.splice(scene, torch.tensor([0, 0, 0, 2, 2]), ids, mask)
+    word = vlm.language_model.embed_tokens.weight
+    rows = [
+        [word[5], word[6], scene[0], scene[1], scene[2], word[7]],
+        [word[8], word[9], word[9]],
+        [scene[3], scene[4], word[4]],
+    ]
+    assert valid.sum(1).tolist() == [6, 3, 3]
+    for index, expected in enumerate(rows):
+        assert torch.equal(embeddings[index][valid[index]], torch.stack(expected))
+        assert valid[index, : len(expected)].all()
+        assert not embeddings[index][~valid[index]].any()
+
+
+def test_hidden_states_equal_the_stock_llama(
+    model: SpatialVLAForConditionalGeneration, inputs: SpatialVLAInputs
+) -> None:
+    context = model.vlm(inputs)
+    llama = model.vlm.language_model
+    stock = llama(
+        inputs_embeds=context.hidden_states[0],
+        attention_mask=context.valid.long(),
+        position_ids=context.position_ids,
+        output_hidden_states=True,
+    ).hidden_states
+    assert len(context.hidden_states) == len(llama.layers)
+    for found, expected in zip(context.hidden_states, stock[:-1], strict=True):
+        torch.testing.assert_close(found[context.valid], expected[context.valid], atol=1e-5, rtol=1e-5)
+
+
+def test_llama_stays_causal(model: SpatialVLAForConditionalGeneration, inputs: SpatialVLAInputs) -> None:
+    one = row(inputs, 0)
+    changed = replace(one, input_ids=one.input_ids.clone())
+    changed.input_ids[0, -1] = 3
+    before, after = model.vlm(one).hidden_states[-1], model.vlm(changed).hidden_states[-1]
+    assert torch.equal(before[:, :-1], after[:, :-1])
+    assert not torch.equal(before[:, -1], after[:, -1])
+
+
+def test_padded_batch_equals_singles(model: SpatialVLAForConditionalGeneration, inputs: SpatialVLAInputs) -> None:
+    context = model.vlm(inputs)
+    assert not context.valid.all(), "the fixture must need padding"
+    for index in range(3):
+        alone = model.vlm(row(inputs, index))
+        assert alone.valid.all()
+        for together, single in zip(context.hidden_states, alone.hidden_states, strict=True):
+            torch.testing.assert_close(together[index][context.valid[index]], single[0], atol=1e-5, rtol=1e-5)
+
+
+def test_a_scene_without_anything_in_the_workspace_is_text_only(
+    model: SpatialVLAForConditionalGeneration, inputs: SpatialVLAInputs
+) -> None:
+    blind = replace(inputs, depths=torch.zeros_like(inputs.depths))
+    context = model.vlm(blind)
+    assert context.valid.sum(1).tolist() == (inputs.attention_mask.sum(1) - 1).tolist()
+    assert context.hidden_states[-1].isfinite().all()
+
+
+def test_without_voxels_every_kept_patch_is_a_token(
+    config: SpatialVLAConfig, make_model: Make, inputs: SpatialVLAInputs
+) -> None:
+    depths = inputs.depths.flatten(0, 1)
+    points = unproject(depths, inputs.intrinsics.flatten(0, 1), inputs.poses.flatten(0, 1))
+    _, kept = patch_positions(points, depths, inputs.workspace.repeat_interleave(2, 0), 8, "mean")
+    _, owner = make_model(replace(config, voxel_size=None)).vlm.embed_scene(inputs)
+    assert torch.bincount(owner, minlength=3).tolist() == kept.view(3, -1).sum(1).tolist()
+    _, coarse = make_model(replace(config, voxel_size=0.5)).vlm.embed_scene(inputs)
+    assert len(coarse) < len(owner)

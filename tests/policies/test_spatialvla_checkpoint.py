@@ -1,0 +1,169 @@
+"""A policy survives its folder bit by bit, and a damaged folder is told in one line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sim_eval.envs.contract import EpisodeKey, Observation, SimEvalError
+from sim_eval.policies.policy import PolicyRequest, load_policy
+from sim_eval.policies.spatialvla.checkpoint import SpatialVLAPolicy, load_checkpoint, save_checkpoint
+from sim_eval.policies.spatialvla.configuration_spatialvla import SIZES, SpatialVLAConfig
+from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
+from sim_eval.policies.spatialvla.processing_spatialvla import SpatialVLAProcessor
+
+Observe = Callable[[int], Observation]
+FILES = ["config.json", "processor.json", "tokenizer.json", "model.safetensors"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, model: SpatialVLAForConditionalGeneration, processor: SpatialVLAProcessor) -> Path:
+    save_checkpoint(tmp_path / "run", model, processor)
+    return tmp_path / "run"
+
+
+def ask(processor: SpatialVLAProcessor, observe: Observe, seed: int, replan: int = 0) -> PolicyRequest:
+    return PolicyRequest(observe(seed), EpisodeKey("robosuite/Lift", "test", seed), replan, processor.action)
+
+
+def test_save_and_load_are_bit_identical(
+    folder: Path, model: SpatialVLAForConditionalGeneration, processor: SpatialVLAProcessor, observe: Observe
+) -> None:
+    loaded = load_policy(str(folder), "cpu")
+    assert isinstance(loaded, SpatialVLAPolicy)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], tensor), name
+    before = SpatialVLAPolicy(model, processor, torch.device("cpu")).predict([ask(processor, observe, 0)])
+    after = loaded.predict([ask(processor, observe, 0)])
+    assert np.array_equal(before[0].actions, after[0].actions)
+    assert after[0].actions.shape == (4, 7)
+    assert after[0].actions.dtype == np.float64
+
+
+def test_spec_carries_everything_and_the_digest_of_the_weights(folder: Path, processor: SpatialVLAProcessor) -> None:
+    spec = load_checkpoint(folder, "cpu").spec
+    assert spec.digest == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert (spec.robot, spec.cameras, spec.proprio, spec.action, spec.tasks) == (
+        processor.spec.robot,
+        processor.spec.cameras,
+        processor.spec.proprio,
+        processor.spec.action,
+        processor.spec.tasks,
+    )
+    assert sorted(entry.name for entry in folder.iterdir()) == sorted(FILES), "nothing half-written is left"
+
+
+def test_noise_is_decided_by_key_and_replan(folder: Path, processor: SpatialVLAProcessor, observe: Observe) -> None:
+    policy = load_checkpoint(folder, "cpu")
+
+    def actions(replan: int) -> list[float]:
+        return policy.predict([ask(processor, observe, 0, replan)])[0].actions.ravel().tolist()
+
+    assert actions(0) == actions(0)
+    assert actions(0) != actions(1)
+
+
+def test_companions_change_rounding_at_most(folder: Path, processor: SpatialVLAProcessor, observe: Observe) -> None:
+    policy = load_checkpoint(folder, "cpu")
+    requests = [ask(processor, observe, seed) for seed in range(3)]
+    together = policy.predict(requests)
+    for request, chunk in zip(requests, together, strict=True):
+        np.testing.assert_allclose(chunk.actions, policy.predict([request])[0].actions, atol=1e-5)
+    assert policy.predict([]) == []
+
+
+def test_loading_leaves_the_callers_random_stream_alone(folder: Path) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    load_checkpoint(folder, "cpu")
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_missing_truncated_and_empty_files_are_named(folder: Path, name: str) -> None:
+    whole = (folder / name).read_bytes()
+    for content in (None, b"", whole[: len(whole) // 2], b"[]"):
+        if content is None:
+            (folder / name).unlink()
+        else:
+            (folder / name).write_bytes(content)
+        with pytest.raises(SimEvalError) as caught:
+            load_checkpoint(folder, "cpu")
+        message = str(caught.value)
+        assert message.startswith(str(folder / name)), message
+        assert "\n" not in message
+        assert "restore the file" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "value", "blamed"),
+    [
+        ("config.json", ("text", "mlp"), 56, "model.safetensors"),
+        ("config.json", ("text", "layers"), 2, "config.json"),
+        ("config.json", ("text", "layers"), "many", "config.json"),
+        ("config.json", ("vision",), None, "config.json"),
+        ("config.json", ("voxel_sizes",), 1, "config.json"),
+        ("config.json", ("frame",), "elbow", "config.json"),
+        ("config.json", ("expert", "state_dim"), 5, "processor.json"),
+        ("processor.json", ("cameras", "wrist"), [64, 64], "processor.json"),
+        ("processor.json", ("cameras",), 3, "processor.json"),
+        ("processor.json", ("normalization", "mode"), "min_max", "processor.json"),
+        ("processor.json", ("normalization", "fields", "action", "std"), [1.0], "processor.json"),
+        ("processor.json", ("action", "control_hz"), None, "processor.json"),
+    ],
+)
+def test_files_that_do_not_fit_each_other_are_named(
+    folder: Path, name: str, part: tuple[str, ...], value: object, blamed: str
+) -> None:
+    data = json.loads((folder / name).read_text())
+    place = data
+    for key in part[:-1]:
+        place = place[key]
+    place[part[-1]] = value
+    (folder / name).write_text(json.dumps(data))
+    with pytest.raises(SimEvalError) as caught:
+        load_checkpoint(folder, "cpu")
+    assert str(caught.value).startswith(str(folder / blamed))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_failed_write_leaves_the_old_checkpoint(
+    folder: Path,
+    model: SpatialVLAForConditionalGeneration,
+    processor: SpatialVLAProcessor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = load_checkpoint(folder, "cpu").spec.digest
+    with torch.no_grad():
+        model.action_expert.action_out_proj.bias += 1
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(SimEvalError, match="No space left"):
+        save_checkpoint(folder, model, processor)
+    assert load_checkpoint(folder, "cpu").spec.digest == before
+
+
+def test_unknown_device_and_unwritable_folder(
+    folder: Path, model: SpatialVLAForConditionalGeneration, processor: SpatialVLAProcessor, tmp_path: Path
+) -> None:
+    with pytest.raises(SimEvalError, match="device 'abacus'"):
+        load_checkpoint(folder, "abacus")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SimEvalError, match="cannot write"):
+        save_checkpoint(tmp_path / "file", model, processor)
+
+
+@pytest.mark.parametrize("size", sorted(SIZES))
+def test_named_sizes_survive_json(size: str) -> None:
+    data = json.loads(json.dumps(SIZES[size].to_dict()))
+    assert SpatialVLAConfig.from_dict(data) == SIZES[size]

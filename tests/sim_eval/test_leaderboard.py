@@ -1,0 +1,156 @@
+"""What may stand in one table, and what a row says."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sim_eval.envs.contract import EpisodeKey, SimEvalError, SimulatorOptions
+from sim_eval.evaluation.engine import EpisodeResult, RolloutProtocol
+from sim_eval.evaluation.manifest import Manifest
+from sim_eval.evaluation.run_folder import open_run
+from sim_eval.leaderboard import HEADER, LeaderboardArguments, Table, build, find_runs, main
+from sim_eval.policies.policy import PolicySpec
+
+PROTOCOL = RolloutProtocol()
+
+
+def result(key: EpisodeKey, success: bool, error: str | None = None) -> EpisodeResult:
+    return EpisodeResult(key, "go", success, False, 30, 20 if success else None, "none", 8, error, 1.0)
+
+
+def make_run(
+    folder: Path,
+    successes: int,
+    tasks: tuple[str, ...] = ("fake/Plane",),
+    episodes: int = 40,
+    errors: int = 0,
+    finished: int | None = None,
+    protocol: RolloutProtocol = PROTOCOL,
+    privileged: bool = False,
+) -> Path:
+    """A run whose first episodes of each task succeed and whose last ones end with an error."""
+    manifest = Manifest.plan(tasks, "test", 0, episodes)
+    with open_run(folder, manifest, PolicySpec(folder.name, privileged=privileged), protocol, {}, []) as run:
+        for key in run.remaining[:finished]:
+            error = "policy: broke" if key.index >= episodes - errors else None
+            run.append(result(key, key.index < successes, error))
+    return folder
+
+
+def cells(table: Table, policy: str) -> dict[str, str]:
+    (row,) = [row for row in table.rows if row[1].split()[0] == policy]
+    return dict(zip(HEADER, row, strict=True))
+
+
+def test_rows_are_ranked_with_ties_and_labels(tmp_path: Path):
+    make_run(tmp_path / "zero", 0)
+    make_run(tmp_path / "deep", 38)
+    make_run(tmp_path / "late", 37)
+    make_run(tmp_path / "scripted", 40, privileged=True)
+    (table,) = build(find_runs([tmp_path])).tables
+    assert [row[:2] for row in table.rows] == [
+        ("1", "scripted (privileged)"),
+        ("1", "deep"),
+        ("1", "late"),
+        ("4", "zero"),
+    ]
+    assert cells(table, "deep")["success / planned"] == "38 / 40"
+    assert cells(table, "deep")["rate"] == "95.0 %"
+    assert cells(table, "deep")["95 % interval"] == "[83.5, 98.6]"
+    assert cells(table, "deep")["steps to success"] == "20.0"
+    assert cells(table, "zero")["steps to success"] == "-"
+
+
+def test_an_error_counts_as_a_failure_and_is_shown(tmp_path: Path):
+    (table,) = build([make_run(tmp_path / "frail", 30, errors=4)]).tables
+    row = cells(table, "frail")
+    assert (row["success / planned"], row["success / completed"], row["rate"]) == ("30 / 40", "30 / 36", "75.0 %")
+
+
+def test_partial_and_damaged_runs_are_left_out_with_the_reason(tmp_path: Path):
+    make_run(tmp_path / "whole", 20)
+    make_run(tmp_path / "partial", 20, finished=30)
+    damaged = make_run(tmp_path / "damaged", 20)
+    (damaged / "episodes.jsonl").write_text("{}\n")
+    board = build(find_runs([tmp_path]))
+    assert [row[1] for table in board.tables for row in table.rows] == ["whole"]
+    reasons = {folder.name: reason for folder, reason in board.left_out}
+    assert reasons["partial"].startswith("30 of 40 episodes")
+    assert "line 1 is damaged" in reasons["damaged"]
+
+
+def test_a_run_whose_numbers_were_doctored_in_run_json_gains_nothing(tmp_path: Path):
+    folder = make_run(tmp_path / "whole", 20)
+    data = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**data, "successes": 40, "rate": 1.0}))
+    (table,) = build([folder]).tables
+    assert cells(table, "whole")["success / planned"] == "20 / 40"
+
+
+def test_other_manifests_and_protocols_get_their_own_table(tmp_path: Path):
+    make_run(tmp_path / "a", 20)
+    make_run(tmp_path / "longer", 20, episodes=41)
+    make_run(tmp_path / "replan", 20, protocol=RolloutProtocol(replan=8))
+    make_run(tmp_path / "faithful", 20, protocol=RolloutProtocol(simulator=SimulatorOptions("faithful")))
+    make_run(tmp_path / "b", 20)
+    board = build(find_runs([tmp_path]))
+    assert sorted(sorted(row[1] for row in table.rows) for table in board.tables) == [
+        ["a", "b"],
+        ["faithful"],
+        ["longer"],
+        ["replan"],
+    ]
+
+
+def test_several_tasks_get_a_table_each_and_one_for_all_whatever_their_order(tmp_path: Path):
+    make_run(tmp_path / "a", 10, tasks=("fake/Plane", "fake/Line"))
+    make_run(tmp_path / "b", 20, tasks=("fake/Line", "fake/Plane"))
+    tables = build(find_runs([tmp_path])).tables
+    assert [table.title.split(" (")[0] for table in tables] == ["fake/Plane", "fake/Line", "all tasks"]
+    assert [cells(table, "b")["success / planned"] for table in tables] == ["20 / 40", "20 / 40", "40 / 80"]
+    assert [cells(tables[2], name)["rank"] for name in ("a", "b")] == ["2", "1"]
+
+
+def test_a_run_named_twice_stands_once(tmp_path: Path):
+    folder = make_run(tmp_path / "a", 10)
+    assert len(find_runs([folder, tmp_path])) == 1
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    assert find_runs([tmp_path]) == [folder, copy]
+
+
+def test_a_folder_without_runs_is_refused(tmp_path: Path):
+    with pytest.raises(SimEvalError, match="neither a run folder"):
+        find_runs([tmp_path])
+
+
+def test_the_command_prints_and_writes_markdown(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    make_run(tmp_path / "deep", 38)
+    make_run(tmp_path / "partial", 20, finished=30)
+    arguments = LeaderboardArguments((tmp_path,), tmp_path / "board.md")
+    assert main(arguments) == 0
+    text = (tmp_path / "board.md").read_text()
+    assert "| 1 | deep | 38 / 40 | 95.0 % | [83.5, 98.6] |" in text
+    assert "- partial: 30 of 40 episodes" in text
+    shown = capsys.readouterr()
+    assert "[83.5, 98.6]" in shown.out
+    assert "partial" in shown.err
+    assert main(replace(arguments, runs=(tmp_path / "partial",), markdown=None)) == 1
+
+
+def test_a_reader_that_leaves_early_sees_no_traceback(tmp_path: Path):
+    make_run(tmp_path / "deep", 38)
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "sim_eval.leaderboard", str(tmp_path)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert done.returncode != 0
+    assert done.stderr == ""

@@ -1,0 +1,161 @@
+"""The rollout command on the real simulator: what it prints, keeps, resumes and refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sim_eval.console import run
+from sim_eval.leaderboard import LeaderboardArguments
+from sim_eval.leaderboard import main as leaderboard
+from sim_eval.rollout import PROGRAM, RolloutArguments, command, main
+
+ROOT = Path(__file__).parents[2]
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The command in this process; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["rollout", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        run(main, RolloutArguments, PROGRAM)
+    return int(stop.value.code or 0)
+
+
+def identities(folder: Path) -> list[dict[str, object]]:
+    lines = (folder / "episodes.jsonl").read_text().splitlines()
+    return [{name: value for name, value in json.loads(line).items() if name != "seconds"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of three scripted episodes, without videos."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    assert main(RolloutArguments(policy="scripted", episodes=3, video="none", out=folder)) == 0
+    return folder
+
+
+def test_it_prints_one_json_object_and_writes_videos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], finished: Path
+):
+    arguments = ["--policy", "scripted", "--episodes", "2", "--out", str(tmp_path / "run"), "--json"]
+    assert call(monkeypatch, *arguments) == 0
+    shown = capfd.readouterr()
+    (task,) = json.loads(shown.out)["tasks"]
+    assert (task["task"], task["episodes"]) == ("robosuite/LiftWide", 2)
+    assert task["interval"][0] <= task["rate"] <= task["interval"][1]
+    assert "success" in shown.err  # the progress bar
+    videos = sorted(path.name for path in (tmp_path / "run" / "videos").iterdir())
+    outcomes = ["success" if line["success"] else "failure" for line in identities(tmp_path / "run")]
+    assert videos == [f"robosuite-LiftWide_test_{n:05d}_{outcome}.mp4" for n, outcome in enumerate(outcomes)]
+    # Neither watching nor the number of episodes changes an episode.
+    assert identities(tmp_path / "run") == identities(finished)[:2]
+    assert leaderboard(LeaderboardArguments((tmp_path / "run", finished))) == 0
+
+
+def test_interrupted_and_resumed_equals_finished(
+    tmp_path: Path, finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    folder = tmp_path / "run"
+    arguments = ["--policy", "scripted", "--episodes", "3", "--video", "all", "--out", str(folder)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sim_eval.rollout", *arguments],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    log = folder / "episodes.jsonl"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and log.read_bytes().count(b"\n") >= 1):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: the video encoder gets it as well
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    kept = len(identities(folder))
+    assert 1 <= kept < 3
+    assert f"interrupted: {kept} of 3 episodes kept in {folder}; the same command with --out {folder} continues" in err
+    assert "Traceback" not in err + out
+    assert call(monkeypatch, *arguments) == 0
+    assert identities(folder) == identities(finished)
+    assert not list(folder.rglob(".partial-*"))
+    assert "3 / 3" in capsys.readouterr().out
+
+
+def test_another_run_in_the_folder_is_refused(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    assert call(monkeypatch, "--policy", "zero", "--episodes", "3", "--out", str(finished)) == 2
+    assert "policy name: scripted there, zero now" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--policy", "zero", "--task", "robosuite/Flying"], "unknown task 'robosuite/Flying'"),
+        (["--policy", "zero", "--task", "robosuite/Lift,robosuite/Lift"], "named twice"),
+        (["--policy", "genius"], "unknown policy 'genius'"),
+        (["--policy", "zero", "--split", "exam"], "unknown split 'exam'"),
+        (["--policy", "zero", "--episodes", "0"], "--episodes must be 1 or more, not 0"),
+        (["--policy", "zero", "--episodes", "-3"], "--episodes must be 1 or more, not -3"),
+        (["--policy", "zero", "--episodes", "many"], "many"),
+        (["--policy", "zero", "--first", "-1"], "--first must be 0 or more"),
+        (["--policy", "zero", "--replan", "0"], "--replan must be 1 or more"),
+        (["--policy", "zero", "--video", "some"], "some"),
+        (["--policy", "zero", "--speed", "9"], "--speed"),
+        ([], "--policy"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+):
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, *arguments) != 0
+    shown = capfd.readouterr()
+    assert shown.err.startswith("error: ")
+    assert shown.err.count("\n") == 1
+    assert words in shown.err
+    assert not shown.out
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unwritable_out_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    (tmp_path / "file").touch()
+    assert call(monkeypatch, "--policy", "zero", "--out", str(tmp_path / "file" / "run")) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"error: cannot write {tmp_path / 'file' / 'run'}")
+
+
+def test_run_json_has_a_command_that_parses_to_the_same_arguments(monkeypatch: pytest.MonkeyPatch):
+    import tyro
+
+    arguments = RolloutArguments("zero", "robosuite/Lift", 3, "val", 5, "none", Path("x"), "cpu", True, "faithful", 2)
+    assert tyro.cli(RolloutArguments, args=command(arguments)[3:]) == arguments
+
+
+def test_help_comes_at_once():
+    """No simulator, network or statistics are imported for it."""
+    code = (
+        "import runpy, sys\nsys.argv = ['rollout', '--help']\n"
+        "try: runpy.run_module('sim_eval.rollout', run_name='__main__', alter_sys=True)\n"
+        "except SystemExit: print(sorted({'torch', 'robosuite', 'mujoco', 'h5py', 'scipy', 'PIL'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+    assert "--episodes" in result.stdout
