@@ -1,6 +1,7 @@
 """Pinhole geometry: MuJoCo camera -> intrinsics and camera_to_world; pixels <-> world points.
 
-Pixel (column u, row v) has its centre at (u + 0.5, v + 0.5); depth is planar z. Axes are OpenCV's: x right, y down, z forward.
+Pixel (column u, row v) has its centre at (u + 0.5, v + 0.5); depth is planar z. Axes are OpenCV's: x right, y down, z
+forward.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ def camera_to_world_from_mujoco(position: FloatArray, rotation: FloatArray) -> F
     pose = np.eye(4)
     pose[:3, :3] = rotation.reshape(3, 3)
     pose[:3, 3] = position
-    return pose @ OPENGL_TO_OPENCV
+    camera_to_world: FloatArray = pose @ OPENGL_TO_OPENCV
+    return camera_to_world
 
 
 def unproject(view: CameraView) -> FloatArray:
@@ -33,7 +35,8 @@ def unproject(view: CameraView) -> FloatArray:
     columns, rows = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
     rays = np.stack([columns, rows, np.ones_like(rows)], axis=-1) @ np.linalg.inv(view.intrinsics).T
     points = rays * view.depth[..., None].astype(np.float64)
-    return points @ view.camera_to_world[:3, :3].T + view.camera_to_world[:3, 3]
+    world: FloatArray = points @ view.camera_to_world[:3, :3].T + view.camera_to_world[:3, 3]
+    return world
 
 
 def project(points: FloatArray, intrinsics: FloatArray, camera_to_world: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -51,7 +51,8 @@ class WorkspaceBox:
 
     def contains(self, points: FloatArray) -> NDArray[np.bool_]:
         """Which of the points [..., 3] lie inside; bool [...]."""
-        return np.all((points >= np.array(self.lower)) & (points <= np.array(self.upper)), axis=-1)
+        inside: NDArray[np.bool_] = np.all((points >= self.lower) & (points <= self.upper), axis=-1)
+        return inside
 
 
 @dataclass(frozen=True)
@@ -284,12 +285,14 @@ class NormalizationStats:
     def normalize(self, name: str, values: FloatArray) -> FloatArray:
         """Values [..., n] of the field, normalised."""
         offset, scale = self._offset_scale(name)
-        return cast(FloatArray, (values - offset) / scale)
+        normalized: FloatArray = (values - offset) / scale
+        return normalized
 
     def denormalize(self, name: str, values: FloatArray) -> FloatArray:
         """The inverse of :meth:`normalize`."""
         offset, scale = self._offset_scale(name)
-        return cast(FloatArray, values * scale + offset)
+        denormalized: FloatArray = values * scale + offset
+        return denormalized
 
     def to_dict(self) -> dict[str, object]:
         return {"mode": self.mode, "floor": self.floor, "fields": {k: asdict(v) for k, v in self.fields.items()}}
@@ -310,6 +313,6 @@ class NormalizationStats:
                 name: FieldStats(*(tuple(float(x) for x in entry[part]) for part in ("mean", "std", "q01", "q99")))
                 for name, entry in raw.items()
             }
-            return cls(cast(NormalizationMode, mode), fields, float(cast(float, data["floor"])))
+            return cls(mode, fields, float(cast(float, data["floor"])))
         except (KeyError, TypeError, ValueError) as error:
             raise SimEvalError(f"normalisation statistics are damaged: {error!r}") from error

@@ -1,12 +1,12 @@
 """The Gymnasium face of any simulator: ``gymnasium.make("sim_eval/LiftWide-v0")`` after ``import sim_eval``.
 
-``step`` is one control step and one rendered observation. ``terminated`` is always False, the horizon gives ``truncated``,
-``info["is_success"]`` is the task's rule at this instant and the reward is 1 while it holds.
+``step`` is one control step and one rendered observation. ``terminated`` is always False, the horizon gives
+``truncated``, ``info["is_success"]`` is the task's rule at this instant and the reward is 1 while it holds.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import TypeAlias
 
 import gymnasium
 import numpy as np
@@ -16,18 +16,22 @@ from numpy.typing import NDArray
 from sim_eval.envs.contract import EpisodeKey, FloatArray, Observation, RenderMode, SimulatorOptions
 from sim_eval.envs.tasks import get_task
 
-if TYPE_CHECKING:
-    GymObservation: TypeAlias = dict[str, dict[str, dict[str, NDArray[np.generic]]] | dict[str, FloatArray] | str]
+# Nested dicts as the observation space has them; Gymnasium's own type for a Dict space says no more.
+GymObservation: TypeAlias = dict[str, object]
 
 # Beyond any table top: spaces need bounds, and a far plane at infinity is no use to a learner.
 MAX_DEPTH_METRES = 1e3
 PRINTABLE = "".join(chr(code) for code in range(32, 127))
 
 
-class SimulatorEnv(gymnasium.Env["GymObservation", FloatArray]):
-    """Observation: ``views`` {camera: rgb, depth, intrinsics, camera_to_world}, ``proprio`` {field: vector}, ``instruction``."""
+class SimulatorEnv(gymnasium.Env[GymObservation, FloatArray]):
+    """A simulator as a Gymnasium environment.
 
-    metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 20}
+    Observation: ``views`` {camera: rgb, depth, intrinsics, camera_to_world}, ``proprio`` {field: vector} and
+    ``instruction``, as in :class:`sim_eval.envs.contract.Observation`.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012  (Gymnasium declares it so)
 
     def __init__(
         self,
@@ -38,14 +42,14 @@ class SimulatorEnv(gymnasium.Env["GymObservation", FloatArray]):
         width: int = 128,
         split: str = "train",
     ) -> None:
-        """Args: render: look of the pictures, see SimulatorOptions. split: where seeds are looked up, see :meth:`reset`."""
+        """Args: render: see SimulatorOptions. split: whose episodes seeds number, see :meth:`reset`."""
         self.render_mode = render_mode
         self._split = split
         self._simulator = get_task(task).make(SimulatorOptions(render, height, width))
         self._steps = 0
         spec = self._simulator.spec
         self.action_space = spaces.Box(np.array(spec.action.low), np.array(spec.action.high), dtype=np.float64)
-        self.observation_space = spaces.Dict(
+        self.observation_space = spaces.Dict(  # type: ignore[assignment]  # Gymnasium's Dict is invariant
             {
                 "views": spaces.Dict({name: self._view_space(*size) for name, size in spec.cameras.items()}),
                 "proprio": spaces.Dict(
@@ -69,9 +73,10 @@ class SimulatorEnv(gymnasium.Env["GymObservation", FloatArray]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, object] | None = None
     ) -> tuple[GymObservation, dict[str, object]]:
-        """Starts the episode (task, split, index): index is ``options["index"]``, else the seed, else the next random one.
+        """Starts the episode (task, split, index).
 
-        ``options["split"]`` overrides the split.
+        The index is ``options["index"]``, else the seed, else the next random one; ``options["split"]`` overrides the
+        split.
         """
         super().reset(seed=seed)
         options = options or {}
@@ -88,7 +93,7 @@ class SimulatorEnv(gymnasium.Env["GymObservation", FloatArray]):
         info: dict[str, object] = {"is_success": status.success, "phase": status.phase}
         return self._observe(), float(status.success), False, truncated, info
 
-    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
+    def render(self) -> NDArray[np.uint8] | None:
         """The first camera's picture, uint8 [H, W, 3]."""
         if self.render_mode != "rgb_array":
             return None

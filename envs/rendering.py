@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # Meshes of fewer faces are drawn as they are: the fingers must keep their shape in the wrist camera.
 DECIMATE_ABOVE_FACES = 1000
-# Edge of the clustering grid: a share of the mesh's largest extent, so that the pedestal does not cost more than the arm.
+# Edge of the clustering grid: a share of the mesh's extent, so that the pedestal does not cost more than the arm.
 CELL_SHARE, CELL_MIN_METRES = 1 / 20, 0.01
 VISUAL_GROUP = 1
 HIDDEN_GROUP = 5
@@ -290,7 +290,8 @@ class RgbdRenderer:
         for drawn in scene.geoms[: scene.ngeom]:
             if drawn.segid >= 0 and drawn.objtype == mujoco.mjtObj.mjOBJ_GEOM:
                 geom_of[drawn.segid + 1] = drawn.objid
-        return geom_of[segment]
+        shown: NDArray[np.int32] = geom_of[segment]
+        return shown
 
     def close(self) -> None:
         """Frees the contexts; may be called twice."""

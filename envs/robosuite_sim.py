@@ -1,6 +1,6 @@
 """robosuite 1.5 behind the Simulator protocol: Panda, OSC_POSE, 20 Hz, 7-D actions in [-1, 1].
 
-The environment is built once and soft-reset (``hard_reset=False``: 1 ms instead of 160). Everything that robosuite draws at
+The environment is built once and soft-reset (``hard_reset=False``: 1 ms, not 160). Everything that robosuite draws at
 random is drawn again from the episode's key, so an episode does not depend on what ran before it or where.
 """
 

@@ -72,7 +72,7 @@ class ActionChunk:
 
 
 class Policy(Protocol):
-    """Answers several episodes at once and keeps nothing between calls, so that episodes cannot influence each other."""
+    """Answers several episodes at once and keeps nothing between calls, so that no episode can influence another."""
 
     @property
     def spec(self) -> PolicySpec: ...

@@ -1,6 +1,7 @@
 """Collect demonstrations: ``python -m sim_eval.collect --task robosuite/LiftWide --episodes 150 --out data/lift_wide``.
 
-One HDF5 file an episode, in robomimic's layout with depth and cameras. The same command again continues where it stopped.
+One HDF5 file an episode, in robomimic's layout with depth and cameras. The same command again goes on where it
+stopped.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class CollectArguments:
         episodes: how many episodes the folder shall hold in the end.
         split: train or val; test episodes are never collected.
         keep_failures: keep failed episodes too.
-        disturb: push the demonstrator off its path while it records clean labels (DART), so that a learner sees recoveries.
+        disturb: push the demonstrator off its path but record clean labels (DART), so that a learner sees recoveries.
         render: fast, or faithful for the simulator's own look.
         size: height and width of every camera in pixels.
         device: for a learned policy: auto, cpu, cuda.
@@ -119,9 +120,10 @@ def collect(simulator: Simulator, policy: Policy, arguments: CollectArguments) -
     finally:
         seconds = progress.format_dict["elapsed"]
         progress.close()
+    total = len(there) + len(recorder.written)
     size = sum(path.stat().st_size for path in recorder.written) / 1e6
     print(
-        f"{arguments.out}: {len(there) + len(recorder.written)} episodes of {task} ({split}), {len(there)} of them from before\n"
+        f"{arguments.out}: {total} episodes of {task}, {split} ({len(there)} from before)\n"
         f"this time: {successes} successes in {tries} tries, {len(recorder.written)} written ({size:.0f} MB), "
         f"{steps} control steps, {seconds:.0f} s"
     )

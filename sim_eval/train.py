@@ -1,7 +1,7 @@
-"""Train a policy on demonstrations: ``python -m sim_eval.train --expert deep_llama --data data/lift_wide --out runs/train/my``.
+"""Train a policy on demonstrations: ``python -m sim_eval.train --data data/lift_wide --out runs/train/mine``.
 
-``--out`` becomes a checkpoint folder that ``sim_eval.rollout --policy`` takes, with the weights that did best on rollouts of
-the ``val`` split. The same command again continues an interrupted training.
+``--out`` becomes a checkpoint folder that ``sim_eval.rollout --policy`` takes, with the weights that did best on
+rollouts of the ``val`` split. The same command again continues an interrupted training.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import tyro
 
@@ -66,7 +66,7 @@ class TrainArguments:
     batch_size: int = 32
     draws: int = 4
     learning_rate: float = 1e-3
-    normalization: Literal["mean_std", "quantile"] = "mean_std"
+    normalization: NormalizationMode = "mean_std"
     val_episodes: int = 20
 
 
@@ -168,7 +168,7 @@ def make_processor(windows: EpisodeWindows, arguments: TrainArguments) -> Spatia
     """
     from sim_eval.datasets.normalization import normalization_stats
     from sim_eval.policies.policy import PolicySpec
-    from sim_eval.policies.spatialvla.configuration_spatialvla import SIZES
+    from sim_eval.policies.spatialvla.configuration_spatialvla import SIZES, ActionExpertType
     from sim_eval.policies.spatialvla.processing_spatialvla import SpatialVLAProcessor, train_tokenizer
 
     if foreign := [str(episode.key) for episode in windows.episodes if episode.key.split != "train"]:
@@ -180,7 +180,7 @@ def make_processor(windows: EpisodeWindows, arguments: TrainArguments) -> Spatia
         tiny,
         vision=replace(tiny.vision, image_size=side),
         expert=replace(tiny.expert, state_dim=sum(proprio.values()), action_dim=windows.spec.action.dim),
-        action_expert_type=arguments.expert,
+        action_expert_type=cast(ActionExpertType, arguments.expert),
     )
     spec = PolicySpec(
         name=arguments.expert,
@@ -190,7 +190,7 @@ def make_processor(windows: EpisodeWindows, arguments: TrainArguments) -> Spatia
         action=windows.spec.action,
         tasks=tuple(sorted({episode.key.task for episode in windows.episodes})),
     )
-    stats = normalization_stats(windows.episodes, cast(NormalizationMode, arguments.normalization))
+    stats = normalization_stats(windows.episodes, arguments.normalization)
     tokenizer = train_tokenizer({episode.instruction for episode in windows.episodes}, config.text.vocab_size)
     return SpatialVLAProcessor(config, spec, stats, tokenizer)
 
@@ -211,7 +211,7 @@ def train(
 
     device = next(trainer.model.parameters()).device
     rounds = ROUNDS if simulators else ()
-    writer = SummaryWriter(str(arguments.out / "tensorboard"), purge_step=trainer.step)  # type: ignore[no-untyped-call]
+    writer = SummaryWriter(str(arguments.out / "tensorboard"), purge_step=trainer.step)
     bar = tqdm(
         total=1.0, initial=round(progress.share(arguments, trainer.step), 4), file=sys.stderr, dynamic_ncols=True
     )
@@ -227,7 +227,7 @@ def train(
                 validate(arguments, processor, trainer, progress, simulators)
                 for name, value in progress.rounds[-1].items():
                     if name in simulators:
-                        writer.add_scalar(f"val/{name}", successes(str(value)), trainer.step)  # type: ignore[no-untyped-call]
+                        writer.add_scalar(f"val/{name}", successes(str(value)), trainer.step)
                 progress.seconds = time.monotonic() - began
                 save(arguments, windows, trainer, progress)
                 share = progress.share(arguments, trainer.step)
@@ -247,7 +247,7 @@ def train(
                     ("gradient_norm", norm),
                     ("learning_rate", trainer.learning_rate(share)),
                 ):
-                    writer.add_scalar(f"train/{name}", value, trainer.step)  # type: ignore[no-untyped-call]
+                    writer.add_scalar(f"train/{name}", value, trainer.step)
                 bar.set_postfix_str(f"step {trainer.step}, loss {loss:.3f}", refresh=False)
             bar.update(share - bar.n)
             if time.monotonic() - saved > SAVE_SECONDS:
@@ -264,7 +264,7 @@ def train(
         ) from None
     finally:
         bar.close()
-        writer.close()  # type: ignore[no-untyped-call]
+        writer.close()
 
 
 def validate(
@@ -349,7 +349,8 @@ def resume(arguments: TrainArguments, windows: EpisodeWindows, trainer: Trainer)
         there, now = state["identity"], identity(arguments, windows)
         if changed := [name for name in now if there.get(name) != now[name]]:
             raise SimEvalError(
-                f"{arguments.out} holds another training ({', '.join(changed)} differ): choose another --out or the same options"
+                f"{arguments.out} holds another training ({', '.join(changed)} differ): "
+                "choose another --out or the same options"
             )
         trainer.load_state_dict(state["trainer"])
         return Progress(**state["progress"])

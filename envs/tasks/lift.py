@@ -63,7 +63,7 @@ def make(task: Task, options: SimulatorOptions) -> Simulator:
 TASKS = tuple(
     Task(
         name=name,
-        instructions=("lift the red cube",),
+        instructions=("lift the red cube", "pick up the red cube", "raise the red cube off the table"),
         horizon=200,
         workspace=WORKSPACE,
         phases=("reach", "grasp", "lift"),

@@ -1,4 +1,7 @@
-"""The policy `scripted`: waypoint experts that see the simulator's state; modules of this folder register theirs in ``EXPERTS``."""
+"""The policy `scripted`: waypoint experts that see the simulator's state.
+
+Every module of this folder that has ``EXPERTS`` contributes them.
+"""
 
 from __future__ import annotations
 

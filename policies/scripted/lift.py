@@ -1,4 +1,7 @@
-"""Expert for the Lift family: line up over the cube, descend, close, lift. Stateless, so it recovers from any disturbance."""
+"""Expert for the Lift family: line up over the cube, descend, close, lift.
+
+It remembers nothing, so it recovers from any disturbance.
+"""
 
 from __future__ import annotations
 

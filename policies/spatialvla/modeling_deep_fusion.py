@@ -121,6 +121,8 @@ class DeepFusionActionExpert(nn.Module):
     Blocks of the mask: {context}, {state, time}, {actions}; a token sees its own block and those before.
     """
 
+    blocks: Tensor
+
     def __init__(self, config: SpatialVLAConfig) -> None:
         super().__init__()
         expert = config.expert

@@ -17,7 +17,7 @@ from sim_eval.policies.spatialvla.configuration_spatialvla import DepthSampling,
 from sim_eval.policies.spatialvla.masks import additive_mask, causal_mask
 
 IMAGE_TOKEN = -200  # LLaVA's placeholder in the token ids
-VIEWS_TOGETHER = 16  # views that share one padded pass of the vision tower
+VIEWS_TOGETHER = 8  # views that share one padded pass of the vision tower
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def unproject(depths: Tensor, intrinsics: Tensor, poses: Tensor) -> Tensor:
     Returns:
         Points in that frame, [N, 3, H, W].
     """
-    count, height, width = depths.shape
+    _, height, width = depths.shape
     device = depths.device
     u = torch.arange(width, device=device, dtype=torch.float32) + 0.5
     v = torch.arange(height, device=device, dtype=torch.float32) + 0.5
@@ -82,7 +82,9 @@ def unproject(depths: Tensor, intrinsics: Tensor, poses: Tensor) -> Tensor:
     rays = poses[:, :3, :3] @ torch.linalg.inv(intrinsics.float())
     columns = rays[:, :, 0, None, None] * u + rays[:, :, 2, None, None]
     directions = columns + rays[:, :, 1, None, None] * v[:, None]
-    return directions.mul_(depths.float()[:, None]).add_(poses[:, :3, 3, None, None]).view(count, 3, height, width)
+    # In place: at a million pixels fresh memory costs more than the arithmetic.
+    points: Tensor = directions.mul_(depths.float()[:, None]).add_(poses[:, :3, 3, None, None])
+    return points
 
 
 def patch_positions(
@@ -264,7 +266,7 @@ class LLaVA3DModel(nn.Module):
         # Views of like length run together, since padding costs as much as patches do; the features return in order.
         order = length.argsort(stable=True)
         parts, origins = [], []
-        for views in order.split(VIEWS_TOGETHER):
+        for views in torch.split(order, VIEWS_TOGETHER):
             columns = int(length[views[-1]])
             slots = torch.arange(columns, device=seen.device)
             valid = slots < length[views, None]

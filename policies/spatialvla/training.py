@@ -1,4 +1,7 @@
-"""One training step of a SpatialVLA: optimizer, schedule, clipping, EMA. Takes batches; knows no files and no simulator."""
+"""One training step of a SpatialVLA: optimizer, schedule, clipping, EMA.
+
+Takes batches; knows no files and no simulator.
+"""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ CARD = """# {name}
 |---|---|
 | tasks | {tasks} |
 | sees | RGB-D of {cameras}; proprioception {proprio}; the instruction |
-| demonstrations | {episodes} episodes, {windows} control steps, scripted expert with disturbances and clean labels, split `train` |
+| demonstrations | {episodes} episodes, {windows} control steps, split `train`; how: docs/results.md |
 | command | `{command}` |
 | seed | {seed} |
 | trained | {minutes:.1f} minutes, {steps} steps of {batch_size} observations, on {device} |

@@ -1,6 +1,7 @@
 from collections.abc import Iterator
 
 import pytest
+
 from sim_eval.envs.contract import SimulatorOptions
 from sim_eval.envs.robosuite_sim import RobosuiteSimulator
 from sim_eval.envs.tasks import get_task

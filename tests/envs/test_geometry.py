@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy.spatial import cKDTree
+
 from sim_eval.envs.cameras import intrinsics_from_fovy, project, unproject
 from sim_eval.envs.contract import CameraView, EpisodeKey, FloatArray
 from sim_eval.envs.robosuite_sim import RobosuiteSimulator

@@ -3,8 +3,9 @@
 import gymnasium
 import numpy as np
 import pytest
-import sim_eval  # noqa: F401  (registers the environments)
 from gymnasium.utils.env_checker import check_env
+
+import sim_eval  # noqa: F401  (registers the environments)
 
 
 @pytest.mark.filterwarnings("ignore")

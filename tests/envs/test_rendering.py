@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+
 from sim_eval.envs import rendering
 from sim_eval.envs.contract import EpisodeKey, SimEvalError, SimulatorOptions
 from sim_eval.envs.robosuite_sim import RobosuiteSimulator

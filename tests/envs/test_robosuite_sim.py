@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+
 from sim_eval.envs.contract import EpisodeKey, SimEvalError
 from sim_eval.envs.robosuite_sim import RobosuiteSimulator
 from sim_eval.envs.tasks import get_task, task_names

@@ -1,0 +1,65 @@
+"""The scripted experts: good enough to learn from, even when pushed, and honest about being privileged."""
+
+import numpy as np
+import pytest
+
+from sim_eval.envs.contract import EpisodeKey, SimulatorOptions
+from sim_eval.envs.tasks import get_task
+from sim_eval.evaluation.engine import RolloutProtocol, run_episode
+from sim_eval.policies.policy import load_policy
+from sim_eval.policies.scripted.waypoints import tilt_error, towards, yaw_error
+
+SMALL = SimulatorOptions(height=32, width=32)
+
+
+def successes(task: str, episodes: int, disturb: bool) -> int:
+    simulator, policy = get_task(task).make(SMALL), load_policy("scripted")
+    keys = [EpisodeKey(task, "val", index) for index in range(episodes)]
+    results = [run_episode(simulator, policy, key, RolloutProtocol(), disturb=disturb) for key in keys]
+    simulator.close()
+    assert not any(result.error for result in results)
+    return sum(result.success for result in results)
+
+
+@pytest.mark.parametrize("disturb", [False, True])
+def test_expert_lifts(disturb: bool) -> None:
+    assert successes("robosuite/LiftWide", 6, disturb) >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["robosuite/Lift", "robosuite/LiftWide"])
+def test_expert_lifts_95_of_100_while_pushed(task: str) -> None:
+    assert successes(task, 100, disturb=True) >= 95
+
+
+def test_it_says_that_it_is_privileged() -> None:
+    assert load_policy("scripted").spec.privileged
+    assert not load_policy("zero").spec.privileged
+
+
+@pytest.mark.parametrize("degrees", [-80, -30, 0, 30, 44, 46, 170])
+def test_yaw_error_brings_fingers_to_the_nearest_face(degrees: float) -> None:
+    def turned(angle: float) -> np.ndarray:
+        c, s = np.cos(angle), np.sin(angle)
+        return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+
+    cube, gripper = turned(np.radians(degrees)), turned(0.3) @ np.diag([1.0, -1.0, -1.0])
+    error = yaw_error(gripper, cube)
+    assert abs(error) <= np.pi / 4 + 1e-9
+    after = turned(error) @ gripper
+    angle = np.arctan2(after[1, 1], after[0, 1]) - np.radians(degrees)
+    assert np.isclose(np.sin(2 * angle), 0, atol=1e-9)  # a multiple of 90 degrees
+
+
+def test_tilt_error_points_the_gripper_down() -> None:
+    tilt = 0.1
+    c, s = np.cos(tilt), np.sin(tilt)
+    about_x = np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
+    gripper = about_x @ np.diag([1.0, -1.0, -1.0])
+    np.testing.assert_allclose(tilt_error(gripper), [-s, 0, 0], atol=1e-12)
+
+
+def test_actions_stay_in_bounds() -> None:
+    action = towards(np.array([1.0, -1.0, 0.01]), np.array([0.0, 0.0, 9.0]), 1.0)
+    assert np.all(np.abs(action) <= 1)
+    assert action[2] == pytest.approx(0.2)

@@ -1,0 +1,100 @@
+"""Collecting demonstrations through the command line: what is written can be trusted, resumed and replayed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sim_eval.collect import CollectArguments, main
+from sim_eval.datasets.checks import check_folder
+from sim_eval.datasets.episode_file import episode_files, read_episode
+from sim_eval.envs.contract import SimEvalError, SimulatorOptions
+from sim_eval.envs.tasks import get_task
+
+TASK = "robosuite/LiftWide"
+
+
+def arguments(out: Path, **changes: object) -> CollectArguments:
+    return CollectArguments(**{"task": TASK, "out": out, "episodes": 2, "size": 64, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def collected(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("demonstrations")
+    assert main(arguments(out)) == 0
+    return out
+
+
+def test_files_are_sound_and_labels_are_clean(collected: Path) -> None:
+    report = check_folder(collected)
+    assert (report.episodes, report.successes, report.problems) == (2, 2, ())
+    episode = read_episode(episode_files(collected)[0])
+    assert not np.array_equal(episode.actions, episode.executed_actions)  # it was pushed, the label was not
+    assert set(episode.observations[0].views) == {"agentview", "wrist"}
+    assert episode.observations[0].views["wrist"].depth.shape == (64, 64)
+
+
+def test_executed_actions_replay_bit_for_bit(collected: Path) -> None:
+    simulator = get_task(TASK).make(SimulatorOptions(height=64, width=64))
+    for file in episode_files(collected):
+        episode = read_episode(file)
+        simulator.reset(episode.key)
+        for step, action in enumerate(episode.executed_actions):
+            assert np.array_equal(simulator.snapshot().state, episode.states[step])
+            if step % 10 == 0:
+                seen, recorded = simulator.observe(), episode.observations[step]
+                assert np.array_equal(seen.views["wrist"].depth, recorded.views["wrist"].depth)
+                assert np.array_equal(seen.proprio["eef_pos"], recorded.proprio["eef_pos"])
+            status = simulator.act(action)
+            assert status.success == episode.success[step]
+    simulator.close()
+
+
+def test_the_target_is_a_total_and_what_is_there_stays(collected: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {file: file.read_bytes() for file in episode_files(collected)}
+    assert main(arguments(collected, episodes=3)) == 0
+    after = {file: file.read_bytes() for file in episode_files(collected)}
+    assert len(after) == 3
+    assert all(after[file] == content for file, content in before.items())
+    assert "3 episodes" in capsys.readouterr().out
+
+
+def test_a_damaged_file_is_collected_again(collected: Path) -> None:
+    victim = episode_files(collected)[0]
+    whole = victim.read_bytes()
+    victim.write_bytes(whole[: len(whole) // 2])
+    assert main(arguments(collected, episodes=len(episode_files(collected)))) == 0
+    assert check_folder(collected).problems == ()
+
+
+def test_other_pictures_are_not_mixed_in(collected: Path) -> None:
+    with pytest.raises(SimEvalError, match="--size"):
+        main(arguments(collected, size=32, episodes=9))
+
+
+def test_a_policy_that_cannot_demonstrate_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sim_eval.collect.TRIES_BEFORE_GIVING_UP", 2)
+    with pytest.raises(SimEvalError, match="cannot demonstrate"):
+        main(arguments(tmp_path / "out", policy="random"))
+    assert episode_files(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--task", "robosuite/Fly"], "robosuite/LiftWide"),
+        (["--episodes", "0"], "--episodes must be 1 or more"),
+        (["--policy", "nobody"], "unknown policy 'nobody'"),
+        (["--split", "test"], "split"),
+        (["--out", "pyproject.toml/below"], "cannot be written"),
+    ],
+)
+def test_bad_input_is_one_line(options: list[str], says: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sim_eval.collect", "--task", TASK, "--out", str(tmp_path), *options]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert answer.returncode == 2
+    assert len(answer.stderr.strip().splitlines()) == 1
+    assert answer.stderr.startswith("error: ")
+    assert says in answer.stderr

@@ -1,0 +1,155 @@
+"""Training through the command line: killed equals finished, what comes out runs, what does not fit is refused."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from sim_eval import collect, rollout, train
+from sim_eval.envs.contract import SimEvalError
+from sim_eval.policies.policy import load_policy
+
+TASK = "robosuite/LiftWide"
+SIDE = 64
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("demonstrations")
+    collect.main(collect.CollectArguments(task=TASK, out=out, episodes=3, size=SIDE))
+    return out
+
+
+def arguments(data: Sequence[Path], out: Path, **changes: object) -> train.TrainArguments:
+    options = {"data": tuple(data), "out": out, "steps": 8, "batch_size": 4, "val_episodes": 0, **changes}
+    return train.TrainArguments(**options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("trained") / "checkpoint"
+    assert train.main(arguments([data], out)) == 0
+    return out
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_interrupted_and_continued_equals_unbroken(
+    data: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sim_eval.policies.spatialvla.training import Trainer
+
+    original = Trainer.train_step
+
+    def interrupting(self: Trainer, *batch: object) -> tuple[float, float]:
+        if self.step == 5:
+            raise KeyboardInterrupt
+        return original(self, *batch)  # type: ignore[arg-type]
+
+    out = tmp_path / "checkpoint"
+    monkeypatch.setattr(Trainer, "train_step", interrupting)
+    with pytest.raises(KeyboardInterrupt, match="5 steps kept"):
+        train.main(arguments([data], out))
+    monkeypatch.setattr(Trainer, "train_step", original)
+    assert train.main(arguments([data], out)) == 0
+    assert weights(out) == weights(trained)
+
+
+def test_another_seed_gives_other_weights(data: Path, trained: Path, tmp_path: Path) -> None:
+    train.main(arguments([data], tmp_path, seed=1, steps=2))
+    assert weights(tmp_path) != weights(trained)
+
+
+def test_the_folder_is_a_policy_with_a_card(trained: Path) -> None:
+    spec = load_policy(str(trained), "cpu").spec
+    assert spec.tasks == (TASK,)
+    assert spec.cameras == {"agentview": (SIDE, SIDE), "wrist": (SIDE, SIDE)}
+    card = (trained / "README.md").read_text()
+    assert "8 steps of 4 observations" in card
+    assert "3 episodes" in card
+
+
+def test_it_rolls_out_the_same_lines_twice(trained: Path, tmp_path: Path) -> None:
+    def lines(name: str) -> list[dict[str, object]]:
+        options = rollout.RolloutArguments(policy=str(trained), episodes=2, out=tmp_path / name, video="none")
+        assert rollout.main(options) == 0
+        found = [json.loads(line) for line in (tmp_path / name / "episodes.jsonl").read_text().splitlines()]
+        return [{field: value for field, value in line.items() if field != "seconds"} for line in found]
+
+    first = lines("first")
+    assert [line["error"] for line in first] == [None, None]
+    assert first == lines("second")
+
+
+def test_validation_rollouts_pick_the_weights(data: Path, tmp_path: Path) -> None:
+    assert train.main(arguments([data], tmp_path, steps=5, val_episodes=1)) == 0
+    state = torch.load(tmp_path / train.STATE, weights_only=True)
+    rounds = state["progress"]["rounds"]
+    assert [entry["step"] for entry in rounds] == [2, 3, 4, 5]  # two of the shares fall on one step
+    assert state["progress"]["best"] >= 0
+    assert "best" in (tmp_path / "README.md").read_text()
+
+
+def test_a_policy_that_does_not_fit_is_refused_before_the_first_step(trained: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "changed"
+    shutil.copytree(trained, changed)
+    processor = json.loads((changed / "processor.json").read_text())
+    processor["robot"], processor["action"]["control_hz"] = "Sawyer", 10
+    (changed / "processor.json").write_text(json.dumps(processor))
+    with pytest.raises(SimEvalError, match=r"made for Sawyer.*control_hz") as caught:
+        rollout.main(rollout.RolloutArguments(policy=str(changed), episodes=1, out=tmp_path / "run"))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "episodes.jsonl").exists()
+
+
+def test_another_training_is_not_overwritten(data: Path, trained: Path) -> None:
+    before = weights(trained)
+    with pytest.raises(SimEvalError, match="seed differ"):
+        train.main(arguments([data], trained, seed=5))
+    assert weights(trained) == before
+
+
+def test_a_damaged_state_is_named(data: Path, trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "copy")
+    state = tmp_path / "copy" / train.STATE
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(SimEvalError, match=f"{train.STATE} is damaged"):
+        train.main(arguments([data], tmp_path / "copy"))
+
+
+def test_only_the_train_split_is_trained_on(tmp_path: Path) -> None:
+    folder = tmp_path / "val"
+    collect.main(collect.CollectArguments(task=TASK, out=folder, episodes=1, size=32, split="val"))
+    with pytest.raises(SimEvalError, match="train split"):
+        train.main(arguments([folder], tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--expert", "early_bert"], "unknown expert 'early_bert': choose one of deep_llama"),
+        (["--size", "huge"], "unknown size"),
+        (["--data", "/nowhere"], "/nowhere"),
+        (["--data", "docs"], "no demonstrations in docs"),
+        (["--minutes", "-1"], "--minutes must be"),
+        (["--steps", "0"], "--steps must be"),
+        (["--steps", "3", "--minutes", "1"], "not both"),
+        (["--out", "pyproject.toml/below"], "cannot be written"),
+        (["--device", "tpu9"], "device 'tpu9'"),
+    ],
+)
+def test_bad_input_is_one_line(options: list[str], says: str, data: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sim_eval.train", "--data", str(data), "--out", str(tmp_path / "out"), *options]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert answer.returncode == 2, answer.stderr
+    lines = [line for line in answer.stderr.strip().splitlines() if not line.startswith("reading")]
+    assert len(lines) == 1, answer.stderr
+    assert lines[0].startswith("error: ")
+    assert says in lines[0]
