@@ -254,7 +254,9 @@ def check_pictures(simulator: Simulator, env: ManipulationEnv, key: EpisodeKey) 
         alike = np.abs(view.depth - other.depth)[table] < DEPTH_METRES
         if not table.any() or alike.mean() < SHARE:
             raise SimEvalError(f"camera '{name}' shows the table differently in robosuite's picture: time nothing")
-        if not all(np.allclose(getattr(view, part), getattr(other, part)) for part in ("intrinsics", "camera_to_world")):
+        if not all(
+            np.allclose(getattr(view, part), getattr(other, part)) for part in ("intrinsics", "camera_to_world")
+        ):
             raise SimEvalError(f"camera '{name}' is calibrated differently in the plain loop: time nothing")
     for name, values in mine.proprio.items():
         if not np.allclose(values, theirs.proprio[name], atol=1e-6):
@@ -315,7 +317,11 @@ def report(arguments: SpeedArguments, protocol: RolloutProtocol, ours: Side, pla
         (f"successes of {count}", "successes", "{:d}", None),
     ]
     cells = [
-        (label, *(shape.format(getattr(side, name)) for side in (ours, plain)), "" if ratio is None else f"{ratio:.1f}x")
+        (
+            label,
+            *(shape.format(getattr(side, name)) for side in (ours, plain)),
+            "" if ratio is None else f"{ratio:.1f}x",
+        )
         for label, name, shape, ratio in rows
     ]
     print(f"{arguments.policy} on {arguments.task}: {count} episodes and {arguments.frames} looks each; medians")

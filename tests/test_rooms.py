@@ -1,0 +1,78 @@
+"""The walls of the house: who may import whom, under which names, and how fast the door opens."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ALLOWED = {
+    "envs": {"sim_eval.envs"},
+    "policies": {"sim_eval.envs.contract", "sim_eval.envs.cameras", "sim_eval.policies"},
+    "datasets": {"sim_eval.envs.contract", "sim_eval.datasets"},
+}
+PROGRAMS = ("collect", "train", "rollout", "leaderboard")
+
+
+def imports(file: Path) -> set[str]:
+    """Modules of ours that a file names, at the top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {name for name in found if name.split(".")[0] in ("sim_eval", *ALLOWED)}
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_imports_go_one_way(room: str) -> None:
+    for file in (ROOT / room).rglob("*.py"):
+        for name in imports(file):
+            allowed = any(name == door or name.startswith(f"{door}.") for door in ALLOWED[room])
+            assert allowed, f"{file.relative_to(ROOT)} imports {name}"
+
+
+def test_no_two_modules_bear_one_name() -> None:
+    stems = [file.stem for room in (*ALLOWED, "sim_eval") for file in (ROOT / room).rglob("*.py")]
+    names = [stem for stem in stems if stem != "__init__"]
+    repeated = {name for name in names if names.count(name) > 1}
+    assert repeated <= {"lift"}  # a task and its expert share the task family's name, by design
+
+
+def test_hugging_faces_datasets_is_not_shadowed() -> None:
+    code = "import sim_eval, sim_eval.datasets, importlib.util as u; s = u.find_spec('datasets'); print(s and s.origin)"
+    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert str(ROOT) not in answer.stdout
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_loads_no_heavy_library(program: str) -> None:
+    code = (
+        "import sys, runpy\n"
+        f"sys.argv = ['{program}', '--help']\n"
+        "try: runpy.run_module('sim_eval." + program + "', run_name='__main__', alter_sys=True)\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'mujoco', 'robosuite', 'transformers', 'h5py'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    assert "usage:" in answer.stdout
+
+
+def test_every_shipped_checkpoint_loads_and_has_a_card() -> None:
+    from sim_eval.envs.tasks import task_names
+    from sim_eval.policies.policy import CHECKPOINTS, load_policy, shipped_checkpoints
+
+    assert "deep_llama" in shipped_checkpoints()
+    for name in shipped_checkpoints():
+        spec = load_policy(name, "cpu").spec
+        assert spec.name == name
+        assert spec.tasks
+        assert set(spec.tasks) <= set(task_names())
+        folder = CHECKPOINTS / name
+        assert sum(file.stat().st_size for file in folder.iterdir()) < 8e6
+        assert "seed" in (folder / "README.md").read_text()
