@@ -11,7 +11,7 @@ setup: $(VENV)/.ready
 $(VENV)/.ready: requirements.lock scripts/opengl.sh
 	sh scripts/opengl.sh
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile --requirement requirements.lock
 	# torch's CPU wheel is complete; for its CUDA wheel this fetches the libraries that it names.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep ^torch== requirements.lock)"
 	touch $@

@@ -1,8 +1,8 @@
 """How fast a policy is scored: ours against the plain loop that a user of stock robosuite writes.
 
-``python -m benchmarks.rollout_speed --policy deep_llama``. Both sides run in one process with the same policy on the same
-keys, episode by episode in turn, so that whatever else the machine does slows both. Before and after, one state is
-looked at with both: what is timed are right pictures.
+``python -m benchmarks.rollout_speed --policy deep_llama``. Both sides run in one process, episode by episode in turn,
+with the same policy, keys and initial states, so that whatever else the machine does slows both. Before and after, one
+state is looked at with both: what is timed are right pictures.
 """
 
 from __future__ import annotations
@@ -111,6 +111,7 @@ def main(arguments: SpeedArguments) -> int:
         check_fit(policy.spec, simulator.spec)
         stack.enter_context(quiet())  # robosuite says at every hard reset which file it reads
         env = stack.enter_context(closing(plain_environment(task, protocol.simulator)))
+        hard_reset(env)
         check_pictures(simulator, env, keys[0])
         frames = frame_seconds(simulator, env, arguments.frames)
         for key in tqdm(keys, unit="pair", file=sys.stderr, dynamic_ncols=True):
@@ -196,15 +197,11 @@ def play_plain(
     env: ManipulationEnv, policy: Policy, key: EpisodeKey, task: Task, protocol: RolloutProtocol, state: FloatArray
 ) -> Timed:
     """The plain loop, under the engine's stop rule, from the initial state that ours has under this key."""
-    from sim_eval.envs.robosuite_sim import ACTION, reseed
+    from sim_eval.envs.robosuite_sim import ACTION
     from sim_eval.policies.policy import PolicyRequest
 
-    reseed(env, key.rng("reset"))
-    replaced = env.sim._render_context_offscreen
-    began = time.perf_counter()
-    env.reset()
-    seconds = time.perf_counter() - began
-    seen = put(env, state)  # not on the clock: stock users take the state they get
+    seconds = hard_reset(env)
+    seen = put(env, state)  # not on the clock: a user takes the state that comes
     began = time.perf_counter()
     steps = replan = 0
     last, success = task.horizon, False
@@ -218,13 +215,23 @@ def play_plain(
                 success, last = True, min(task.horizon, steps + protocol.settle_steps)
             if steps >= last:
                 break
-    seconds += time.perf_counter() - began
-    # A hard reset leaves its old OpenGL context to Python's collector, which frees it inside whichever context is then
-    # current and so destroys that one's pictures. Here it lives to the episode's end and is freed inside itself.
+    return Timed(seconds + time.perf_counter() - began, steps, success)
+
+
+def hard_reset(env: ManipulationEnv) -> float:
+    """Resets robosuite as it does by default, and returns the seconds that took.
+
+    It leaves the replaced OpenGL context to Python's collector, which would free it inside whichever context is then
+    current and so destroy that one's pictures; here it is freed inside itself, off the clock.
+    """
+    replaced = env.sim._render_context_offscreen
+    began = time.perf_counter()
+    env.reset()
+    seconds = time.perf_counter() - began
     replaced.gl_ctx.make_current()
     del replaced
     gc.collect()
-    return Timed(seconds, steps, success)
+    return seconds
 
 
 def put(env: ManipulationEnv, state: FloatArray) -> Mapping[str, FloatArray]:
@@ -327,10 +334,10 @@ def report(arguments: SpeedArguments, protocol: RolloutProtocol, ours: Side, pla
     print(f"{arguments.policy} on {arguments.task}: {count} episodes and {arguments.frames} looks each; medians")
     print(terminal(("", "ours", "robosuite", "ratio"), cells))
     print(
-        f"ours: soft reset, both cameras rendered (fast) when the policy is asked, every {protocol.replan} control steps.\n"
-        "robosuite: hard reset, both cameras rendered by its default renderer at every control step; asked as often.\n"
-        "The sides draw their own cubes and so differ in the length of their episodes: compare the rate by control step,\n"
-        "which a difference in length cannot flatter, before the rate by episode."
+        f"ours: soft reset; both cameras rendered (fast) when the policy is asked, every {protocol.replan} steps.\n"
+        "robosuite: hard reset; both cameras rendered by its own renderer at every step; policy asked as often.\n"
+        "Both start from the same states. Should the lengths of their episodes differ all the same, the ratio by\n"
+        "control step is the fair one. A frame is one camera's RGB and depth; robosuite's depth is left unconverted."
     )
 
 

@@ -379,7 +379,7 @@ def card(
     versions = cast(Mapping[str, str], machine()["versions"])
     device = next(trainer.model.parameters()).device.type
     facts = {
-        "name": arguments.out.name,
+        "name": f"{arguments.expert}, seed {arguments.seed}",
         "expert": arguments.expert,
         "size": arguments.size,
         "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()) / 1e6,
