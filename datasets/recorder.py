@@ -81,7 +81,8 @@ class DemonstrationRecorder:
         key, self._key = self._key, None
         if key is None:
             raise SimEvalError("the recorder has no episode to finish: start one first")
-        if not (success or self._keep_failures):
+        done = len(self._statuses)  # a step that broke the simulator is not part of the episode
+        if not done or not (success or self._keep_failures):
             self.skipped.append(key)
             return
         path = self._folder / episode_name(key)
@@ -91,10 +92,10 @@ class DemonstrationRecorder:
             workspace=simulator.task.workspace,
             robot=simulator.spec.robot,
             action=simulator.spec.action,
-            observations=self._observations,
-            actions=np.array(self._labels),
-            executed_actions=np.array(self._executed),
-            states=np.array(self._states),
+            observations=self._observations[:done],
+            actions=np.array(self._labels[:done]),
+            executed_actions=np.array(self._executed[:done]),
+            states=np.array(self._states[:done]),
             success=np.array([status.success for status in self._statuses], dtype=np.bool_),
             phases=np.array([status.phase for status in self._statuses], dtype=np.int64),
             provenance=self._provenance,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import tyro
 
 from sim_eval.console import at_least, run
-from sim_eval.envs.contract import EpisodeKey, NormalizationMode, SimEvalError, SimulatorOptions
+from sim_eval.envs.contract import EpisodeKey, NormalizationMode, RenderMode, SimEvalError, SimulatorOptions
 
 if TYPE_CHECKING:
     from sim_eval.datasets.windows import EpisodeWindows
@@ -112,9 +112,9 @@ def main(arguments: TrainArguments) -> int:
     config = TrainingConfig(arguments.batch_size, arguments.draws, arguments.learning_rate)
     trainer = Trainer(model, config, arguments.seed)
     progress = resume(arguments, windows, trainer)
-    (height, width), *_ = windows.spec.cameras.values()
+    shown = shown_as(windows)
     simulators = {
-        name: get_task(name).make(SimulatorOptions(height=height, width=width))
+        name: get_task(name).make(shown)
         for name in processor.spec.tasks
         if arguments.val_episodes
     }
@@ -158,6 +158,19 @@ def check(arguments: TrainArguments) -> None:
         raise SimEvalError(
             f"--out {arguments.out} cannot be written ({error.strerror}): choose another folder"
         ) from error
+
+
+def shown_as(windows: EpisodeWindows) -> SimulatorOptions:
+    """How the demonstrations were rendered; validation shows its episodes alike.
+
+    Raises:
+        SimEvalError: some were rendered otherwise than others.
+    """
+    looks = {json.loads(episode.provenance["env_args"]).get("render", "fast") for episode in windows.episodes}
+    if len(looks) > 1:
+        raise SimEvalError(f"--data mixes episodes rendered {' and '.join(sorted(looks))}: train on one look")
+    (height, width), *_ = windows.spec.cameras.values()
+    return SimulatorOptions(cast(RenderMode, looks.pop()), height, width)
 
 
 def make_processor(windows: EpisodeWindows, arguments: TrainArguments) -> SpatialVLAProcessor:

@@ -101,6 +101,21 @@ def test_failures_are_kept_only_when_asked(tmp_path: Path, make_episode: Make) -
     assert {index: header.success for index, header in existing(tmp_path, TASK, "train").items()} == {1: False, 2: True}
 
 
+def test_a_step_that_broke_the_simulator_is_left_out(tmp_path: Path, make_episode: Make) -> None:
+    episode = make_episode(1)
+    simulator = Playback(episode)
+    simulator.reset(episode.key)
+    recorder = DemonstrationRecorder(tmp_path, keep_failures=True)
+    recorder.start(simulator, episode.key)
+    for step in range(3):
+        recorder.before_act(simulator, episode.actions[step], episode.executed_actions[step])
+        if step < 2:
+            recorder.after_act(simulator, simulator.act(episode.executed_actions[step]))
+    recorder.finish(simulator, False)
+    assert check_episode(recorder.written[0]) == []
+    assert len(read_episode(recorder.written[0]).actions) == 2
+
+
 def test_an_abandoned_episode_does_not_leak_into_the_next(tmp_path: Path, make_episode: Make) -> None:
     recorder, abandoned = DemonstrationRecorder(tmp_path), Playback(make_episode(1))
     recorder.start(abandoned, abandoned.episode.key)

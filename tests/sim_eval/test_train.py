@@ -131,6 +131,14 @@ def test_only_the_train_split_is_trained_on(tmp_path: Path) -> None:
         train.main(arguments([folder], tmp_path / "out"))
 
 
+def test_looks_are_not_mixed(data: Path, tmp_path: Path) -> None:
+    other = tmp_path / "faithful"
+    task = "robosuite/Lift"
+    collect.main(collect.CollectArguments(task=task, out=other, episodes=1, size=SIDE, render="faithful"))
+    with pytest.raises(SimEvalError, match="faithful and fast|fast and faithful"):
+        train.main(arguments([data, other], tmp_path / "out"))
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
