@@ -336,8 +336,9 @@ def report(arguments: SpeedArguments, protocol: RolloutProtocol, ours: Side, pla
     print(
         f"ours: soft reset; both cameras rendered (fast) when the policy is asked, every {protocol.replan} steps.\n"
         "robosuite: hard reset; both cameras rendered by its own renderer at every step; policy asked as often.\n"
-        "Both start from the same states. Should the lengths of their episodes differ all the same, the ratio by\n"
-        "control step is the fair one. A frame is one camera's RGB and depth; robosuite's depth is left unconverted."
+        "Both start from the same states. Their episodes may differ in length all the same, which flatters one\n"
+        "ratio or the other: take the smaller of those by episode and by control step.\n"
+        "A frame is one camera's RGB and depth; robosuite's depth is left unconverted."
     )
 
 

@@ -18,9 +18,12 @@ import matplotlib
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.mplot3d import Axes3D
 from mpl_toolkits.mplot3d.art3d import Line3DCollection, Poly3DCollection
+from numpy.typing import NDArray
 
 from sim_eval.envs.cameras import unproject
 from sim_eval.envs.contract import CameraView, EpisodeKey, FloatArray, Observation, WorkspaceBox
@@ -33,9 +36,10 @@ from sim_eval.reporting.video import depth_range
 
 OUT = Path(__file__).with_name("overview.png")
 KEY, STEPS = EpisodeKey("robosuite/LiftWide", "val", 3), 8
-DPI, SIZE = 100, (14.0, 7.0)
-INK, FAINT, ACCENT, GRIPPER = "#1f2430", "#8a91a0", "#0b7285", "#f08c00"
-GRID, MARGIN = 0.05, 0.01  # metres: of the table's grid, and beyond the cloud
+DPI, SIZE = 100, (14.0, 7.2)
+INK, FAINT, ACCENT, GRIPPER = "#1f2430", "#5c6370", "#0b7285", "#f08c00"
+GRID = 0.05  # metres between the table's lines
+POINTS_PER_METRE = 1350  # so that neighbouring pixels touch
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Tokens:
         colours: [K, 3] in 0 to 1, likewise.
     """
 
-    kept: dict[str, FloatArray]
+    kept: dict[str, NDArray[np.bool_]]
     points: FloatArray
     colours: FloatArray
 
@@ -100,19 +104,19 @@ def tokens(seen: Observation) -> Tokens:
     )
 
 
-def cloud(view: CameraView, workspace: WorkspaceBox, near: float) -> tuple[FloatArray, FloatArray]:
-    """World points [N, 3] of a camera inside the workspace, and their colours [N, 3] in 0 to 1."""
+def cloud(view: CameraView, workspace: WorkspaceBox, near: float) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """World points [N, 3] of a camera inside the workspace, colours [N, 3] in 0 to 1, metres that a pixel spans [N]."""
     points = unproject(view)
     inside = workspace.contains(points) & (view.depth >= near)
-    return points[inside], view.rgb[inside] / 255
+    return points[inside], view.rgb[inside] / 255, view.depth[inside] / view.intrinsics[0, 0]
 
 
-def draw_rgb(axes: Axes, view: CameraView, kept: FloatArray) -> None:
+def draw_rgb(axes: Axes, view: CameraView, kept: NDArray[np.bool_]) -> None:
     """The picture, darkened where the network does not look."""
     height, width = view.depth.shape
     patch = height // len(kept)
     weight = np.kron(kept, np.ones((patch, patch)))[..., None]
-    axes.imshow((view.rgb * (0.55 + 0.45 * weight)).astype(np.uint8), extent=(0, width, height, 0))
+    axes.imshow((view.rgb * (0.75 + 0.25 * weight)).astype(np.uint8), extent=(0, width, height, 0))
     for row, column in np.argwhere(kept):
         axes.add_patch(Rectangle((column * patch, row * patch), patch, patch, fill=False, ec=ACCENT, lw=0.8))
 
@@ -121,32 +125,45 @@ def draw_scene(axes: Axes3D, seen: Observation, found: Tokens) -> None:
     """The cloud of both cameras over the table, with tokens and gripper."""
     near = SIZES["tiny"].position.near
     parts = [cloud(view, seen.workspace, near) for view in seen.views.values()]
-    points, colours = (np.concatenate(part) for part in zip(*parts, strict=True))
+    points, colours, spans = (np.concatenate(part) for part in zip(*parts, strict=True))
     axes.computed_zorder = False
     floor = seen.workspace.lower[2]
-    lower, upper = points.min(0) - MARGIN, points.max(0) + MARGIN
+    lower, upper = points.min(0), points.max(0)
     lower[:2], upper[:2] = np.floor(lower[:2] / GRID) * GRID, np.ceil(upper[:2] / GRID) * GRID
     lower[2] = floor
     corners = [(lower[0], lower[1]), (upper[0], lower[1]), (upper[0], upper[1]), (lower[0], upper[1])]
     axes.add_collection3d(Poly3DCollection([[(*corner, floor) for corner in corners]], fc="#f1f3f5", ec="none"))
-    lines = [
-        [(*start, floor), (*end, floor)]
-        for x in np.arange(lower[0], upper[0] + GRID / 2, GRID)
-        for start, end in [((x, lower[1]), (x, upper[1]))]
-    ] + [
-        [(lower[0], y, floor), (upper[0], y, floor)] for y in np.arange(lower[1], upper[1] + GRID / 2, GRID)
-    ]
+    across, along = (np.arange(lower[i], upper[i] + GRID / 2, GRID) for i in (0, 1))
+    lines = [[(x, lower[1], floor), (x, upper[1], floor)] for x in across]
+    lines += [[(lower[0], y, floor), (upper[0], y, floor)] for y in along]
     axes.add_collection3d(Line3DCollection(lines, colors="#d5d9e0", lw=0.8))
-    axes.scatter(*points.T, c=colours, s=11, depthshade=False, lw=0, zorder=2)
-    token = {"s": 130, "c": [(*matplotlib.colors.to_rgb(ACCENT), 0.35)], "edgecolors": ACCENT, "lw": 1.5}
-    axes.scatter(*found.points.T, **token, depthshade=False, zorder=3)
+    axes.scatter(*points.T, c=colours, s=(POINTS_PER_METRE * spans) ** 2, depthshade=False, lw=0, zorder=2)
+    fill = matplotlib.colors.to_rgba(ACCENT, 0.45)
+    token = axes.scatter(*found.points.T, s=160, c=[fill], edgecolors=ACCENT, lw=1.5, depthshade=False, zorder=3)
     eef = seen.proprio["eef_pos"]
     axes.plot(*np.stack([eef, [eef[0], eef[1], floor]]).T, c=GRIPPER, lw=1.5, ls=":", zorder=4)
-    axes.scatter(*eef[:, None], marker="*", s=380, c=GRIPPER, edgecolors="white", lw=1, depthshade=False, zorder=5)
+    star = axes.scatter(
+        *eef[:, None], marker="*", s=330, c=GRIPPER, edgecolors="white", lw=1, depthshade=False, zorder=5
+    )
     axes.set(xlim=(lower[0], upper[0]), ylim=(lower[1], upper[1]), zlim=(lower[2], upper[2]))
-    axes.set_box_aspect(upper - lower, zoom=1.25)
+    axes.set_box_aspect(upper - lower, zoom=1.08)
     axes.view_init(elev=22, azim=40)
     axes.set_axis_off()
+    axes.text2D(
+        0.03, 0.14, f"table, lines {100 * GRID:.0f} cm apart", transform=axes.transAxes, color=FAINT, fontsize=11
+    )
+    pixel = Line2D([], [], ls="", marker="o", ms=5, c="#555555")
+    axes.figure.legend(
+        [pixel, token, star],
+        ["pixel of either camera", "scene token", "gripper, the origin"],
+        loc="upper right",
+        bbox_to_anchor=(0.995, 0.87),
+        frameon=False,
+        fontsize=12,
+        labelcolor=INK,
+        handletextpad=0.3,
+        labelspacing=0.7,
+    )
 
 
 def draw(seen: Observation, found: Tokens) -> Figure:
@@ -155,7 +172,7 @@ def draw(seen: Observation, found: Tokens) -> Figure:
     left, size, gap = 0.035, 0.2, 0.012
     tall = size * SIZE[0] / SIZE[1]
     for row, (name, view) in enumerate(seen.views.items()):
-        bottom = 0.465 - row * (tall + 0.02)
+        bottom = 0.44 - row * (tall + 0.02)
         for column, what in enumerate(("RGB", "depth, metres")):
             axes = figure.add_axes((left + column * (size + gap), bottom, size, tall))
             axes.set(xticks=[], yticks=[])
@@ -172,16 +189,18 @@ def draw(seen: Observation, found: Tokens) -> Figure:
             bar.outline.set_visible(False)
             bar.ax.tick_params(labelsize=10, colors=INK, length=2)
             bar.ax.invert_yaxis()
-    draw_scene(figure.add_axes((0.5, 0.0, 0.5, 0.9), projection="3d"), seen, found)
+            bar.locator = MaxNLocator(4)
+    draw_scene(figure.add_axes((0.5, 0.02, 0.5, 0.9), projection="3d"), seen, found)
     patches = sum(int(mask.sum()) for mask in found.kept.values())
-    centimetres = 100 * (config.voxel_size or 0)
-    headings = (
-        (left, "Two calibrated RGB-D cameras", f"outlined: the {patches} patches that show something in the workspace"),
-        (0.53, f"{len(found.points)} scene tokens", f"patches averaged in voxels of {centimetres:.0f} cm, for the Llama to read"),
+    tokens_line = (
+        f"patches averaged in voxels of {100 * (config.voxel_size or 0):.0f} cm, read with “{seen.instruction}”"
     )
-    for x, title, line in headings:
-        figure.text(x, 0.94, title, color=INK, fontsize=19, weight="bold")
-        figure.text(x, 0.9, line, color=FAINT, fontsize=13)
+    for x, title, line in (
+        (left, "Two calibrated RGB-D cameras", f"outlined: the {patches} patches that show something of the workspace"),
+        (0.535, f"{len(found.points)} scene tokens", tokens_line),
+    ):
+        figure.text(x, 0.935, title, color=INK, fontsize=19, weight="bold")
+        figure.text(x, 0.893, line, color=FAINT, fontsize=12.5)
     return figure
 
 
