@@ -71,11 +71,12 @@ class RobosuiteScene:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Robosuite greets with warnings about optional parts that nobody asked for."""
-    logging.disable(logging.WARNING)
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
     try:
         yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
 
 
 def set_box_size(env: ManipulationEnv, name: str, half_size: FloatArray) -> None:

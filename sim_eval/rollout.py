@@ -45,6 +45,7 @@ class RolloutArguments:
         json: print one JSON object instead of the table.
         render: fast (no shadows, lighter meshes) or faithful (the simulator's own look).
         replan: control steps executed before the policy is asked again.
+        threads: torch's CPU threads; with 1 the result does not depend on the machine's number of cores.
     """
 
     policy: Annotated[str, tyro.conf.arg(metavar="NAME|DIR")]
@@ -58,6 +59,7 @@ class RolloutArguments:
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     render: Literal["fast", "faithful"] = "fast"
     replan: int = 4
+    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ def main(arguments: RolloutArguments) -> int:
     at_least("episodes", arguments.episodes, 1)
     at_least("first", arguments.first, 0)
     at_least("replan", arguments.replan, 1)
+    at_least("threads", arguments.threads, 1)
     from sim_eval.envs.tasks import get_task
     from sim_eval.evaluation.engine import RolloutProtocol
     from sim_eval.evaluation.manifest import Manifest
@@ -114,6 +117,8 @@ def main(arguments: RolloutArguments) -> int:
     names = [task.name for task in named]
     Manifest.plan(names or [DEFAULT_TASK], arguments.split, arguments.first, arguments.episodes)  # before the long load
     policy = load_policy(arguments.policy, arguments.device)
+    if torch := sys.modules.get("torch"):  # a policy without a network does not load it
+        torch.set_num_threads(arguments.threads)
     names = names or list(policy.spec.tasks) or [DEFAULT_TASK]
     manifest = Manifest.plan(names, arguments.split, arguments.first, arguments.episodes)
     size = next(iter(policy.spec.cameras.values()), (SimulatorOptions.height, SimulatorOptions.width))
