@@ -58,11 +58,12 @@ def main(arguments: SpeedArguments) -> int:
 
     from sim_eval.datasets.episode_file import episode_files
     from sim_eval.datasets.windows import EpisodeWindows, batches
+    from sim_eval.fine_tuning import make_processor
     from sim_eval.policies.spatialvla.configuration_spatialvla import SIZES
     from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
     from sim_eval.policies.spatialvla.training import Trainer, TrainingConfig
     from sim_eval.reporting.tables import terminal
-    from sim_eval.train import TrainArguments, make_processor
+    from sim_eval.train import TrainArguments
 
     torch.set_flush_denormal(True)
     torch.set_num_threads(arguments.threads)
@@ -80,8 +81,7 @@ def main(arguments: SpeedArguments) -> int:
         processor.training_batch(next(stream))
 
     def step() -> None:
-        batch = prepared[trainer.step % len(prepared)]
-        trainer.train_step(batch.inputs, batch.actions, batch.valid, 0.0)
+        trainer.train_step(prepared[trainer.step % len(prepared)], 0.0)
 
     inputs = processor([windows[len(windows) // 2].observation])
     shape = (1, processor.config.expert.horizon, processor.config.expert.action_dim)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sim_eval.console import at_least, run
+from sim_eval.console import at_least, make_folder, run
 from sim_eval.envs.contract import SimEvalError, SimulatorOptions
 
 if TYPE_CHECKING:
@@ -59,12 +59,7 @@ def main(arguments: CollectArguments) -> int:
 
     task = get_task(arguments.task)
     policy = load_policy(arguments.policy, arguments.device)
-    try:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SimEvalError(
-            f"--out {arguments.out} cannot be written ({error.strerror}): choose another folder"
-        ) from error
+    make_folder(arguments.out)
     simulator = task.make(SimulatorOptions(arguments.render, arguments.size, arguments.size))
     try:
         check_fit(policy.spec, simulator.spec)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from sim_eval.envs.contract import SimEvalError
@@ -67,3 +69,17 @@ def at_least(name: str, value: float, least: float) -> None:
     """
     if not value >= least:
         raise SimEvalError(f"--{name} must be {least} or more, not {value}")
+
+
+def make_folder(out: Path) -> None:
+    """Makes the folder that ``--out`` names, with its parents.
+
+    Raises:
+        SimEvalError: it cannot be made or written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not os.access(out, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise SimEvalError(f"--out {out} cannot be written ({error.strerror}): choose another folder") from error

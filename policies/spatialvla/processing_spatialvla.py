@@ -69,6 +69,9 @@ class TrainingBatch:
     actions: Tensor
     valid: Tensor
 
+    def to(self, device: torch.device | str) -> TrainingBatch:
+        return TrainingBatch(self.inputs.to(device), self.actions.to(device), self.valid.to(device))
+
 
 class SpatialVLAProcessor:
     """Everything between the contract's units and the network's.

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from sim_eval.policies.spatialvla import flow_matching
-from sim_eval.policies.spatialvla.modeling_llava3d import SpatialVLAInputs
 from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
+from sim_eval.policies.spatialvla.processing_spatialvla import TrainingBatch
 
 
 @dataclass(frozen=True)
@@ -74,23 +74,20 @@ class Trainer:
             fused=True,
         )
 
-    def train_step(
-        self, inputs: SpatialVLAInputs, actions: Tensor, valid: Tensor, progress: float
-    ) -> tuple[float, float]:
-        """One step on a batch.
+    def train_step(self, batch: TrainingBatch, progress: float) -> tuple[float, float]:
+        """One step on a batch, which is on the model's device.
 
         Args:
-            inputs: B observations. actions: normalised, [B, H, A]. valid: bool [B, H].
             progress: share of the training that is behind, 0 to 1; decides the learning rate.
 
         Returns:
             The loss and the gradient's norm before clipping.
         """
-        noise, time = self._draw(actions)
+        noise, time = self._draw(batch.actions)
         for group in self._optimizer.param_groups:
             group["lr"] = self.learning_rate(progress)
         self.model.train()
-        loss: Tensor = self.model(inputs, actions, valid, noise, time)
+        loss: Tensor = self.model(batch.inputs, batch.actions, batch.valid, noise, time)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self._trainable, self.config.clip_norm)

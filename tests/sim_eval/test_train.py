@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sim_eval import collect, rollout, train
+from sim_eval import collect, fine_tuning, rollout, train
 from sim_eval.envs.contract import SimEvalError
 from sim_eval.policies.policy import load_policy
 
@@ -90,7 +90,7 @@ def test_it_rolls_out_the_same_lines_twice(trained: Path, tmp_path: Path) -> Non
 
 def test_validation_rollouts_pick_the_weights(data: Path, tmp_path: Path) -> None:
     assert train.main(arguments([data], tmp_path, steps=5, val_episodes=1)) == 0
-    state = torch.load(tmp_path / train.STATE, weights_only=True)
+    state = torch.load(tmp_path / fine_tuning.STATE, weights_only=True)
     rounds = state["progress"]["rounds"]
     assert [entry["step"] for entry in rounds] == [2, 3, 4, 5]  # two of the shares fall on one step
     assert state["progress"]["best"] >= 0
@@ -118,9 +118,9 @@ def test_another_training_is_not_overwritten(data: Path, trained: Path) -> None:
 
 def test_a_damaged_state_is_named(data: Path, trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "copy")
-    state = tmp_path / "copy" / train.STATE
+    state = tmp_path / "copy" / fine_tuning.STATE
     state.write_bytes(state.read_bytes()[:1000])
-    with pytest.raises(SimEvalError, match=f"{train.STATE} is damaged"):
+    with pytest.raises(SimEvalError, match=f"{fine_tuning.STATE} is damaged"):
         train.main(arguments([data], tmp_path / "copy"))
 
 

@@ -1,0 +1,273 @@
+"""One training from start to end: batches, validation rollouts, the best weights, and how it goes on after a break."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from sim_eval.datasets.normalization import normalization_stats
+from sim_eval.datasets.windows import EpisodeWindows, batches
+from sim_eval.envs.contract import EpisodeKey, RenderMode, SimEvalError, Simulator, SimulatorOptions
+from sim_eval.evaluation.engine import RolloutProtocol, run_episode
+from sim_eval.evaluation.run_folder import machine
+from sim_eval.policies.policy import PolicySpec
+from sim_eval.policies.spatialvla.checkpoint import SpatialVLAPolicy, save_checkpoint
+from sim_eval.policies.spatialvla.configuration_spatialvla import SIZES, ActionExpertType
+from sim_eval.policies.spatialvla.processing_spatialvla import SpatialVLAProcessor, train_tokenizer
+from sim_eval.policies.spatialvla.training import Trainer
+from sim_eval.reporting.model_card import model_card
+
+if TYPE_CHECKING:
+    from sim_eval.train import TrainArguments
+
+STATE_FIELDS = ("eef_pos", "eef_rot6d", "gripper_qpos")
+# When the weights are tried on the val split, as shares of the training.
+ROUNDS = (0.4, 0.55, 0.7, 0.85, 1.0)
+STATE, CARD_FILE = "training.pt", "README.md"
+SAVE_SECONDS = 60.0
+LOG_STEPS = 20
+
+
+@dataclass
+class Progress:
+    """How far a training is; what a resumed run starts from, besides the trainer's state.
+
+    Attributes:
+        seconds: on the clock so far, validation included.
+        rounds: what each validation gave: step, minutes, successes by task.
+        best: index of the best round, -1 before the first.
+    """
+
+    seconds: float
+    rounds: list[dict[str, object]]
+    best: int = -1
+
+
+def shown_as(windows: EpisodeWindows) -> SimulatorOptions:
+    """How the demonstrations were rendered; validation shows its episodes alike.
+
+    Raises:
+        SimEvalError: some were rendered otherwise than others.
+    """
+    looks = {json.loads(episode.provenance["env_args"]).get("render", "fast") for episode in windows.episodes}
+    if len(looks) > 1:
+        raise SimEvalError(f"--data mixes episodes rendered {' and '.join(sorted(looks))}: train on one look")
+    (height, width), *_ = windows.spec.cameras.values()
+    return SimulatorOptions(cast(RenderMode, looks.pop()), height, width)
+
+
+def make_processor(windows: EpisodeWindows, arguments: TrainArguments) -> SpatialVLAProcessor:
+    """Processor and network configuration that fit the demonstrations.
+
+    Raises:
+        SimEvalError: the data holds episodes that are not of the train split, or not square pictures.
+    """
+    if foreign := [str(episode.key) for episode in windows.episodes if episode.key.split != "train"]:
+        raise SimEvalError(f"--data holds {foreign[0]}: only episodes of the train split may be trained on")
+    proprio = {name: windows.spec.proprio[name] for name in STATE_FIELDS}
+    tiny = SIZES[arguments.size]
+    side = max(max(size) for size in windows.spec.cameras.values())
+    config = replace(
+        tiny,
+        vision=replace(tiny.vision, image_size=side),
+        expert=replace(tiny.expert, state_dim=sum(proprio.values()), action_dim=windows.spec.action.dim),
+        action_expert_type=cast(ActionExpertType, arguments.expert),
+    )
+    spec = PolicySpec(
+        name=arguments.expert,
+        robot=windows.spec.robot,
+        cameras=windows.spec.cameras,
+        proprio=proprio,
+        action=windows.spec.action,
+        tasks=tuple(sorted({episode.key.task for episode in windows.episodes})),
+    )
+    stats = normalization_stats(windows.episodes, arguments.normalization)
+    tokenizer = train_tokenizer({episode.instruction for episode in windows.episodes}, config.text.vocab_size)
+    return SpatialVLAProcessor(config, spec, stats, tokenizer)
+
+
+def rate(fraction: object) -> float:
+    """The rate of "17/20"."""
+    count, total = str(fraction).split("/")
+    return int(count) / int(total)
+
+
+class Training:
+    """A training in its folder, fresh or taken up where it was left.
+
+    Args:
+        arguments: of the command line, with either minutes or steps.
+        windows: the demonstrations.
+        processor: made from them.
+        trainer: fresh; put where an interrupted training of the same kind left it.
+        simulators: task name -> where validation happens; empty: none does, and the last weights are kept.
+
+    Raises:
+        SimEvalError: the folder holds another training, or a damaged one.
+    """
+
+    def __init__(
+        self,
+        arguments: TrainArguments,
+        windows: EpisodeWindows,
+        processor: SpatialVLAProcessor,
+        trainer: Trainer,
+        simulators: Mapping[str, Simulator],
+    ) -> None:
+        self._arguments, self._windows, self._processor = arguments, windows, processor
+        self._trainer, self._simulators = trainer, simulators
+        self._out = arguments.out
+        self._device = next(trainer.model.parameters()).device
+        self.progress = self._resume()
+
+    @property
+    def share(self) -> float:
+        """Of the whole training that is behind, 0 to 1."""
+        if self._arguments.steps is not None:
+            return min(1.0, self._trainer.step / self._arguments.steps)
+        return min(1.0, self.progress.seconds / (60 * cast(float, self._arguments.minutes)))
+
+    def run(self) -> None:
+        """Trains to the end of the budget; on Ctrl-C it saves and says how to go on."""
+        trainer = self._trainer
+        writer = SummaryWriter(str(self._out / "tensorboard"), purge_step=trainer.step)
+        bar = tqdm(total=1.0, initial=round(self.share, 4), file=sys.stderr, dynamic_ncols=True)
+        bar.bar_format = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+        bar.set_description(f"training {self._arguments.expert}")
+        saved = time.monotonic()
+        began = saved - self.progress.seconds
+        try:
+            for batch in batches(self._windows, self._arguments.batch_size, self._arguments.seed, trainer.step):
+                self.progress.seconds = time.monotonic() - began
+                if self._simulators and len(self.progress.rounds) < sum(self.share >= due for due in ROUNDS):
+                    self._validate(writer, bar)
+                    self.progress.seconds = time.monotonic() - began
+                    self._save()
+                if self.share >= 1.0:
+                    break
+                ready = self._processor.training_batch(batch).to(self._device)
+                loss, norm = trainer.train_step(ready, self.share)
+                if not math.isfinite(loss):
+                    raise SimEvalError(f"the loss is {loss} at step {trainer.step}: try a lower --learning-rate")
+                if trainer.step % LOG_STEPS == 0:
+                    writer.add_scalar("train/loss", loss, trainer.step)
+                    writer.add_scalar("train/gradient_norm", norm, trainer.step)
+                    writer.add_scalar("train/learning_rate", trainer.learning_rate(self.share), trainer.step)
+                    bar.set_postfix_str(f"step {trainer.step}, loss {loss:.3f}", refresh=False)
+                bar.update(self.share - bar.n)
+                if time.monotonic() - saved > SAVE_SECONDS:
+                    self._save()
+                    saved = time.monotonic()
+            if not self._simulators:
+                save_checkpoint(self._out, trainer.ema, self._processor)
+            self._save()
+            (self._out / CARD_FILE).write_text(self._card())
+        except KeyboardInterrupt:
+            self._save()
+            raise KeyboardInterrupt(
+                f"interrupted: {trainer.step} steps kept in {self._out}; the same command continues"
+            ) from None
+        finally:
+            bar.close()
+            writer.close()
+
+    def _validate(self, writer: SummaryWriter, bar: tqdm[object]) -> None:
+        """One round of rollouts on the val split with the averaged weights, kept if none did better before."""
+        step = self._trainer.step
+        policy = SpatialVLAPolicy(self._trainer.ema, self._processor, self._device)
+        entry: dict[str, object] = {"step": step, "minutes": f"{self.progress.seconds / 60:.1f}"}
+        for name, simulator in self._simulators.items():
+            keys = [EpisodeKey(name, "val", index) for index in range(self._arguments.val_episodes)]
+            results = [run_episode(simulator, policy, key, RolloutProtocol()) for key in keys]
+            if broken := [result.error for result in results if result.error]:
+                raise SimEvalError(f"validation on {name} broke off: {broken[0]}")
+            entry[name] = f"{sum(result.success for result in results)}/{len(results)}"
+            writer.add_scalar(f"val/{name}", rate(entry[name]), step)
+        rounds = self.progress.rounds
+        rounds.append(entry)
+        scores = [sum(rate(each[name]) for name in self._simulators) for each in rounds]
+        if scores[-1] >= max(scores):
+            self.progress.best = len(rounds) - 1
+            save_checkpoint(self._out, self._trainer.ema, self._processor)
+        bar.write(", ".join(f"{name} {value}" for name, value in entry.items()), file=sys.stderr)
+
+    def _identity(self) -> dict[str, object]:
+        """What must be the same for a training to be continued: everything but where its files lie."""
+        values = {k: v for k, v in asdict(self._arguments).items() if k not in ("data", "out", "device")}
+        return {**values, "episodes": [str(episode.key) for episode in self._windows.episodes]}
+
+    def _save(self) -> None:
+        """Writes the training's state, whole or not at all."""
+        state = {
+            "identity": self._identity(),
+            "progress": asdict(self.progress),
+            "trainer": self._trainer.state_dict(),
+        }
+        partial = self._out / f".{STATE}.partial"
+        try:
+            torch.save(state, partial)
+            os.replace(partial, self._out / STATE)
+        except (OSError, RuntimeError) as error:
+            raise SimEvalError(
+                f"cannot write {self._out / STATE} ({error}): free some space or choose another --out"
+            ) from error
+
+    def _resume(self) -> Progress:
+        path = self._out / STATE
+        if not path.exists():
+            if any(self._out.iterdir()):
+                raise SimEvalError(f"{self._out} holds other files and no training: choose another --out")
+            return Progress(0.0, [])
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            there, now = state["identity"], self._identity()
+            if changed := [name for name in now if there.get(name) != now[name]]:
+                raise SimEvalError(
+                    f"{self._out} holds another training ({', '.join(changed)} differ): "
+                    "choose another --out or the same options"
+                )
+            self._trainer.load_state_dict(state["trainer"])
+            return Progress(**state["progress"])
+        except SimEvalError:
+            raise
+        except Exception as error:  # torch.load reports damage in many ways
+            raise SimEvalError(
+                f"{path} is damaged ({type(error).__name__}): delete {self._out} and train again"
+            ) from error
+
+    def _card(self) -> str:
+        """The model card of a finished training."""
+        arguments, spec, progress = self._arguments, self._processor.spec, self.progress
+        versions = cast(Mapping[str, str], machine()["versions"])
+        device = self._device.type
+        facts = {
+            "name": f"{arguments.expert}, seed {arguments.seed}",
+            "expert": arguments.expert,
+            "size": arguments.size,
+            "parameters": sum(parameter.numel() for parameter in self._trainer.model.parameters()) / 1e6,
+            "tasks": ", ".join(spec.tasks),
+            "cameras": " and ".join(f"{name} ({size[0]}x{size[1]})" for name, size in spec.cameras.items()),
+            "proprio": ", ".join(spec.proprio),
+            "episodes": len(self._windows.episodes),
+            "windows": len(self._windows),
+            "command": shlex.join(["python", "-m", "sim_eval.train", *sys.argv[1:]]),
+            "seed": arguments.seed,
+            "minutes": progress.seconds / 60,
+            "steps": self._trainer.step,
+            "batch_size": arguments.batch_size,
+            "device": f"{device} ({torch.get_num_threads()} threads)" if device == "cpu" else device,
+            "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+            "replan": RolloutProtocol().replan,
+        }
+        return model_card(facts, progress.rounds, progress.best)
