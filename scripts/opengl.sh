@@ -3,7 +3,8 @@
 set -eu
 packages="libegl1 libgl1 libgl1-mesa-dri libosmesa6"
 have() { ldconfig -p 2>/dev/null | grep -q "$1" || PATH="$PATH:/sbin:/usr/sbin" ldconfig -p | grep -q "$1"; }
-if have 'libEGL\.so\.1' || have 'libOSMesa\.so'; then
+# libEGL.so.1 alone is only a dispatcher: a vendor's library must stand behind it.
+if have 'libEGL_mesa\.so' || have 'libEGL_nvidia\.so' || have 'libOSMesa\.so'; then
     exit 0
 fi
 if ! command -v apt-get >/dev/null 2>&1; then
