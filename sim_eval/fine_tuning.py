@@ -151,7 +151,10 @@ class Training:
             for batch in batches(self._windows, self._arguments.batch_size, self._arguments.seed, trainer.step):
                 self.progress.seconds = time.monotonic() - began
                 if self._simulators and len(self.progress.rounds) < sum(self.share >= due for due in ROUNDS):
-                    self._validate(writer, bar)
+                    entry = self._validate()
+                    for name in self._simulators:
+                        writer.add_scalar(f"val/{name}", rate(entry[name]), trainer.step)
+                    bar.write(", ".join(f"{name} {value}" for name, value in entry.items()), file=sys.stderr)
                     self.progress.seconds = time.monotonic() - began
                     self._save()
                 if self.share >= 1.0:
@@ -182,25 +185,23 @@ class Training:
             bar.close()
             writer.close()
 
-    def _validate(self, writer: SummaryWriter, bar: tqdm[object]) -> None:
+    def _validate(self) -> dict[str, object]:
         """One round of rollouts on the val split with the averaged weights, kept if none did better before."""
-        step = self._trainer.step
         policy = SpatialVLAPolicy(self._trainer.ema, self._processor, self._device)
-        entry: dict[str, object] = {"step": step, "minutes": f"{self.progress.seconds / 60:.1f}"}
+        entry: dict[str, object] = {"step": self._trainer.step, "minutes": f"{self.progress.seconds / 60:.1f}"}
         for name, simulator in self._simulators.items():
             keys = [EpisodeKey(name, "val", index) for index in range(self._arguments.val_episodes)]
             results = [run_episode(simulator, policy, key, RolloutProtocol()) for key in keys]
             if broken := [result.error for result in results if result.error]:
                 raise SimEvalError(f"validation on {name} broke off: {broken[0]}")
             entry[name] = f"{sum(result.success for result in results)}/{len(results)}"
-            writer.add_scalar(f"val/{name}", rate(entry[name]), step)
         rounds = self.progress.rounds
         rounds.append(entry)
         scores = [sum(rate(each[name]) for name in self._simulators) for each in rounds]
         if scores[-1] >= max(scores):
             self.progress.best = len(rounds) - 1
             save_checkpoint(self._out, self._trainer.ema, self._processor)
-        bar.write(", ".join(f"{name} {value}" for name, value in entry.items()), file=sys.stderr)
+        return entry
 
     def _identity(self) -> dict[str, object]:
         """What must be the same for a training to be continued: everything but where its files lie."""
