@@ -99,7 +99,8 @@ def collect(simulator: Simulator, policy: Policy, arguments: CollectArguments) -
                 if result.error:
                     errors += 1
                     progress.write(f"{key}: {result.error}")
-                if tries >= TRIES_BEFORE_GIVING_UP and successes * TRIES_BEFORE_GIVING_UP < tries:
+                hopeless = tries >= TRIES_BEFORE_GIVING_UP and successes * TRIES_BEFORE_GIVING_UP < tries
+                if hopeless and not arguments.keep_failures:
                     raise SimEvalError(
                         f"policy '{arguments.policy}' succeeded in {successes} of {tries} episodes of {task}: "
                         f"it cannot demonstrate it ({errors} ended with an error); try --policy scripted"

@@ -76,12 +76,12 @@ def make_processor(windows: EpisodeWindows, arguments: TrainArguments) -> Spatia
     if foreign := [str(episode.key) for episode in windows.episodes if episode.key.split != "train"]:
         raise SimEvalError(f"--data holds {foreign[0]}: only episodes of the train split may be trained on")
     proprio = {name: windows.spec.proprio[name] for name in STATE_FIELDS}
-    tiny = SIZES[arguments.size]
+    base = SIZES[arguments.size]
     side = max(max(size) for size in windows.spec.cameras.values())
     config = replace(
-        tiny,
-        vision=replace(tiny.vision, image_size=side),
-        expert=replace(tiny.expert, state_dim=sum(proprio.values()), action_dim=windows.spec.action.dim),
+        base,
+        vision=replace(base.vision, image_size=side),
+        expert=replace(base.expert, state_dim=sum(proprio.values()), action_dim=windows.spec.action.dim),
         action_expert_type=cast(ActionExpertType, arguments.expert),
     )
     spec = PolicySpec(

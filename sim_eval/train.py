@@ -18,6 +18,7 @@ from sim_eval.envs.contract import NormalizationMode, SimEvalError
 
 PROGRAM = "python -m sim_eval.train"
 DEFAULT_MINUTES = 10.0
+SEEDS = 2**31  # a step's draws are seeded by seed and step together, in 64 bits
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,8 @@ def check(arguments: TrainArguments) -> None:
         at_least(name.replace("_", "-"), getattr(arguments, name), 1)
     for name in ("seed", "val_episodes"):
         at_least(name.replace("_", "-"), getattr(arguments, name), 0)
+    if arguments.seed >= SEEDS:
+        raise SimEvalError(f"--seed must be below {SEEDS}, not {arguments.seed}")
     make_folder(arguments.out)
 
 

@@ -81,6 +81,13 @@ def test_a_policy_that_cannot_demonstrate_is_told_so(tmp_path: Path, monkeypatch
     assert episode_files(tmp_path / "out") == []
 
 
+def test_failures_can_be_what_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sim_eval.collect.TRIES_BEFORE_GIVING_UP", 1)
+    assert main(arguments(tmp_path, policy="random", episodes=1, size=32, keep_failures=True)) == 0
+    report = check_folder(tmp_path)
+    assert (report.episodes, report.successes, report.problems) == (1, 0, ())
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

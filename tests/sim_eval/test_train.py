@@ -147,6 +147,7 @@ def test_looks_are_not_mixed(data: Path, tmp_path: Path) -> None:
         (["--data", "/nowhere"], "/nowhere"),
         (["--data", "docs"], "no demonstrations in docs"),
         (["--minutes", "-1"], "--minutes must be"),
+        (["--seed", "99999999999"], "--seed must be below"),
         (["--steps", "0"], "--steps must be"),
         (["--steps", "3", "--minutes", "1"], "not both"),
         (["--out", "pyproject.toml/below"], "cannot be written"),
