@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 FloatArray: TypeAlias = NDArray[np.float64]
 NormalizationMode: TypeAlias = Literal["mean_std", "quantile"]
+Telling: TypeAlias = Literal["right", "wrong"]
 
 SPLITS = ("train", "val", "test")
 
@@ -228,7 +229,8 @@ class Task:
 
     Attributes:
         name: "simulator/Task".
-        instructions: the sentences that ask for it; a key picks one.
+        goals: what can be asked for in the same scene; each goal is the sentences that all ask for it. Consecutive
+            keys go round the goals, so that each gets its share of the episodes.
         horizon: control steps until truncation.
         workspace: where the task happens, the table plane left out.
         phases: names of the phases on the way to success, the last being success.
@@ -236,7 +238,7 @@ class Task:
     """
 
     name: str
-    instructions: tuple[str, ...]
+    goals: tuple[tuple[str, ...], ...]
     horizon: int
     workspace: WorkspaceBox
     phases: tuple[str, ...]
@@ -245,8 +247,22 @@ class Task:
     def make(self, options: SimulatorOptions = SimulatorOptions()) -> Simulator:
         return self.factory(self, options)
 
-    def instruction(self, key: EpisodeKey) -> str:
-        return self.instructions[int(key.rng("instruction").integers(len(self.instructions)))]
+    def goal(self, key: EpisodeKey) -> int:
+        """Which goal counts as success in the episode: an index into ``goals``."""
+        return key.index % len(self.goals)
+
+    def instruction(self, key: EpisodeKey, telling: Telling = "right") -> str:
+        """The sentence that the key draws for its goal, or, when told wrong, one for the goal after it.
+
+        Raises:
+            SimEvalError: told wrong, but the task has one goal only.
+        """
+        if telling == "wrong" and len(self.goals) == 1:
+            raise SimEvalError(
+                f"{self.name} has one goal, so no instruction is wrong: choose a task with several, as robosuite/Stack"
+            )
+        sentences = self.goals[(self.goal(key) + (telling == "wrong")) % len(self.goals)]
+        return sentences[int(key.rng("instruction").integers(len(sentences)))]
 
 
 @dataclass(frozen=True)

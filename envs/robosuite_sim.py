@@ -53,7 +53,8 @@ class RobosuiteScene:
 
     Attributes:
         environment: robosuite's name of it.
-        phase: how many of the task's phases are fulfilled, asked of the running environment.
+        phase: how many of the task's phases are fulfilled, of the running environment and the goal's index; all of
+            them: success.
         objects: name a scripted expert uses -> MuJoCo body.
         arguments: made afresh for each environment, handed to ``robosuite.make``.
         randomize: sets, in the compiled model, what robosuite draws only when it builds an environment.
@@ -61,7 +62,7 @@ class RobosuiteScene:
     """
 
     environment: str
-    phase: Callable[[ManipulationEnv], int]
+    phase: Callable[[ManipulationEnv, int], int]
     objects: Mapping[str, str]
     arguments: Callable[[], Mapping[str, object]] = dict
     randomize: Callable[[ManipulationEnv, np.random.Generator], None] = lambda env, rng: None
@@ -151,7 +152,7 @@ class RobosuiteSimulator:
         self._site = self._env.robots[0].eef_site_id["right"]
         self._joints = self._env.robots[0]._ref_joint_pos_indexes
         self._fingers = self._env.robots[0]._ref_gripper_joint_pos_indexes["right"]
-        self._instruction = task.instructions[0]
+        self._goal, self._instruction = 0, task.goals[0][0]
         self._seen: dict[str, CameraView] = {}  # pictures of this instant, so that two onlookers cost one rendering
 
     @property
@@ -167,7 +168,7 @@ class RobosuiteSimulator:
         self._scene.randomize(self._env, key.rng("objects"))
         reseed(self._env, key.rng("reset"))
         self._env.reset()
-        self._instruction = self._task.instruction(key)
+        self._goal, self._instruction = self._task.goal(key), self._task.instruction(key)
         self._seen = {}
         if self._renderer is not None:
             self._renderer.sync(self._model)
@@ -175,7 +176,8 @@ class RobosuiteSimulator:
     def act(self, action: FloatArray) -> Status:
         self._env.step(np.asarray(action, np.float64))
         self._seen = {}
-        return Status(success=bool(self._env._check_success()), phase=self._scene.phase(self._env))
+        phase = self._scene.phase(self._env, self._goal)
+        return Status(success=phase == len(self._task.phases), phase=phase)
 
     def observe(self, cameras: Sequence[str] | None = None) -> Observation:
         self._update_view()

@@ -18,7 +18,7 @@ from sim_eval.console import at_least, run
 from sim_eval.envs.contract import SimEvalError, SimulatorOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from sim_eval.envs.contract import Simulator
     from sim_eval.evaluation.engine import EpisodeResult, RolloutProtocol
@@ -45,6 +45,7 @@ class RolloutArguments:
         json: print one JSON object instead of the table.
         render: fast (no shadows, lighter meshes) or faithful (the simulator's own look).
         replan: control steps executed before the policy is asked again.
+        telling: right, or wrong to tell the policy another goal's instruction than the one that is scored.
         threads: torch's CPU threads; with 1 the result does not depend on the machine's number of cores.
     """
 
@@ -59,20 +60,24 @@ class RolloutArguments:
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     render: Literal["fast", "faithful"] = "fast"
     replan: int = 4
+    telling: Literal["right", "wrong"] = "right"
     threads: int = 1
 
 
 @dataclass(frozen=True)
 class TaskSummary:
-    """What one task's episodes add up to.
+    """What the episodes of one task, or of one goal of it, add up to.
 
     Attributes:
+        task: the task's name.
+        goal: one of the sentences that ask for the goal; empty: all goals together.
         interval: Wilson's 95 % interval of the rate.
         mean_steps: control steps an episode took on average.
         episodes_per_minute: while episodes ran, loading not counted.
     """
 
     task: str
+    goal: str
     successes: int
     episodes: int
     rate: float
@@ -83,13 +88,14 @@ class TaskSummary:
     episodes_per_minute: float
 
 
-def summarize(task: str, results: Sequence[EpisodeResult]) -> TaskSummary:
+def summarize(task: str, results: Sequence[EpisodeResult], goal: str = "") -> TaskSummary:
     """Adds up one or more episodes; an episode with an error counts as a failure."""
     from sim_eval.reporting.intervals import success_interval
 
     count, successes = len(results), sum(result.success for result in results)
     return TaskSummary(
         task=task,
+        goal=goal,
         successes=successes,
         episodes=count,
         rate=successes / count,
@@ -99,6 +105,18 @@ def summarize(task: str, results: Sequence[EpisodeResult]) -> TaskSummary:
         mean_steps=sum(result.steps for result in results) / count,
         episodes_per_minute=60 * count / max(sum(result.seconds for result in results), 1e-9),
     )
+
+
+def summaries(results: Sequence[EpisodeResult]) -> Iterator[TaskSummary]:
+    """One a task, in the order of the results; after a task with several goals, one a goal."""
+    from sim_eval.envs.tasks import get_task
+
+    for name in dict.fromkeys(result.key.task for result in results):
+        task, mine = get_task(name), [result for result in results if result.key.task == name]
+        yield summarize(name, mine)
+        for index, sentences in enumerate(task.goals if len(task.goals) > 1 else ()):
+            if chosen := [result for result in mine if task.goal(result.key) == index]:
+                yield summarize(name, chosen, sentences[0])
 
 
 def main(arguments: RolloutArguments) -> int:
@@ -122,7 +140,10 @@ def main(arguments: RolloutArguments) -> int:
     names = names or list(policy.spec.tasks) or [DEFAULT_TASK]
     manifest = Manifest.plan(names, arguments.split, arguments.first, arguments.episodes)
     size = next(iter(policy.spec.cameras.values()), (SimulatorOptions.height, SimulatorOptions.width))
-    protocol = RolloutProtocol(replan=arguments.replan, simulator=SimulatorOptions(arguments.render, *size))
+    simulator = SimulatorOptions(arguments.render, *size)
+    protocol = RolloutProtocol(replan=arguments.replan, telling=arguments.telling, simulator=simulator)
+    for key in manifest.keys:
+        get_task(key.task).instruction(key, protocol.telling)  # a task without a wrong one is refused before the first
     folder = arguments.out or fresh_folder(policy.spec.name)
     again = replace(arguments, task=",".join(names), out=folder)
     with ExitStack() as stack:
@@ -162,7 +183,7 @@ def play(
     from sim_eval.reporting.video import VideoRecorder
 
     trajectories = TrajectoryRecorder(run_folder.folder)
-    videos = VideoRecorder(run_folder.folder / VIDEOS, policy.spec.name, arguments.video)
+    videos = VideoRecorder(run_folder.folder / VIDEOS, policy.spec.name, arguments.video, protocol.telling)
     recorder = trajectories if arguments.video == "none" else Recorders(trajectories, videos)
     planned = len(run_folder.manifest.keys)
     bar = tqdm(total=planned, initial=len(run_folder.results), unit="episode", file=sys.stderr, dynamic_ncols=True)
@@ -196,18 +217,16 @@ def report(run_folder: RunFolder, arguments: RolloutArguments) -> int:
     from sim_eval.reporting.tables import interval, rate, terminal
 
     results = run_folder.results
-    tasks = run_folder.manifest.tasks
-    summaries = [summarize(task, [result for result in results if result.key.task == task]) for task in tasks]
     videos = run_folder.folder / VIDEOS
     shown = videos if videos.is_dir() else None
     if arguments.json:
-        values = {"out": run_folder.folder, "videos": shown, "tasks": [asdict(summary) for summary in summaries]}
+        values = {"out": run_folder.folder, "videos": shown, "tasks": [asdict(each) for each in summaries(results)]}
         print(json.dumps(values, default=str))
     else:
         header = ("task", "success", "rate", "95 % interval", "at the end", "errors", "mean steps", "episodes/min")
         rows = [
             (
-                each.task,
+                f"  {each.goal}" if each.goal else each.task,
                 f"{each.successes} / {each.episodes}",
                 rate(each.successes, each.episodes),
                 interval(each.successes, each.episodes),
@@ -216,7 +235,7 @@ def report(run_folder: RunFolder, arguments: RolloutArguments) -> int:
                 f"{each.mean_steps:.1f}",
                 f"{each.episodes_per_minute:.1f}",
             )
-            for each in summaries
+            for each in summaries(results)
         ]
         print(terminal(header, rows))
         print(f"run folder: {run_folder.folder}\nvideos: {shown or 'none'}")

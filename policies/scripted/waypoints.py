@@ -1,13 +1,24 @@
-"""Steps that waypoint experts share: the 7-D OSC_POSE action towards a pose, world frame, metres and radians."""
+"""Steps that waypoint experts share: the 7-D OSC_POSE action towards a pose, world frame, metres and radians.
+
+They remember nothing, so they recover from any disturbance.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 
 from sim_eval.envs.contract import FloatArray
+from sim_eval.policies.policy import ActionChunk
 
 METRES_PER_UNIT, RADIANS_PER_UNIT = 0.05, 0.5
 OPEN, CLOSE = -1.0, 1.0
+HOVER_METRES = 0.06
+AT_OBJECT_METRES = 0.012
+HELD_METRES = 0.025
+GRIP_SLACK_METRES, CLEAR_METRES = 0.004, 0.012
+POSITION_NOISE, ROTATION_NOISE = 0.5, 0.15
 
 
 def yaw_error(eef_mat: FloatArray, object_mat: FloatArray) -> float:
@@ -27,7 +38,50 @@ def tilt_error(eef_mat: FloatArray) -> FloatArray:
     return np.cross(eef_mat[:, 2], np.array([0.0, 0.0, -1.0]))
 
 
+def upright(eef_mat: FloatArray, turn: float = 0.0) -> FloatArray:
+    """Rotation vector [3] that points the gripper straight down and turns it about world z."""
+    rotation: FloatArray = tilt_error(eef_mat) + np.array([0.0, 0.0, turn])
+    return rotation
+
+
 def towards(offset: FloatArray, rotation: FloatArray, gripper: float, gain: float = 1.0) -> FloatArray:
     """Action [7] for a position offset [3] in metres and a rotation vector [3] in radians, within the bounds."""
     action = np.concatenate([gain * offset / METRES_PER_UNIT, gain * rotation / RADIANS_PER_UNIT, [gripper]])
     return np.clip(action, -1.0, 1.0)
+
+
+def finger_width(state: Mapping[str, FloatArray]) -> float:
+    """Metres between the fingers."""
+    return float(state["gripper_qpos"][0] - state["gripper_qpos"][1])
+
+
+def is_at(offset: FloatArray, metres: float = AT_OBJECT_METRES) -> bool:
+    """Is an object, ``offset`` [3] away from the gripper, between the fingers?"""
+    return bool(np.linalg.norm(offset[:2]) < metres and abs(offset[2]) < metres)
+
+
+def is_held(offset: FloatArray, width: float, size: float) -> bool:
+    """Do fingers that are ``width`` apart hold the object, ``size`` wide and ``offset`` [3] away?"""
+    return is_at(offset, HELD_METRES) and width < size + GRIP_SLACK_METRES
+
+
+def let_go(eef_mat: FloatArray, width: float, size: float) -> FloatArray:
+    """Action [7] that opens the fingers, and rises once they are clear of an object ``size`` wide."""
+    rise = 0.05 if width > size + CLEAR_METRES else 0.0
+    return towards(np.array([0.0, 0.0, rise]), upright(eef_mat), OPEN)
+
+
+def approach(offset: FloatArray, rotation: FloatArray, hover: float = HOVER_METRES) -> FloatArray:
+    """Action [7] towards an object with open fingers, down a funnel.
+
+    The further beside the object or the less lined up, the higher above it, up to ``hover`` metres.
+    """
+    beside, turn = float(np.linalg.norm(offset[:2])), abs(rotation[2])
+    height = hover * np.clip((beside - 0.005) / 0.03 + (turn - 0.05) / 0.3, 0.0, 1.0)
+    return towards(offset + np.array([0.0, 0.0, height]), rotation, OPEN, gain=1.5)
+
+
+def disturbed(action: FloatArray, metres: float) -> ActionChunk:
+    """The action with room for a disturbance that fades with the metres left to where care is needed."""
+    fade = 0.0 if metres <= 0 else float(np.clip((metres - 0.02) / 0.08, 0.05, 1.0))
+    return ActionChunk(action[None], disturbance=fade * np.array([*[POSITION_NOISE] * 3, *[ROTATION_NOISE] * 3, 0.0]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -22,6 +22,7 @@ from sim_eval.envs.contract import (
     Simulator,
     SimulatorOptions,
     Status,
+    Telling,
 )
 from sim_eval.policies.policy import ActionChunk, Policy, PolicyRequest
 
@@ -37,11 +38,13 @@ class RolloutProtocol:
     Attributes:
         replan: control steps executed of each chunk before the policy is asked again.
         settle_steps: control steps that go on after the first success, so that success at the end has a meaning.
+        telling: "wrong" tells the policy another goal's instruction than the one that is scored.
         simulator: how the task is shown.
     """
 
     replan: int = 4
     settle_steps: int = 10
+    telling: Telling = "right"
     simulator: SimulatorOptions = field(default_factory=SimulatorOptions)
 
     def __post_init__(self) -> None:
@@ -104,10 +107,10 @@ def _blame(who: str) -> Iterator[None]:
         raise _BrokenEpisode(" ".join(f"{who}: {type(error).__name__}: {error}".split())) from error
 
 
-def _ask(simulator: Simulator, policy: Policy, key: EpisodeKey, replan: int) -> ActionChunk:
+def _ask(simulator: Simulator, policy: Policy, key: EpisodeKey, instruction: str, replan: int) -> ActionChunk:
     """One observation, with no more in it than the policy's spec names, and the policy's answer."""
     with _blame("simulator"):
-        observation = simulator.observe(tuple(policy.spec.cameras))
+        observation = replace(simulator.observe(tuple(policy.spec.cameras)), instruction=instruction)
         privileged = simulator.privileged() if policy.spec.privileged else None
     with _blame("policy"):
         (chunk,) = policy.predict([PolicyRequest(observation, key, replan, simulator.spec.action, privileged)])
@@ -156,6 +159,7 @@ def run_episode(
     """
     began = time.perf_counter()
     task, spec = simulator.task, simulator.spec.action
+    instruction = task.instruction(key, protocol.telling)
     noise = Disturbance(key, spec.dim) if disturb else None
     steps = replans = phase = 0
     first_success: int | None = None
@@ -169,7 +173,7 @@ def run_episode(
         started = True
         last = task.horizon
         while steps < last:
-            chunk = _ask(simulator, policy, key, replans)
+            chunk = _ask(simulator, policy, key, instruction, replans)
             replans += 1
             for label in chunk.actions[: protocol.replan]:
                 executed = label
@@ -195,7 +199,7 @@ def run_episode(
         recorder.finish(simulator, first_success is not None)
     return EpisodeResult(
         key=key,
-        instruction=task.instruction(key),
+        instruction=instruction,
         success=first_success is not None,
         success_end=success_end,
         steps=steps,

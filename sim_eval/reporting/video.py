@@ -16,6 +16,7 @@ from sim_eval.envs.contract import (
     FloatArray,
     Simulator,
     Status,
+    Telling,
     WorkspaceBox,
 )
 from sim_eval.evaluation.run_folder import atomic, episode_name
@@ -59,10 +60,11 @@ class VideoRecorder:
     written; frames are rendered for every episode all the same, since nobody knows its outcome before.
     """
 
-    def __init__(self, folder: Path, policy: str, choice: VideoChoice) -> None:
+    def __init__(self, folder: Path, policy: str, choice: VideoChoice, telling: Telling = "right") -> None:
         self._folder = folder
         self._policy = policy
         self._choice = choice
+        self._telling = telling
 
     def start(self, simulator: Simulator, key: EpisodeKey) -> None:
         self._key = key
@@ -82,7 +84,7 @@ class VideoRecorder:
             return
         outcome = "success" if success else "failure"
         title = f"{self._policy}   {self._key.task}   {self._key.split} {self._key.index}"
-        sentence, steps = simulator.task.instruction(self._key), len(self._frames) - 1
+        sentence, steps = simulator.task.instruction(self._key, self._telling), len(self._frames) - 1
         sizes = {name: (panel.shape[0], panel.shape[1]) for name, panel in self._frames[0][0].items()}
         layout = Layout(sizes, (f'"{sentence}"', title), outcome)
         frames = (

@@ -36,7 +36,7 @@ class Playback:
 
     @property
     def task(self) -> Task:
-        return Task(TASK, (self.episode.instruction,), 200, self.episode.workspace, ("reach", "lift"), _no_factory)
+        return Task(TASK, ((self.episode.instruction,),), 200, self.episode.workspace, ("reach", "lift"), _no_factory)
 
     @property
     def spec(self) -> EnvironmentSpec:

@@ -1,10 +1,12 @@
 """The scripted experts: good enough to learn from, even when pushed, and honest about being privileged."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 
-from sim_eval.envs.contract import EpisodeKey, SimulatorOptions
-from sim_eval.envs.tasks import get_task
+from sim_eval.envs.contract import EpisodeKey, SimEvalError, SimulatorOptions, Telling
+from sim_eval.envs.tasks import get_task, task_names
 from sim_eval.evaluation.engine import RolloutProtocol, run_episode
 from sim_eval.policies.policy import load_policy
 from sim_eval.policies.scripted.waypoints import tilt_error, towards, yaw_error
@@ -22,14 +24,39 @@ def successes(task: str, episodes: int, disturb: bool) -> int:
 
 
 @pytest.mark.parametrize("disturb", [False, True])
-def test_expert_lifts(disturb: bool) -> None:
-    assert successes("robosuite/LiftWide", 6, disturb) >= 5
+@pytest.mark.parametrize(
+    ("task", "episodes"), [("robosuite/LiftWide", 6), ("robosuite/Stack", 6), ("robosuite/PickPlaceCan", 3)]
+)
+def test_expert_succeeds(task: str, episodes: int, disturb: bool) -> None:
+    assert successes(task, episodes, disturb) >= episodes - 1
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["robosuite/Lift", "robosuite/LiftWide"])
-def test_expert_lifts_95_of_100_while_pushed(task: str) -> None:
+@pytest.mark.parametrize("task", task_names())
+def test_expert_succeeds_95_times_of_100_while_pushed(task: str) -> None:
     assert successes(task, 100, disturb=True) >= 95
+
+
+def test_success_follows_the_instruction() -> None:
+    task = "robosuite/Stack"
+    simulator, policy = get_task(task).make(SMALL), load_policy("scripted")
+    keys = [EpisodeKey(task, "val", index) for index in range(4)]
+    right, wrong = (
+        [run_episode(simulator, policy, key, RolloutProtocol(telling=telling)) for key in keys]
+        for telling in get_args(Telling)
+    )
+    simulator.close()
+    assert [result.success for result in right] == [True] * 4
+    assert [result.success for result in wrong] == [False] * 4
+    # The same scene, the two sentences in turn.
+    assert [result.instruction for result in right] == [result.instruction for result in wrong[1:]] + [
+        right[3].instruction
+    ]
+
+
+def test_a_task_with_one_goal_has_no_wrong_instruction() -> None:
+    with pytest.raises(SimEvalError, match="robosuite/Lift has one goal"):
+        get_task("robosuite/Lift").instruction(EpisodeKey("robosuite/Lift", "val", 0), "wrong")
 
 
 def test_it_says_that_it_is_privileged() -> None:

@@ -79,7 +79,7 @@ def plane(task: Task, options: SimulatorOptions) -> Simulator:
 
 
 BOX = WorkspaceBox((-1.0, -1.0, -0.5), (1.0, 1.0, 0.5))
-PLANE = Task("fake/Plane", ("go to the goal", "reach the goal"), 30, BOX, ("near", "goal"), plane)
+PLANE = Task("fake/Plane", (("go to the goal", "reach the goal"),), 30, BOX, ("near", "goal"), plane)
 
 
 class FakePolicy:

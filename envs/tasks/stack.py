@@ -1,0 +1,54 @@
+"""Stack one of two cubes on the other: stock robosuite Stack, and its mirror image on the same scenes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sim_eval.envs.contract import Simulator, SimulatorOptions, Task, WorkspaceBox
+
+if TYPE_CHECKING:
+    from robosuite.environments.manipulation.stack import Stack
+
+TABLE_HEIGHT = 0.8
+WORKSPACE = WorkspaceBox((-0.2, -0.2, TABLE_HEIGHT + 0.005), (0.2, 0.2, TABLE_HEIGHT + 0.2))
+REACH_METRES = 0.03
+LIFTED_METRES = 0.04  # robosuite's, of a cube's centre above the table
+
+
+def phase(env: Stack, goal: int) -> int:
+    """0: far, 1: the gripper is at the cube that is to move, 2: it grasps it, 3: it has lifted it, 4: success.
+
+    robosuite's rule of success, for whichever cube is to move: off the table, touching the other, and let go of.
+    """
+    cubes = (env.cubeA, env.cubeA_body_id), (env.cubeB, env.cubeB_body_id)
+    (moved, body), (base, _) = cubes if goal == 0 else reversed(cubes)
+    place = env.sim.data.body_xpos[body]
+    grasped = env._check_grasp(gripper=env.robots[0].gripper, object_geoms=moved)
+    lifted = place[2] > TABLE_HEIGHT + LIFTED_METRES
+    if lifted and not grasped and env.check_contact(moved, base):
+        return 4
+    if grasped:
+        return 3 if lifted else 2
+    gripper = env.sim.data.site_xpos[env.robots[0].eef_site_id["right"]]
+    return int(np.linalg.norm(gripper - place) < REACH_METRES)
+
+
+def make(task: Task, options: SimulatorOptions) -> Simulator:
+    from sim_eval.envs.robosuite_sim import RobosuiteScene, RobosuiteSimulator
+
+    objects = {"red": "cubeA_main", "green": "cubeB_main"}
+    return RobosuiteSimulator(task, RobosuiteScene("Stack", phase, objects), options)
+
+
+TASKS = (
+    Task(
+        name="robosuite/Stack",
+        goals=(("stack the red cube on the green cube",), ("stack the green cube on the red cube",)),
+        horizon=300,
+        workspace=WORKSPACE,
+        phases=("reach", "grasp", "lift", "place"),
+        factory=make,
+    ),
+)

@@ -1,0 +1,50 @@
+"""Expert for PickPlaceCan: pick the can, carry it over the wall to its compartment, let go, rise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from sim_eval.envs.contract import FloatArray
+from sim_eval.policies.policy import ActionChunk
+from sim_eval.policies.scripted.waypoints import (
+    CLOSE,
+    approach,
+    disturbed,
+    finger_width,
+    is_at,
+    is_held,
+    let_go,
+    towards,
+    upright,
+)
+
+# A place in the can's compartment, world frame; its centre is out of the arm's reach with the gripper upright.
+COMPARTMENT = np.array([0.165, 0.36])
+HOVER_METRES = 0.1  # the fingers pass over the can, which stands 4 cm above its centre
+CARRY_METRES = 1.02  # height of the can's centre while it crosses the walls, which end at 0.9
+RELEASE_METRES = 0.91
+CAN_METRES = 0.05  # its width
+OVER_METRES = 0.02
+
+
+def pick_place(state: Mapping[str, FloatArray], instruction: str) -> ActionChunk:
+    """One action from the gripper's and the can's pose."""
+    can = state["can_pos"]
+    offset, width = can - state["eef_pos"], finger_width(state)
+    across = COMPARTMENT - can[:2]
+    beside = float(np.linalg.norm(across))
+    if beside < 2 * OVER_METRES and can[2] < RELEASE_METRES:
+        return disturbed(let_go(state["eef_mat"], width, CAN_METRES), 0.0)
+    if is_held(offset, width, CAN_METRES):
+        # Up first, then over, then down: sideways only as far as the height allows.
+        rise = (CARRY_METRES if beside > OVER_METRES else RELEASE_METRES - 0.02) - can[2]
+        across = across * np.clip(1.5 - rise / 0.05, 0.0, 1.0)
+        return disturbed(towards(np.array([*across, rise]), upright(state["eef_mat"]), CLOSE, gain=1.5), beside)
+    if is_at(offset):
+        return disturbed(towards(offset, np.zeros(3), CLOSE), 0.0)
+    return disturbed(approach(offset, upright(state["eef_mat"]), HOVER_METRES), float(np.linalg.norm(offset)))
+
+
+EXPERTS = {"robosuite/PickPlaceCan": pick_place}

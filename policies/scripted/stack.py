@@ -1,0 +1,51 @@
+"""Expert for Stack: pick the cube that the instruction names first, carry it over the other, let go, rise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from sim_eval.envs.contract import FloatArray
+from sim_eval.policies.policy import ActionChunk
+from sim_eval.policies.scripted.waypoints import (
+    CLOSE,
+    approach,
+    disturbed,
+    finger_width,
+    is_at,
+    is_held,
+    let_go,
+    towards,
+    upright,
+    yaw_error,
+)
+
+HALF_SIZE = {"red": 0.020, "green": 0.025}
+CLEARANCE_METRES = 0.03  # between the cubes while one is carried over the other
+OVER_METRES = 0.008
+SEATED_METRES = 0.007
+PRESS_METRES = 0.005  # aim that much below the seat, or the last millimetres take for ever
+
+
+def stack(state: Mapping[str, FloatArray], instruction: str) -> ActionChunk:
+    """One action from the gripper's and the cubes' poses; the instruction says which cube goes on which."""
+    moved, base = sorted(HALF_SIZE, key=instruction.index)
+    seat = state[f"{base}_pos"] + np.array([0.0, 0.0, HALF_SIZE[base] + HALF_SIZE[moved]]) - state[f"{moved}_pos"]
+    offset = state[f"{moved}_pos"] - state["eef_pos"]
+    beside, width, size = float(np.linalg.norm(seat[:2])), finger_width(state), 2 * HALF_SIZE[moved]
+    if beside < HALF_SIZE[base] / 2 and abs(seat[2]) < SEATED_METRES:
+        return disturbed(let_go(state["eef_mat"], width, size), 0.0)
+    if is_held(offset, width, size):
+        # Up first, then over, then down: sideways only as far as the height allows.
+        rise = seat[2] + CLEARANCE_METRES * np.clip((beside - OVER_METRES) / 0.03, 0.0, 1.0)
+        across = seat[:2] * np.clip(1.5 - rise / CLEARANCE_METRES, 0.0, 1.0)
+        way = np.array([*across, rise - PRESS_METRES])
+        return disturbed(towards(way, upright(state["eef_mat"]), CLOSE, gain=1.5), beside)
+    if is_at(offset):
+        return disturbed(towards(offset, np.zeros(3), CLOSE), 0.0)
+    turn = yaw_error(state["eef_mat"], state[f"{moved}_mat"])
+    return disturbed(approach(offset, upright(state["eef_mat"], turn)), float(np.linalg.norm(offset)))
+
+
+EXPERTS = {"robosuite/Stack": stack}
