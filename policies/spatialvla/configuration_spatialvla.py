@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass
 from types import MappingProxyType
-from typing import Literal, TypeAlias, TypeVar, get_args
+from typing import Literal, TypeAlias, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from sim_eval.envs.contract import SimEvalError
 
 T = TypeVar("T")
 
-ActionExpertType: TypeAlias = Literal["deep_llama"]
+ActionExpertType: TypeAlias = Literal["deep_llama", "late_gemma"]
 Attention: TypeAlias = Literal["sdpa", "eager"]
 ContextProjection: TypeAlias = Literal["vlm", "expert"]
 DepthSampling: TypeAlias = Literal["mean", "center", "corner"]
 Frame: TypeAlias = Literal["gripper", "world"]
+PositionKind: TypeAlias = Literal["3d", "2d"]
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,10 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class ExpertConfig:
-    """The flow-matching expert. Its width is free; what its attention shares with the VLM is not.
+    """The flow-matching expert. Its width is free; what deep fusion's attention shares with the VLM is not.
 
     Attributes:
-        context_projection: whose projections make keys and values of the VLM's hidden states.
+        context_projection: whose projections make keys and values of the VLM's hidden states, in deep fusion.
         action_dim, state_dim, horizon: of the robot and its chunks.
         euler_steps: steps of the sampler.
     """
@@ -88,9 +90,11 @@ class ExpertConfig:
 
 @dataclass(frozen=True)
 class PositionConfig:
-    """The 3-D position embedding.
+    """The position embedding of patches.
 
     Attributes:
+        kind: "3d" embeds where a patch stands; "2d", an ablation, its place in the picture and which view it is, and
+            then pools no voxels. Which patches are kept does not depend on it.
         depth_sampling: a patch stands at the mean of its valid pixels, at its centre pixel, or at its top-left one.
         frequencies: Fourier bands before the MLP; 0 is LLaVA-3D's plain MLP on metres.
         scale: metres that become one unit.
@@ -101,6 +105,7 @@ class PositionConfig:
     frequencies: int = 4
     scale: float = 1.0
     near: float = 0.065
+    kind: PositionKind = "3d"
 
 
 @dataclass(frozen=True)
@@ -130,21 +135,13 @@ class SpatialVLAConfig:
         _choice("action_expert_type", self.action_expert_type, ActionExpertType)
         _choice("attention", self.attention, Attention)
         _choice("frame", self.frame, Frame)
+        _choice("position.kind", self.position.kind, PositionKind)
         _choice("position.depth_sampling", self.position.depth_sampling, DepthSampling)
         _choice("expert.context_projection", expert.context_projection, ContextProjection)
-        for name, count in (
-            ("vision.patch_size", vision.patch_size),
-            ("vision.heads", vision.heads),
-            ("text.layers", text.layers),
-            ("text.heads", text.heads),
-            ("text.kv_heads", text.kv_heads),
-            ("expert.kv_heads", expert.kv_heads),
-            ("expert.horizon", expert.horizon),
-            ("expert.action_dim", expert.action_dim),
-            ("expert.state_dim", expert.state_dim),
-            ("expert.euler_steps", expert.euler_steps),
-        ):
-            _demand(count >= 1, f"{name} must be at least 1, not {count}")
+        for part, values in (("vision", vision), ("text", text), ("expert", expert)):
+            for name, value in vars(values).items():
+                if isinstance(value, int) and name not in ("feature_layer", "prune"):
+                    _demand(value >= 1, f"{part}.{name} must be at least 1, not {value}")
         _demand(
             vision.image_size % vision.patch_size == 0,
             f"vision.image_size {vision.image_size} must be a multiple of vision.patch_size {vision.patch_size}",
@@ -158,6 +155,7 @@ class SpatialVLAConfig:
         for name, heads, shared in (("text", text.heads, text.kv_heads), ("expert", expert.heads, expert.kv_heads)):
             _demand(heads % shared == 0, f"{name}.heads {heads} must be a multiple of {name}.kv_heads {shared}")
         _demand(text.head_dim % 2 == 0, f"text.width / text.heads must be even for RoPE, not {text.head_dim}")
+        _demand(expert.head_dim % 2 == 0, f"expert.head_dim must be even for RoPE, not {expert.head_dim}")
         _demand(expert.width % 2 == 0, f"expert.width must be even for the time embedding, not {expert.width}")
         _demand(self.position.scale > 0, f"position.scale must be positive metres, not {self.position.scale}")
         _demand(self.position.near >= 0, f"position.near must be 0 or more metres, not {self.position.near}")
@@ -166,14 +164,20 @@ class SpatialVLAConfig:
             self.voxel_size is None or self.voxel_size > 0,
             f"voxel_size must be positive metres or null, not {self.voxel_size}",
         )
-        # The expert's attention concatenates the VLM's rotated keys with its own, layer by layer.
-        for name in ("layers", "kv_heads", "head_dim", "rope_theta"):
-            mine, theirs = getattr(expert, name), getattr(text, name)
-            _demand(mine == theirs, f"expert.{name} {mine} must equal text.{name} {theirs} for deep fusion")
-        _demand(
-            expert.context_projection == "vlm" or expert.width == text.width,
-            f"context_projection 'expert' needs expert.width {expert.width} equal to text.width {text.width}",
-        )
+        if self.action_expert_type == "deep_llama":
+            # The expert's attention concatenates the VLM's rotated keys with its own, layer by layer.
+            for name in ("layers", "kv_heads", "head_dim", "rope_theta"):
+                mine, theirs = getattr(expert, name), getattr(text, name)
+                _demand(mine == theirs, f"expert.{name} {mine} must equal text.{name} {theirs} for deep fusion")
+            _demand(
+                expert.context_projection == "vlm" or expert.width == text.width,
+                f"context_projection 'expert' needs expert.width {expert.width} equal to text.width {text.width}",
+            )
+        else:
+            _demand(
+                expert.context_projection == "vlm",
+                "expert.context_projection is a choice of deep_llama's: leave it 'vlm' for late_gemma",
+            )
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -183,27 +187,20 @@ class SpatialVLAConfig:
         """Reads what :meth:`to_dict` wrote.
 
         Raises:
-            SimEvalError: a field is missing, unknown or unfit.
+            SimEvalError: a field is unknown or unfit. One that is missing has its default, so that checkpoints outlive
+                new fields.
         """
-        parts: dict[str, type] = {
-            "vision": VisionConfig,
-            "text": TextConfig,
-            "expert": ExpertConfig,
-            "position": PositionConfig,
-        }
         values = dict(data)
-        for name, part in parts.items():
-            values[name] = _build(part, values.get(name), name)
+        for name, kind in get_type_hints(cls).items():
+            if isinstance(kind, type) and is_dataclass(kind):
+                values[name] = _build(kind, values.get(name, {}), name)
         return _build(cls, values, "config")
 
 
 def _build(kind: type[T], values: object, name: str) -> T:
     if not isinstance(values, Mapping):
         raise SimEvalError(f"{name}: expected a table of fields, found {values!r}")
-    known = {entry.name for entry in fields(kind)}  # type: ignore[arg-type]
-    if missing := known - values.keys():
-        raise SimEvalError(f"{name}: missing {', '.join(sorted(missing))}")
-    if unknown := values.keys() - known:
+    if unknown := values.keys() - get_type_hints(kind).keys():
         raise SimEvalError(f"{name}: unknown {', '.join(sorted(unknown))}; written by another version of sim_eval?")
     try:
         return kind(**values)
@@ -218,6 +215,64 @@ def _demand(holds: bool, message: str) -> None:
 
 def _choice(name: str, value: str, options: object) -> None:
     _demand(value in get_args(options), f"{name} must be one of {', '.join(get_args(options))}, not {value!r}")
+
+
+def with_overrides(config: SpatialVLAConfig, assignments: Iterable[str]) -> SpatialVLAConfig:
+    """The config with fields set anew; only the result has to fit together, so the order does not matter.
+
+    Args:
+        config: left as it is.
+        assignments: ``field=value``, a field of a part as ``part.field``; ``null`` is None.
+
+    Raises:
+        SimEvalError: an unknown field, a value that it cannot take, or fields that do not fit each other.
+    """
+    kinds = _field_types(SpatialVLAConfig)
+    data = config.to_dict()
+    for assignment in assignments:
+        name, equals, text = (part.strip() for part in assignment.partition("="))
+        _demand(bool(equals), f"'{assignment}' is not of the form field=value")
+        if name not in kinds:
+            part = name.split(".")[0] + "."
+            known = [other for other in kinds if other.startswith(part)] or list(kinds)
+            raise SimEvalError(f"unknown field '{name}': choose one of {', '.join(known)}")
+        *path, last = name.split(".")
+        table = data
+        for part in path:
+            table = cast(dict[str, object], table[part])
+        table[last] = _parse(name, text, kinds[name])
+    return SpatialVLAConfig.from_dict(data)
+
+
+def _field_types(kind: type, prefix: str = "") -> dict[str, object]:
+    """Dotted name -> annotated type of every field, those of parts included."""
+    found: dict[str, object] = {}
+    for name, annotation in get_type_hints(kind).items():
+        if isinstance(annotation, type) and is_dataclass(annotation):
+            found |= _field_types(annotation, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = annotation
+    return found
+
+
+def _parse(name: str, text: str, kind: object) -> object:
+    if get_origin(kind) is Literal:
+        _choice(name, text, kind)
+        return text
+    if kind is bool:
+        _demand(text in ("true", "false"), f"{name} must be true or false, not '{text}'")
+        return text == "true"
+    if text == "null" and type(None) in get_args(kind):
+        return None
+    try:
+        if kind is int:
+            return int(text)
+        number = float(text)
+        _demand(math.isfinite(number), f"{name} must be a finite number, not '{text}'")
+        return number
+    except ValueError:
+        expected = "a whole number" if kind is int else "a number or null" if get_args(kind) else "a number"
+        raise SimEvalError(f"{name} must be {expected}, not '{text}'") from None
 
 
 EXPERTS: tuple[ActionExpertType, ...] = get_args(ActionExpertType)

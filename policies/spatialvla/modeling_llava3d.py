@@ -53,7 +53,8 @@ class Context:
     """What the VLM made of its inputs.
 
     Attributes:
-        hidden_states: one [B, T, width] a layer: the layer's *input*, as in transformers.
+        hidden_states: one [B, T, width] a layer: the layer's *input*, as in transformers; for late fusion one more,
+            what comes out of the final norm.
         valid: bool [B, T], left-aligned.
         position_ids: int64 [B, T].
     """
@@ -148,8 +149,15 @@ def pool_voxels(features: Tensor, positions: Tensor, owner: Tensor, voxel_size: 
     return total / counts[:, None], unique // (x_count * y_count * z_count)
 
 
+def picture_places(views: int, rows: int, columns: int) -> Tensor:
+    """View, row and column of each patch as (u, v, view), the middles of equal cells of [-1, 1]: [V, P, 3]."""
+    view, v, u = ((torch.arange(count) + 0.5) * 2 / count - 1 for count in (views, rows, columns))
+    grid = torch.meshgrid(view, v, u, indexing="ij")
+    return torch.stack(grid[::-1], dim=-1).flatten(1, 2)
+
+
 class PositionEmbedding3D(nn.Module):
-    """Positions [M, 3] in metres -> [M, width]; LLaVA-3D's MLP, after Fourier bands when asked for."""
+    """Positions [M, 3] -> [M, width]; LLaVA-3D's MLP, after Fourier bands when asked for."""
 
     def __init__(self, width: int, frequencies: int, scale: float) -> None:
         super().__init__()
@@ -175,8 +183,7 @@ class PositionEmbedding3D(nn.Module):
 class LLaVA3DModel(nn.Module):
     """Posed RGB-D views and an instruction -> the hidden states of a causal Llama.
 
-    Only what deep fusion reads is run: the input of each Llama layer. The unread rest of the last layer and the final
-    norm are frozen.
+    Only what the action expert reads is run: the last layer and the final norm for late fusion alone.
     """
 
     def __init__(self, config: SpatialVLAConfig) -> None:
@@ -195,7 +202,10 @@ class LLaVA3DModel(nn.Module):
             )
         )
         self.vision_tower.post_layernorm = nn.Identity()  # patch features are read before it
-        self.position_embedding = PositionEmbedding3D(vision.width, config.position.frequencies, config.position.scale)
+        position = config.position
+        self.position_embedding = PositionEmbedding3D(
+            vision.width, position.frequencies, position.scale if position.kind == "3d" else 1.0
+        )
         self.mm_projector = nn.Sequential(
             nn.Linear(vision.width, text.width), nn.GELU(), nn.Linear(text.width, text.width)
         )
@@ -223,6 +233,9 @@ class LLaVA3DModel(nn.Module):
         hidden_states = [embeddings]
         for layer in model.layers[:-1]:
             hidden_states.append(layer(hidden_states[-1], attention_mask=mask, position_embeddings=rotary))
+        if self.config.action_expert_type == "late_gemma":
+            last = model.layers[-1](hidden_states[-1], attention_mask=mask, position_embeddings=rotary)
+            hidden_states.append(model.norm(last))
         return Context(tuple(hidden_states), valid, position_ids)
 
     def embed_scene(self, inputs: SpatialVLAInputs) -> tuple[Tensor, Tensor]:
@@ -239,10 +252,13 @@ class LLaVA3DModel(nn.Module):
             self.config.position.depth_sampling,
         )
         features = self.encode_patches(inputs.pixel_values.flatten(0, 1), kept)
+        if self.config.position.kind == "2d":
+            grid = self.config.vision.image_size // self.config.vision.patch_size
+            positions = picture_places(views, grid, grid).to(positions).repeat(len(inputs.depths), 1, 1)
         positions = positions[kept]
         features = features + self.position_embedding(positions).to(features.dtype)
         owner = kept.nonzero()[:, 0] // views
-        if self.config.voxel_size is not None:
+        if self.config.position.kind == "3d" and self.config.voxel_size is not None:
             features, owner = pool_voxels(features, positions, owner, self.config.voxel_size)
         return self.mm_projector(features), owner
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from sim_eval.policies.spatialvla import flow_matching
-from sim_eval.policies.spatialvla.configuration_spatialvla import SpatialVLAConfig
+from sim_eval.policies.spatialvla.configuration_spatialvla import ActionExpertType, SpatialVLAConfig
 from sim_eval.policies.spatialvla.modeling_deep_fusion import DeepFusionActionExpert
+from sim_eval.policies.spatialvla.modeling_flow_expert import FlowMatchingActionExpert
 from sim_eval.policies.spatialvla.modeling_llava3d import LLaVA3DModel, SpatialVLAInputs
+
+EXPERTS: Mapping[ActionExpertType, type[DeepFusionActionExpert] | type[FlowMatchingActionExpert]] = {
+    "deep_llama": DeepFusionActionExpert,
+    "late_gemma": FlowMatchingActionExpert,
+}
 
 
 class SpatialVLAForConditionalGeneration(nn.Module):
@@ -18,17 +26,8 @@ class SpatialVLAForConditionalGeneration(nn.Module):
         super().__init__()
         self.config = config
         self.vlm = LLaVA3DModel(config)
-        self.action_expert = DeepFusionActionExpert(config)
-        self._freeze_unread()
-
-    def _freeze_unread(self) -> None:
-        # Of the VLM's last layer deep fusion reads only what makes keys and values, and nothing above it.
-        language_model = self.vlm.language_model
-        last = language_model.layers[-1]
-        unread = [last.self_attn.q_proj, last.self_attn.o_proj, last.post_attention_layernorm, last.mlp]
-        if self.config.expert.context_projection == "expert":
-            unread = [last]
-        for module in (*unread, language_model.norm):
+        self.action_expert = EXPERTS[config.action_expert_type](config)
+        for module in self.action_expert.unread(self.vlm.language_model):
             module.requires_grad_(False)
 
     def forward(self, inputs: SpatialVLAInputs, actions: Tensor, valid: Tensor, noise: Tensor, time: Tensor) -> Tensor:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from sim_eval.envs.contract import (
     ActionSpec,
@@ -17,6 +19,7 @@ from sim_eval.envs.contract import (
     WorkspaceBox,
 )
 from sim_eval.policies.policy import PolicySpec
+from sim_eval.policies.spatialvla import flow_matching
 from sim_eval.policies.spatialvla.configuration_spatialvla import (
     ExpertConfig,
     PositionConfig,
@@ -24,7 +27,7 @@ from sim_eval.policies.spatialvla.configuration_spatialvla import (
     TextConfig,
     VisionConfig,
 )
-from sim_eval.policies.spatialvla.modeling_llava3d import SpatialVLAInputs
+from sim_eval.policies.spatialvla.modeling_llava3d import Context, SpatialVLAInputs
 from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from sim_eval.policies.spatialvla.processing_spatialvla import SpatialVLAProcessor, train_tokenizer
 
@@ -37,6 +40,13 @@ CONFIG = SpatialVLAConfig(
     position=PositionConfig(),
     voxel_size=0.02,
 )
+# Late fusion asks for nothing of the VLM's in its expert: neither depth nor heads nor rope agree here.
+LATE = replace(
+    CONFIG,
+    expert=replace(CONFIG.expert, layers=2, kv_heads=1, head_dim=10, rope_theta=5e3),
+    action_expert_type="late_gemma",
+)
+CONFIGS = {"deep_llama": CONFIG, "late_gemma": LATE}
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +64,17 @@ def config() -> SpatialVLAConfig:
 
 
 @pytest.fixture
+def late_config() -> SpatialVLAConfig:
+    return LATE
+
+
+@pytest.fixture(params=CONFIGS)
+def each_config(request: pytest.FixtureRequest) -> SpatialVLAConfig:
+    """Runs the test for both experts."""
+    return CONFIGS[request.param]
+
+
+@pytest.fixture
 def make_model() -> Callable[[SpatialVLAConfig], SpatialVLAForConditionalGeneration]:
     def make(config: SpatialVLAConfig) -> SpatialVLAForConditionalGeneration:
         torch.manual_seed(1)
@@ -67,6 +88,41 @@ def model(
     make_model: Callable[[SpatialVLAConfig], SpatialVLAForConditionalGeneration],
 ) -> SpatialVLAForConditionalGeneration:
     return make_model(CONFIG)
+
+
+@pytest.fixture
+def each_model(
+    make_model: Callable[[SpatialVLAConfig], SpatialVLAForConditionalGeneration], each_config: SpatialVLAConfig
+) -> SpatialVLAForConditionalGeneration:
+    return make_model(each_config)
+
+
+@pytest.fixture
+def loss_of() -> Callable[[SpatialVLAForConditionalGeneration, SpatialVLAInputs], Tensor]:
+    """The loss on actions, noise and times that are always the same, two draws an observation."""
+
+    def loss(model: SpatialVLAForConditionalGeneration, inputs: SpatialVLAInputs) -> Tensor:
+        torch.manual_seed(3)
+        batch, horizon = len(inputs.state), model.config.expert.horizon
+        noise, time = torch.randn(batch, 2, horizon, 7), flow_matching.sample_time((batch, 2))
+        valid = torch.ones(batch, horizon, dtype=torch.bool)
+        found: Tensor = model(inputs, torch.randn(batch, horizon, 7), valid, noise, time)
+        return found
+
+    return loss
+
+
+@pytest.fixture
+def velocity_of() -> Callable[[SpatialVLAForConditionalGeneration, Context, Tensor, Tensor, Tensor], Tensor]:
+    """The velocity at (context, state, x, time), everything made anew."""
+
+    def velocity(
+        model: SpatialVLAForConditionalGeneration, context: Context, state: Tensor, x: Tensor, time: Tensor
+    ) -> Tensor:
+        expert = model.action_expert
+        return expert.velocity(expert.prepare(context, model.vlm.language_model.layers, x.shape[1]), state, x, time)
+
+    return velocity
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from sim_eval.policies.spatialvla.modeling_llava3d import (
     IMAGE_TOKEN,
     SpatialVLAInputs,
     patch_positions,
+    picture_places,
     pool_voxels,
     unproject,
 )
@@ -154,19 +155,23 @@ def test_splice_puts_scene_tokens_in_the_placeholders_stead(model: SpatialVLAFor
 
 
 def test_hidden_states_equal_the_stock_llama(
-    model: SpatialVLAForConditionalGeneration, inputs: SpatialVLAInputs
+    each_model: SpatialVLAForConditionalGeneration, inputs: SpatialVLAInputs
 ) -> None:
-    context = model.vlm(inputs)
-    llama = model.vlm.language_model
+    context = each_model.vlm(inputs)
+    llama = each_model.vlm.language_model
     stock = llama(
         inputs_embeds=context.hidden_states[0],
         attention_mask=context.valid.long(),
         position_ids=context.position_ids,
         output_hidden_states=True,
-    ).hidden_states
-    assert len(context.hidden_states) == len(llama.layers)
-    for found, expected in zip(context.hidden_states, stock[:-1], strict=True):
+    )
+    late = each_model.config.action_expert_type == "late_gemma"
+    assert len(context.hidden_states) == len(llama.layers) + late
+    for found, expected in zip(context.hidden_states, stock.hidden_states, strict=late):
         torch.testing.assert_close(found[context.valid], expected[context.valid], atol=1e-5, rtol=1e-5)
+    if late:
+        last = stock.last_hidden_state[context.valid]
+        torch.testing.assert_close(context.hidden_states[-1][context.valid], last, atol=1e-5, rtol=1e-5)
 
 
 def test_llama_stays_causal(model: SpatialVLAForConditionalGeneration, inputs: SpatialVLAInputs) -> None:
@@ -207,3 +212,49 @@ def test_without_voxels_every_kept_patch_is_a_token(
     assert torch.bincount(owner, minlength=3).tolist() == kept.view(3, -1).sum(1).tolist()
     _, coarse = make_model(replace(config, voxel_size=0.5)).vlm.embed_scene(inputs)
     assert len(coarse) < len(owner)
+
+
+def test_picture_places_are_cells_of_each_view_row_by_row() -> None:
+    places = picture_places(2, 2, 4)
+    assert places.shape == (2, 8, 3)
+    assert places[0, :5].tolist() == [
+        [-0.75, -0.5, -0.5],
+        [-0.25, -0.5, -0.5],
+        [0.25, -0.5, -0.5],
+        [0.75, -0.5, -0.5],
+        [-0.75, 0.5, -0.5],
+    ]
+    assert places[1, 7].tolist() == [0.75, 0.5, 0.5]
+    assert picture_places(1, 1, 1).tolist() == [[[0.0, 0.0, 0.0]]]
+
+
+def test_2d_positions_ignore_depth_but_for_what_is_kept(
+    config: SpatialVLAConfig, make_model: Make, inputs: SpatialVLAInputs
+) -> None:
+    box = inputs.depths < inputs.depths.amax((2, 3), keepdim=True) - 0.05
+    moved = replace(inputs, depths=inputs.depths - box * 0.03 * torch.rand_like(inputs.depths))  # still above the table
+    hidden = replace(inputs, depths=inputs.depths.masked_fill(box & (torch.arange(32) < 16), 0.0))
+    flat = replace(config, voxel_size=0.5, position=replace(config.position, kind="2d"))
+    for kind, same in ((flat, True), (replace(config, voxel_size=None), False)):
+        vlm = make_model(kind).vlm
+        (before, owner), (after, still) = vlm.embed_scene(inputs), vlm.embed_scene(moved)
+        assert torch.equal(owner, still)
+        assert torch.equal(before, after) == same
+        assert len(vlm.embed_scene(hidden)[1]) < len(owner)
+    assert len(owner) == len(make_model(flat).vlm.embed_scene(inputs)[1]), "no voxels, as many tokens as patches"
+
+
+def test_2d_embeds_each_kept_patchs_own_place(
+    config: SpatialVLAConfig, make_model: Make, inputs: SpatialVLAInputs
+) -> None:
+    vlm = make_model(replace(config, position=replace(config.position, kind="2d", scale=3.0))).vlm
+    points = unproject(inputs.depths.flatten(0, 1), inputs.intrinsics.flatten(0, 1), inputs.poses.flatten(0, 1))
+    _, kept = patch_positions(points, inputs.depths.flatten(0, 1), inputs.workspace.repeat_interleave(2, 0), 8, "mean")
+    embedded: list[torch.Tensor] = []
+    vlm.position_embedding.register_forward_hook(lambda _, args, __: embedded.append(args[0]))
+    vlm.embed_scene(inputs)
+    places = picture_places(2, 4, 4).flatten(0, 1)
+    assert torch.equal(embedded[0], torch.cat([places[row.flatten()] for row in kept.view(3, -1)]))
+    assert vlm.position_embedding.scale == 1.0, "a picture is not measured in metres"
+    distance = torch.cdist(*[vlm.position_embedding(places)] * 2) + torch.eye(32)
+    assert distance.min() > 1e-2, "patches and views can be told apart"

@@ -33,13 +33,15 @@ def ask(processor: SpatialVLAProcessor, observe: Observe, seed: int, replan: int
 
 
 def test_save_and_load_are_bit_identical(
-    folder: Path, model: SpatialVLAForConditionalGeneration, processor: SpatialVLAProcessor, observe: Observe
+    tmp_path: Path, each_model: SpatialVLAForConditionalGeneration, processor: SpatialVLAProcessor, observe: Observe
 ) -> None:
-    loaded = load_policy(str(folder), "cpu")
+    save_checkpoint(tmp_path / "run", each_model, processor)
+    loaded = load_policy(str(tmp_path / "run"), "cpu")
     assert isinstance(loaded, SpatialVLAPolicy)
-    for name, tensor in model.state_dict().items():
+    assert loaded.model.config == each_model.config
+    for name, tensor in each_model.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], tensor), name
-    before = SpatialVLAPolicy(model, processor, torch.device("cpu")).predict([ask(processor, observe, 0)])
+    before = SpatialVLAPolicy(each_model, processor, torch.device("cpu")).predict([ask(processor, observe, 0)])
     after = loaded.predict([ask(processor, observe, 0)])
     assert np.array_equal(before[0].actions, after[0].actions)
     assert after[0].actions.shape == (4, 7)

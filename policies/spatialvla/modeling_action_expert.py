@@ -1,0 +1,154 @@
+"""What both action experts are: a decoder of [state | time | actions] beside keys and values of the context."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+from transformers.models.gemma.modeling_gemma import GemmaDecoderLayer, GemmaModel
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel, rotate_half
+
+from sim_eval.policies.spatialvla import flow_matching
+from sim_eval.policies.spatialvla.configuration_spatialvla import Attention, ExpertConfig
+from sim_eval.policies.spatialvla.masks import suffix_mask
+from sim_eval.policies.spatialvla.modeling_llava3d import Context
+
+DecoderLayer: TypeAlias = LlamaDecoderLayer | GemmaDecoderLayer
+KeyValues: TypeAlias = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Stands where transformers expects a cache; adding to it leaves it as it was, so Euler steps cannot pile up."""
+
+    keys: Tensor
+    values: Tensor
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int) -> KeyValues:
+        return torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
+
+
+def decoder_sizes(expert: ExpertConfig, attention: Attention) -> dict[str, object]:
+    """The expert's sizes by the names that Llama's and Gemma's configurations share."""
+    return {
+        "hidden_size": expert.width,
+        "intermediate_size": expert.mlp,
+        "num_hidden_layers": expert.layers,
+        "num_attention_heads": expert.heads,
+        "num_key_value_heads": expert.kv_heads,
+        "head_dim": expert.head_dim,
+        "rms_norm_eps": expert.norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": expert.rope_theta},
+        "attn_implementation": attention,
+    }
+
+
+def key_values(layer: DecoderLayer, hidden_states: Tensor, position_embeddings: KeyValues) -> KeyValues:
+    """Rotated keys, and values, that ``layer`` makes of its input [B, T, width]: [B, KV heads, T, head dim] each."""
+    attention = layer.self_attn
+    normed = layer.input_layernorm(hidden_states)
+    shape = (*normed.shape[:-1], -1, attention.head_dim)
+    keys = attention.k_proj(normed).view(shape).transpose(1, 2)
+    values = attention.v_proj(normed).view(shape).transpose(1, 2)
+    cos, sin = (part.unsqueeze(1) for part in position_embeddings)
+    return keys * cos + rotate_half(keys) * sin, values
+
+
+@dataclass(frozen=True)
+class PreparedContext:
+    """All of the expert's work that depends on neither time nor noisy actions, done once an observation.
+
+    Attributes:
+        key_values: a layer each.
+        mask: [B, 1, draws * suffix, T + draws * suffix].
+        position_embeddings: cosines and sines of the suffix.
+    """
+
+    key_values: tuple[KeyValues, ...]
+    mask: Tensor
+    position_embeddings: KeyValues
+
+
+class ActionExpert(nn.Module, ABC):
+    """Velocity of noisy action chunks, from the suffix [state | time | actions] beside the VLM's context.
+
+    Blocks of the mask: {context}, {state, time}, {actions}; a token sees its own block and those before.
+
+    Args:
+        config: sizes.
+        model: the decoder, of which layers, norm and rotary embedding are used.
+    """
+
+    blocks: Tensor
+
+    def __init__(self, config: ExpertConfig, model: LlamaModel | GemmaModel) -> None:
+        super().__init__()
+        self.config = config
+        self.model = model
+        self.state_in_proj = nn.Linear(config.state_dim, config.width)
+        self.time_mlp = nn.Sequential(
+            nn.Linear(config.width, config.width), nn.SiLU(), nn.Linear(config.width, config.width)
+        )
+        self.action_in_proj = nn.Linear(config.action_dim, config.width)
+        self.action_out_proj = nn.Linear(config.width, config.action_dim)
+        self.register_buffer("blocks", torch.tensor([0, 0] + [1] * config.horizon), persistent=False)
+
+    def unread(self, language_model: LlamaModel) -> list[nn.Module]:
+        """The VLM's modules that no velocity depends on."""
+        return []
+
+    @abstractmethod
+    def read(
+        self, context: Context, vlm_layers: Iterable[LlamaDecoderLayer]
+    ) -> tuple[Iterable[DecoderLayer], Sequence[Tensor]]:
+        """The layers whose projections make the context's keys and values, and each one's input [B, T, width]."""
+
+    @abstractmethod
+    def decode(self, suffix: Tensor, context: PreparedContext) -> Tensor:
+        """[B, draws * suffix, width] -> the same, after the final norm."""
+
+    def prepare(self, context: Context, vlm_layers: Iterable[LlamaDecoderLayer], draws: int = 1) -> PreparedContext:
+        """Keys, values, mask and positions for ``draws`` suffixes an observation, side by side."""
+        layers, hidden_states = self.read(context, vlm_layers)
+        like = hidden_states[0]
+        places = self.model.rotary_emb(like, context.position_ids)
+        suffix = torch.arange(len(self.blocks), device=like.device).repeat(draws)
+        return PreparedContext(
+            tuple(key_values(layer, hidden, places) for layer, hidden in zip(layers, hidden_states, strict=True)),
+            suffix_mask(context.valid, self.blocks, draws, like.dtype),
+            self.model.rotary_emb(like, context.valid.sum(1, keepdim=True) + suffix),
+        )
+
+    def velocity(self, context: PreparedContext, state: Tensor, noisy: Tensor, time: Tensor) -> Tensor:
+        """Predicted dx / dt.
+
+        Args:
+            context: prepared for D draws.
+            state: [B, S].
+            noisy: x_t, [B, D, H, A].
+            time: [B, D].
+
+        Returns:
+            [B, D, H, A].
+        """
+        batch, draws, horizon, _ = noisy.shape
+        width = self.config.width
+        state_token = self.state_in_proj(state)[:, None, None].expand(-1, draws, -1, -1)
+        time_token = self.time_mlp(flow_matching.time_embedding(time, width).to(noisy.dtype))[:, :, None]
+        suffix = torch.cat([state_token, time_token, self.action_in_proj(noisy)], dim=2)
+        hidden = self.decode(suffix.flatten(1, 2), context)
+        output: Tensor = self.action_out_proj(hidden.view(batch, draws, -1, width)[:, :, -horizon:])
+        return output
+
+    def sample_actions(
+        self, context: Context, vlm_layers: Iterable[LlamaDecoderLayer], state: Tensor, noise: Tensor, steps: int
+    ) -> Tensor:
+        """Integrates the velocity from noise [B, H, A]; keys and values of the context are made once."""
+        prepared = self.prepare(context, vlm_layers)
+        return flow_matching.euler(
+            lambda x, time: self.velocity(prepared, state, x, time), noise[:, None], steps
+        ).squeeze(1)
