@@ -8,7 +8,8 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, cast
 
@@ -18,22 +19,28 @@ from tqdm import tqdm
 
 from sim_eval.datasets.normalization import normalization_stats
 from sim_eval.datasets.windows import EpisodeWindows, batches
-from sim_eval.envs.contract import EpisodeKey, RenderMode, SimEvalError, Simulator, SimulatorOptions
+from sim_eval.envs.contract import EpisodeKey, RenderMode, SimEvalError, Simulator, SimulatorOptions, TrainingWindow
 from sim_eval.evaluation.engine import RolloutProtocol, run_episode
 from sim_eval.evaluation.run_folder import machine
 from sim_eval.policies.policy import PolicySpec
 from sim_eval.policies.spatialvla.checkpoint import SpatialVLAPolicy, save_checkpoint
-from sim_eval.policies.spatialvla.configuration_spatialvla import SIZES, ActionExpertType
+from sim_eval.policies.spatialvla.configuration_spatialvla import (
+    SIZES,
+    ActionExpertType,
+    SpatialVLAConfig,
+    with_overrides,
+)
 from sim_eval.policies.spatialvla.processing_spatialvla import SpatialVLAProcessor, train_tokenizer
 from sim_eval.policies.spatialvla.training import Trainer
 from sim_eval.reporting.model_card import model_card
+from sim_eval.reporting.training_record import Round, TrainingRecord, write_record
 
 if TYPE_CHECKING:
     from sim_eval.train import TrainArguments
 
 STATE_FIELDS = ("eef_pos", "eef_rot6d", "gripper_qpos")
 # When the weights are tried on the val split, as shares of the training.
-ROUNDS = (0.4, 0.55, 0.7, 0.85, 1.0)
+ROUNDS = (0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1.0)
 STATE, CARD_FILE = "training.pt", "README.md"
 SAVE_SECONDS = 60.0
 LOG_STEPS = 20
@@ -45,13 +52,30 @@ class Progress:
 
     Attributes:
         seconds: on the clock so far, validation included.
-        rounds: what each validation gave: step, minutes, successes by task.
-        best: index of the best round, -1 before the first.
+        due: how many of ``ROUNDS`` are behind; one validation stands for all that fall due at once.
+        rounds: what each validation gave.
+        best: index of the best round, None before the first.
+        digest: of the kept weights, empty before the first.
     """
 
-    seconds: float
-    rounds: list[dict[str, object]]
-    best: int = -1
+    seconds: float = 0.0
+    due: int = 0
+    rounds: tuple[Round, ...] = ()
+    best: int | None = None
+    digest: str = ""
+
+
+def network(arguments: TrainArguments) -> SpatialVLAConfig:
+    """The network's configuration before the demonstrations are known.
+
+    Raises:
+        SimEvalError: an override that it cannot take.
+    """
+    base = replace(SIZES[arguments.size], action_expert_type=cast(ActionExpertType, arguments.expert))
+    config = with_overrides(base, arguments.overrides)
+    if config.action_expert_type != arguments.expert:
+        raise SimEvalError("--set cannot change action_expert_type: use --expert")
+    return config
 
 
 def shown_as(windows: EpisodeWindows) -> SimulatorOptions:
@@ -76,14 +100,14 @@ def make_processor(windows: EpisodeWindows, arguments: TrainArguments) -> Spatia
     if foreign := [str(episode.key) for episode in windows.episodes if episode.key.split != "train"]:
         raise SimEvalError(f"--data holds {foreign[0]}: only episodes of the train split may be trained on")
     proprio = {name: windows.spec.proprio[name] for name in STATE_FIELDS}
-    base = SIZES[arguments.size]
+    base = network(arguments)
     side = max(max(size) for size in windows.spec.cameras.values())
-    config = replace(
+    fitted = replace(
         base,
         vision=replace(base.vision, image_size=side),
         expert=replace(base.expert, state_dim=sum(proprio.values()), action_dim=windows.spec.action.dim),
-        action_expert_type=cast(ActionExpertType, arguments.expert),
     )
+    config = with_overrides(fitted, arguments.overrides)
     spec = PolicySpec(
         name=arguments.expert,
         robot=windows.spec.robot,
@@ -95,12 +119,6 @@ def make_processor(windows: EpisodeWindows, arguments: TrainArguments) -> Spatia
     stats = normalization_stats(windows.episodes, arguments.normalization)
     tokenizer = train_tokenizer({episode.instruction for episode in windows.episodes}, config.text.vocab_size)
     return SpatialVLAProcessor(config, spec, stats, tokenizer)
-
-
-def rate(fraction: object) -> float:
-    """The rate of "17/20"."""
-    count, total = str(fraction).split("/")
-    return int(count) / int(total)
 
 
 class Training:
@@ -141,6 +159,7 @@ class Training:
     def run(self) -> None:
         """Trains to the end of the budget; on Ctrl-C it saves and says how to go on."""
         trainer = self._trainer
+        self._save()  # from here on the folder is a training's, however it ends
         writer = SummaryWriter(str(self._out / "tensorboard"), purge_step=trainer.step)
         bar = tqdm(total=1.0, initial=round(self.share, 4), file=sys.stderr, dynamic_ncols=True)
         bar.bar_format = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
@@ -148,14 +167,15 @@ class Training:
         saved = time.monotonic()
         began = saved - self.progress.seconds
         try:
-            for batch in batches(self._windows, self._arguments.batch_size, self._arguments.seed, trainer.step):
+            for batch in self._batches():
                 self.progress.seconds = time.monotonic() - began
-                if self._simulators and len(self.progress.rounds) < sum(self.share >= due for due in ROUNDS):
+                if self._simulators and self.progress.due < self._passed():
                     entry = self._validate()
-                    for name in self._simulators:
-                        writer.add_scalar(f"val/{name}", rate(entry[name]), trainer.step)
-                    bar.write(", ".join(f"{name} {value}" for name, value in entry.items()), file=sys.stderr)
+                    for name, (count, total) in entry.success.items():
+                        writer.add_scalar(f"val/{name}", count / total, trainer.step)
+                    bar.write(str(entry), file=sys.stderr)
                     self.progress.seconds = time.monotonic() - began
+                    self.progress.due = self._passed()
                     self._save()
                 if self.share >= 1.0:
                     break
@@ -173,9 +193,10 @@ class Training:
                     self._save()
                     saved = time.monotonic()
             if not self._simulators:
-                save_checkpoint(self._out, trainer.ema, self._processor)
+                self.progress.digest = save_checkpoint(self._out, trainer.ema, self._processor).digest
             self._save()
-            (self._out / CARD_FILE).write_text(self._card())
+            card = model_card(self.record(), self._processor.spec, RolloutProtocol().replan)
+            (self._out / CARD_FILE).write_text(card)
         except KeyboardInterrupt:
             self._save()
             raise KeyboardInterrupt(
@@ -185,31 +206,68 @@ class Training:
             bar.close()
             writer.close()
 
-    def _validate(self) -> dict[str, object]:
+    def record(self) -> TrainingRecord:
+        """What there is to say of the training so far."""
+        arguments, progress = self._arguments, self.progress
+        parameters = list(self._trainer.model.parameters())
+        return TrainingRecord(
+            expert=arguments.expert,
+            size=arguments.size,
+            seed=arguments.seed,
+            batch_size=arguments.batch_size,
+            draws=arguments.draws,
+            balance=arguments.balance,
+            command=shlex.join(["python", "-m", "sim_eval.train", *sys.argv[1:]]),
+            overrides=arguments.overrides,
+            minutes=progress.seconds / 60,
+            steps=self._trainer.step,
+            device=self._device.type,
+            threads=torch.get_num_threads(),
+            demonstrations=dict(Counter(episode.key.task for episode in self._windows.episodes)),
+            windows=dict(Counter(self._windows.tasks)),
+            parameters=sum(parameter.numel() for parameter in parameters),
+            trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+            versions=cast(Mapping[str, str], machine()["versions"]),
+            rounds=progress.rounds,
+            best=progress.best,
+            digest=progress.digest,
+            finished=self.share >= 1.0,
+        )
+
+    def _batches(self) -> Iterator[list[TrainingWindow]]:
+        """From the trainer's step on."""
+        arguments = self._arguments
+        return batches(self._windows, arguments.batch_size, arguments.seed, self._trainer.step, arguments.balance)
+
+    def _passed(self) -> int:
+        """How many of the shares at which a validation is due are behind."""
+        return sum(self.share >= due for due in ROUNDS)
+
+    def _validate(self) -> Round:
         """One round of rollouts on the val split with the averaged weights, kept if none did better before."""
         policy = SpatialVLAPolicy(self._trainer.ema, self._processor, self._device)
-        entry: dict[str, object] = {"step": self._trainer.step, "minutes": f"{self.progress.seconds / 60:.1f}"}
+        success: dict[str, tuple[int, int]] = {}
+        minutes = self.progress.seconds / 60
         for name, simulator in self._simulators.items():
             keys = [EpisodeKey(name, "val", index) for index in range(self._arguments.val_episodes)]
             results = [run_episode(simulator, policy, key, RolloutProtocol()) for key in keys]
             if broken := [result.error for result in results if result.error]:
                 raise SimEvalError(f"validation on {name} broke off: {broken[0]}")
-            entry[name] = f"{sum(result.success for result in results)}/{len(results)}"
-        rounds = self.progress.rounds
-        rounds.append(entry)
-        scores = [sum(rate(each[name]) for name in self._simulators) for each in rounds]
-        if scores[-1] >= max(scores):
+            success[name] = sum(result.success for result in results), len(results)
+        entry = Round(self._trainer.step, minutes, success)
+        rounds = self.progress.rounds = (*self.progress.rounds, entry)
+        if entry.rate >= max(each.rate for each in rounds):
+            self.progress.digest = save_checkpoint(self._out, self._trainer.ema, self._processor).digest
             self.progress.best = len(rounds) - 1
-            save_checkpoint(self._out, self._trainer.ema, self._processor)
         return entry
 
     def _identity(self) -> dict[str, object]:
-        """What must be the same for a training to be continued: everything but where its files lie."""
-        values = {k: v for k, v in asdict(self._arguments).items() if k not in ("data", "out", "device")}
+        """What must be the same for a training to be continued: everything but files and speed."""
+        values = {k: v for k, v in asdict(self._arguments).items() if k not in ("data", "out", "device", "threads")}
         return {**values, "episodes": [str(episode.key) for episode in self._windows.episodes]}
 
     def _save(self) -> None:
-        """Writes the training's state, whole or not at all."""
+        """Writes the training's state and its record, each whole or not at all."""
         state = {
             "identity": self._identity(),
             "progress": asdict(self.progress),
@@ -223,13 +281,14 @@ class Training:
             raise SimEvalError(
                 f"cannot write {self._out / STATE} ({error}): free some space or choose another --out"
             ) from error
+        write_record(self._out, self.record())
 
     def _resume(self) -> Progress:
         path = self._out / STATE
         if not path.exists():
             if any(self._out.iterdir()):
                 raise SimEvalError(f"{self._out} holds other files and no training: choose another --out")
-            return Progress(0.0, [])
+            return Progress()
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
             there, now = state["identity"], self._identity()
@@ -239,36 +298,11 @@ class Training:
                     "choose another --out or the same options"
                 )
             self._trainer.load_state_dict(state["trainer"])
-            return Progress(**state["progress"])
+            progress = state["progress"]
+            return Progress(**{**progress, "rounds": tuple(Round(**entry) for entry in progress["rounds"])})
         except SimEvalError:
             raise
         except Exception as error:  # torch.load reports damage in many ways
             raise SimEvalError(
                 f"{path} is damaged ({type(error).__name__}): delete {self._out} and train again"
             ) from error
-
-    def _card(self) -> str:
-        """The model card of a finished training."""
-        arguments, spec, progress = self._arguments, self._processor.spec, self.progress
-        versions = cast(Mapping[str, str], machine()["versions"])
-        device = self._device.type
-        facts = {
-            "name": f"{arguments.expert}, seed {arguments.seed}",
-            "expert": arguments.expert,
-            "size": arguments.size,
-            "parameters": sum(parameter.numel() for parameter in self._trainer.model.parameters()) / 1e6,
-            "tasks": ", ".join(spec.tasks),
-            "cameras": " and ".join(f"{name} ({size[0]}x{size[1]})" for name, size in spec.cameras.items()),
-            "proprio": ", ".join(spec.proprio),
-            "episodes": len(self._windows.episodes),
-            "windows": len(self._windows),
-            "command": shlex.join(["python", "-m", "sim_eval.train", *sys.argv[1:]]),
-            "seed": arguments.seed,
-            "minutes": progress.seconds / 60,
-            "steps": self._trainer.step,
-            "batch_size": arguments.batch_size,
-            "device": f"{device} ({torch.get_num_threads()} threads)" if device == "cpu" else device,
-            "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
-            "replan": RolloutProtocol().replan,
-        }
-        return model_card(facts, progress.rounds, progress.best)

@@ -15,6 +15,7 @@ import tyro
 
 from sim_eval.console import at_least, make_folder, run
 from sim_eval.envs.contract import NormalizationMode, SimEvalError
+from sim_eval.policies.spatialvla.configuration_spatialvla import EXPERTS, SIZES
 
 PROGRAM = "python -m sim_eval.train"
 DEFAULT_MINUTES = 10.0
@@ -36,24 +37,30 @@ class TrainArguments:
         size: of the network.
         batch_size: observations a step.
         draws: (time, noise) draws an observation.
+        balance: 1 draws every task equally often, 0 every control step of the data; 0.5 lies between.
         learning_rate: peak of the cosine.
         normalization: mean_std, or quantile (1 % and 99 % to -1 and 1), for states and actions.
+        overrides: fields of the network to set otherwise, such as frame=world or position.kind=2d.
+        threads: torch's threads on the CPU; default: all.
         val_episodes: validation rollouts of each task in each round; 0: none, the last weights are kept.
     """
 
     data: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="DIR [DIR ...]")]
     out: Path
-    expert: Annotated[str, tyro.conf.arg(metavar="{deep_llama}")] = "deep_llama"
+    expert: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(EXPERTS)}}}")] = "deep_llama"
     minutes: float | None = None
     steps: int | None = None
     seed: int = 0
     device: str = "auto"
-    size: Annotated[str, tyro.conf.arg(metavar="{tiny}")] = "tiny"
+    size: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(SIZES)}}}")] = "tiny"
     batch_size: int = 32
     draws: int = 4
+    balance: float = 0.5
     learning_rate: float = 1e-3
     normalization: NormalizationMode = "mean_std"
     val_episodes: int = 20
+    overrides: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="FIELD=VALUE [...]")] = ()
+    threads: int | None = None
 
 
 def main(arguments: TrainArguments) -> int:
@@ -63,16 +70,17 @@ def main(arguments: TrainArguments) -> int:
 
     from sim_eval.datasets.windows import EpisodeWindows
     from sim_eval.envs.tasks import get_task
-    from sim_eval.fine_tuning import Training, make_processor, shown_as
+    from sim_eval.fine_tuning import Training, make_processor, network, shown_as
     from sim_eval.policies.spatialvla.checkpoint import resolve_device
-    from sim_eval.policies.spatialvla.configuration_spatialvla import SIZES
     from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
     from sim_eval.policies.spatialvla.training import Trainer, TrainingConfig
 
     torch.set_flush_denormal(True)
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
     minutes = DEFAULT_MINUTES if arguments.minutes is None and arguments.steps is None else arguments.minutes
     device = resolve_device(arguments.device)
-    windows = EpisodeWindows(arguments.data, SIZES[arguments.size].expert.horizon)
+    windows = EpisodeWindows(arguments.data, network(arguments).expert.horizon)
     processor = make_processor(windows, arguments)
     torch.manual_seed(arguments.seed)
     model = SpatialVLAForConditionalGeneration(processor.config).to(device)
@@ -88,15 +96,13 @@ def main(arguments: TrainArguments) -> int:
     print(f"{arguments.out}: {trainer.step} steps in {progress.seconds / 60:.1f} minutes")
     for index, entry in enumerate(progress.rounds):
         kept = " <- kept" if index == progress.best else ""
-        print("  " + ", ".join(f"{name} {value}" for name, value in entry.items()) + kept)
+        print(f"  {entry}{kept}")
     print(f"score it: python -m sim_eval.rollout --policy {arguments.out}")
     return 0
 
 
 def check(arguments: TrainArguments) -> None:
     """Refuses arguments that cannot work, before anything is loaded."""
-    from sim_eval.policies.spatialvla.configuration_spatialvla import EXPERTS, SIZES
-
     if arguments.expert not in EXPERTS:
         raise SimEvalError(f"unknown expert '{arguments.expert}': choose one of {', '.join(EXPERTS)}")
     if arguments.size not in SIZES:
@@ -107,6 +113,9 @@ def check(arguments: TrainArguments) -> None:
         raise SimEvalError("--data needs at least one folder of episodes; sim_eval.collect makes one")
     at_least("minutes", DEFAULT_MINUTES if arguments.minutes is None else arguments.minutes, 0.01)
     at_least("steps", 1 if arguments.steps is None else arguments.steps, 1)
+    at_least("threads", 1 if arguments.threads is None else arguments.threads, 1)
+    if not 0 <= arguments.balance <= 1:
+        raise SimEvalError(f"--balance must lie between 0 and 1, not {arguments.balance}")
     at_least("learning-rate", arguments.learning_rate, 1e-9)
     for name in ("batch_size", "draws"):
         at_least(name.replace("_", "-"), getattr(arguments, name), 1)

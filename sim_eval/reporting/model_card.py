@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from sim_eval.policies.policy import PolicySpec
+from sim_eval.reporting.training_record import TrainingRecord
 
 CARD = """# {name}
 
-{expert} action expert ({parameters:.2f} M parameters in all, size `{size}`), trained from random weights by sim_eval.
+{record.expert} action expert ({parameters:.2f} M parameters in all, size `{record.size}`), trained from random \
+weights by sim_eval.
 
 | what | value |
 |---|---|
-| tasks | {tasks} |
 | sees | RGB-D of {cameras}; proprioception {proprio}; the instruction |
-| demonstrations | {episodes} episodes, {windows} control steps, split `train`; how: docs/results.md |
-| command | `{command}` |
-| seed | {seed} |
-| trained | {minutes:.1f} minutes, {steps} steps of {batch_size} observations, on {device} |
+| command | `{record.command}` |
+| network | {overrides} |
+| seed | {record.seed} |
+| trained | {record.minutes:.1f} minutes, {record.steps} steps of {record.batch_size} observations, on {device} |
 | versions | {versions} |
+
+Demonstrations (split `train`; how: docs/results.md), drawn with balance {record.balance:g} between tasks:
+
+{demonstrations}
 
 Validation (split `val`, replanning every {replan} control steps); the shipped weights are the round marked `best`:
 
@@ -24,14 +29,48 @@ Validation (split `val`, replanning every {replan} control steps); the shipped w
 """
 
 
-def model_card(facts: Mapping[str, object], rounds: Sequence[Mapping[str, object]], best: int) -> str:
-    """Markdown from the facts that ``CARD`` names and the validation rounds, of which ``best`` was kept."""
-    if not rounds:
-        return CARD.format(**facts, validation="none was run; the weights are the last ones.")
-    columns = list(rounds[0])
-    lines = ["| " + " | ".join([*columns, ""]) + " |", "|---" * (len(columns) + 1) + "|"]
-    for index, entry in enumerate(rounds):
-        lines.append(
-            "| " + " | ".join([*(str(entry[name]) for name in columns), "best" if index == best else ""]) + " |"
-        )
-    return CARD.format(**facts, validation="\n".join(lines))
+def model_card(record: TrainingRecord, spec: PolicySpec, replan: int) -> str:
+    """Markdown of a training's record.
+
+    Args:
+        spec: what the policy sees.
+        replan: control steps between two validation answers.
+    """
+    threads = f" ({record.threads} threads)" if record.device == "cpu" else ""
+    return CARD.format(
+        record=record,
+        name=f"{record.expert}, seed {record.seed}",
+        parameters=record.parameters / 1e6,
+        cameras=" and ".join(f"{name} ({size[0]}x{size[1]})" for name, size in spec.cameras.items()),
+        proprio=", ".join(spec.proprio),
+        overrides=", ".join(f"`{change}`" for change in record.overrides) or f"`{record.size}` unchanged",
+        device=record.device + threads,
+        versions=", ".join(f"{name} {version}" for name, version in record.versions.items()),
+        demonstrations=_table(
+            ["task", "episodes", "control steps"],
+            [[task, str(count), str(record.windows[task])] for task, count in record.demonstrations.items()],
+        ),
+        replan=replan,
+        validation=_validation(record),
+    )
+
+
+def _validation(record: TrainingRecord) -> str:
+    if not record.rounds:
+        return "none was run; the weights are the last ones."
+    tasks = list(record.rounds[0].success)
+    rows = [
+        [
+            str(entry.step),
+            f"{entry.minutes:.1f}",
+            *("{}/{}".format(*entry.success[task]) for task in tasks),
+            "best" if index == record.best else "",
+        ]
+        for index, entry in enumerate(record.rounds)
+    ]
+    return _table(["step", "minutes", *tasks, ""], rows)
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

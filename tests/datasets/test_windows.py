@@ -1,5 +1,7 @@
 import os
 import shutil
+import tracemalloc
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
@@ -7,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import chi2
 
 from sim_eval.datasets.episode_file import Episode, episode_files, episode_name, write_episode
+from sim_eval.datasets.normalization import normalization_stats
 from sim_eval.datasets.windows import EpisodeWindows, batch_indices, batches
 from sim_eval.envs.contract import SimEvalError, WorkspaceBox
 
@@ -19,6 +23,10 @@ def _write(folder: Path, *episodes: Episode) -> Path:
     for episode in episodes:
         write_episode(folder / episode_name(episode.key), episode)
     return folder
+
+
+def _of_task(episode: Episode, task: str) -> Episode:
+    return replace(episode, key=replace(episode.key, task=task))
 
 
 @pytest.mark.parametrize("horizon", [1, 4, 9])
@@ -62,22 +70,48 @@ def test_the_order_of_sources_does_not_matter(tmp_path: Path, make_episode: Make
         assert [episode.key.index for episode in EpisodeWindows(sources, 2).episodes] == [0, 1, 2]
 
 
-def test_every_epoch_is_another_permutation() -> None:
-    stream = [index for step in range(30) for index in batch_indices(10, 4, seed=5, step=step)]
-    epochs = [stream[start : start + 10] for start in range(0, 120, 10)]
-    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == 12
-    assert batch_indices(10, 4, 5, 0) != batch_indices(10, 4, 6, 0)
-    assert sorted(batch_indices(3, 9, 0, 4)) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+@pytest.mark.parametrize(
+    ("balance", "shares"),
+    [(0.0, [900 / 1009, 100 / 1009, 9 / 1009]), (0.5, [30 / 43, 10 / 43, 3 / 43]), (1.0, [1 / 3, 1 / 3, 1 / 3])],
+)
+def test_each_task_gets_its_share_and_its_windows_are_drawn_alike(balance: float, shares: list[float]) -> None:
+    groups = np.split(np.arange(1009), [900, 1000])
+    draws = np.concatenate([batch_indices(groups, 32, 3, step, balance) for step in range(2000)])
+    for group, share in zip(groups, shares, strict=True):
+        times = np.bincount(draws, minlength=1009)[group]
+        expected = len(draws) * share
+        assert abs(times.sum() - expected) < 4.5 * np.sqrt(expected * (1 - share))  # a chance of 1 in 100,000
+        each = expected / len(group)
+        assert chi2.sf(((times - each) ** 2 / each).sum(), len(group)) > 1e-5
+
+
+def test_a_batch_is_a_function_of_seed_and_step() -> None:
+    groups = [np.arange(5), np.arange(5, 40)]
+    stream = [tuple(batch_indices(groups, 8, seed, step, 0.5)) for seed in range(3) for step in range(20)]
+    assert len(set(stream)) == 60
+    assert stream == [tuple(batch_indices(groups, 8, seed, step, 0.5)) for seed in range(3) for step in range(20)]
 
 
 def test_a_resumed_run_sees_the_same_batches(tmp_path: Path, make_episode: Make) -> None:
-    folder = _write(tmp_path, make_episode(0), make_episode(1))
+    folder = _write(tmp_path, make_episode(0), make_episode(1), _of_task(make_episode(2), "robosuite/Lift"))
     whole = [[w.actions.tobytes() for w in b] for b in islice(batches(EpisodeWindows(folder, 2), 3, 1), 12)]
     resumed = islice(batches(EpisodeWindows(folder, 2), 3, 1, start_step=5), 7)
     assert [[w.actions.tobytes() for w in b] for b in resumed] == whole[5:]
-    with pytest.raises(SimEvalError, match="batch_size"):
-        batches(EpisodeWindows(folder, 2), 0, 1)
+    for wrong in ({"batch_size": 0}, {"start_step": -1}, {"balance": 1.5}, {"balance": float("nan")}):
+        with pytest.raises(SimEvalError, match=r"batch_size >= 1.*balance between 0 and 1"):
+            batches(EpisodeWindows(folder, 2), **{"batch_size": 3, "seed": 1, **wrong})  # type: ignore[arg-type]
+
+
+def test_batches_follow_the_balance_between_the_files_tasks(tmp_path: Path, make_episode: Make) -> None:
+    rare = _of_task(replace(make_episode(0, steps=4), instruction="stack them"), "robosuite/Stack")
+    windows = EpisodeWindows(_write(tmp_path, *(make_episode(index, steps=9) for index in range(4)), rare), 2)
+    assert windows.tasks == ("robosuite/LiftWide",) * 36 + ("robosuite/Stack",) * 4
+    for index in (0, 35, 36, 39):
+        told = "stack them" if windows.tasks[index] == "robosuite/Stack" else "lift the cube"
+        assert windows[index].observation.instruction == told
+    for balance, share in ((0.0, 0.1), (0.5, 0.25), (1.0, 0.5)):
+        seen = [w.observation.instruction for b in islice(batches(windows, 20, 0, 0, balance), 50) for w in b]
+        assert Counter(seen)["stack them"] / len(seen) == pytest.approx(share, abs=0.06)
 
 
 def test_files_that_do_not_belong_together_are_refused(tmp_path: Path, make_episode: Make) -> None:
@@ -97,9 +131,27 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path, make_epis
 
 
 def test_tasks_may_be_mixed(tmp_path: Path, make_episode: Make) -> None:
-    other = replace(make_episode(0), key=replace(make_episode(0).key, task="robosuite/Lift"))
     box = WorkspaceBox((0.0,) * 3, (1.0,) * 3)
-    assert len(EpisodeWindows(_write(tmp_path, make_episode(0), replace(other, workspace=box)), 2)) == 10
+    other = replace(_of_task(make_episode(0), "robosuite/Lift"), workspace=box)
+    assert len(EpisodeWindows(_write(tmp_path, make_episode(0), other), 2)) == 10
+
+
+def test_not_all_pictures_are_held_decoded(tmp_path: Path, make_episode: Make) -> None:
+    black = make_episode(0, steps=8, height=128, width=128)
+    views = {name: replace(view, rgb=view.rgb * 0) for name, view in black.observations[0].views.items()}
+    views = {name: replace(view, depth=np.ones_like(view.depth)) for name, view in views.items()}
+    dark = replace(black, observations=[replace(black.observations[0], views=views)] * 8)
+    _write(tmp_path, *(replace(dark, key=replace(dark.key, index=index)) for index in range(12)))
+    decoded = 12 * 8 * 2 * 128 * 128 * 7
+    tracemalloc.start()
+    try:
+        windows = EpisodeWindows(tmp_path, 2)
+        normalization_stats(windows.episodes, "mean_std")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(windows) == 96
+    assert peak < decoded / 3
 
 
 def test_bad_sources_are_one_clear_line(tmp_path: Path, make_episode: Make) -> None:

@@ -1,18 +1,23 @@
 """Training through the command line: killed equals finished, what comes out runs, what does not fit is refused."""
 
+import hashlib
 import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from sim_eval import collect, fine_tuning, rollout, train
-from sim_eval.envs.contract import SimEvalError
-from sim_eval.policies.policy import load_policy
+from sim_eval.console import parse
+from sim_eval.envs.contract import EpisodeKey, SimEvalError, Simulator
+from sim_eval.evaluation.engine import EpisodeResult, RolloutProtocol, run_episode
+from sim_eval.policies.policy import Policy, load_policy
+from sim_eval.reporting.training_record import RECORD, read_record
 
 TASK = "robosuite/LiftWide"
 SIDE = 64
@@ -57,9 +62,30 @@ def test_interrupted_and_continued_equals_unbroken(
     monkeypatch.setattr(Trainer, "train_step", interrupting)
     with pytest.raises(KeyboardInterrupt, match="5 steps kept"):
         train.main(arguments([data], out))
+    half = read_record(out)
+    assert (half.steps, half.finished, half.digest) == (5, False, "")
     monkeypatch.setattr(Trainer, "train_step", original)
     assert train.main(arguments([data], out)) == 0
     assert weights(out) == weights(trained)
+    assert read_record(out).steps == 8
+    assert read_record(out).finished
+
+
+def test_killed_at_any_moment_it_can_be_continued(
+    data: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sim_eval.policies.spatialvla.training import Trainer
+
+    def kill(self: Trainer, *batch: object) -> tuple[float, float]:
+        raise SystemExit  # nothing is saved on the way out
+
+    original = Trainer.train_step
+    monkeypatch.setattr(Trainer, "train_step", kill)
+    with pytest.raises(SystemExit):
+        train.main(arguments([data], tmp_path))
+    monkeypatch.setattr(Trainer, "train_step", original)
+    assert train.main(arguments([data], tmp_path)) == 0
+    assert weights(tmp_path) == weights(trained)
 
 
 def test_another_seed_gives_other_weights(data: Path, trained: Path, tmp_path: Path) -> None:
@@ -73,7 +99,7 @@ def test_the_folder_is_a_policy_with_a_card(trained: Path) -> None:
     assert spec.cameras == {"agentview": (SIDE, SIDE), "wrist": (SIDE, SIDE)}
     card = (trained / "README.md").read_text()
     assert "8 steps of 4 observations" in card
-    assert "3 episodes" in card
+    assert f"| {TASK} | 3 |" in card
 
 
 def test_it_rolls_out_the_same_lines_twice(trained: Path, tmp_path: Path) -> None:
@@ -88,13 +114,77 @@ def test_it_rolls_out_the_same_lines_twice(trained: Path, tmp_path: Path) -> Non
     assert first == lines("second")
 
 
-def test_validation_rollouts_pick_the_weights(data: Path, tmp_path: Path) -> None:
-    assert train.main(arguments([data], tmp_path, steps=5, val_episodes=1)) == 0
-    state = torch.load(tmp_path / fine_tuning.STATE, weights_only=True)
-    rounds = state["progress"]["rounds"]
-    assert [entry["step"] for entry in rounds] == [2, 3, 4, 5]  # two of the shares fall on one step
-    assert state["progress"]["best"] >= 0
-    assert "best" in (tmp_path / "README.md").read_text()
+def test_the_record_says_what_was_done(trained: Path) -> None:
+    record = read_record(trained)
+    assert (record.expert, record.size, record.seed, record.steps) == ("deep_llama", "tiny", 0, 8)
+    assert record.demonstrations == {TASK: 3}
+    assert record.windows[TASK] > 60
+    assert record.digest == hashlib.sha256(weights(trained)).hexdigest()
+    assert record.digest == load_policy(str(trained), "cpu").spec.digest
+    assert (record.rounds, record.best) == ((), None)
+    assert 0 < record.trainable <= record.parameters
+
+
+def test_a_checkpoint_without_a_record_is_a_policy_all_the_same(trained: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(trained, old)
+    (old / RECORD).unlink()
+    assert load_policy(str(old), "cpu").spec.tasks == (TASK,)
+
+
+def test_several_tasks_are_validated_each_and_the_best_weights_kept(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, out = tmp_path / "lift", tmp_path / "out"
+    collect.main(collect.CollectArguments(task="robosuite/Lift", out=other, episodes=1, size=SIDE))
+    scores = iter([0, 1, 1, 1, 1, 1, 0, 0, 1, 0])  # Lift's and LiftWide's success, round for round
+    ran: list[EpisodeResult] = []
+
+    def scored(simulator: Simulator, policy: Policy, key: EpisodeKey, protocol: RolloutProtocol) -> EpisodeResult:
+        """One real episode, whose result then stands for all with the success that the test wants."""
+        if not ran:
+            ran.append(run_episode(simulator, policy, key, protocol))
+        assert (simulator.task.name, key.split, key.index) == (key.task, "val", 0)
+        return replace(ran[0], key=key, success=bool(next(scores)))
+
+    monkeypatch.setattr(fine_tuning, "run_episode", scored)
+    assert train.main(arguments([data, other], out, steps=6, val_episodes=1)) == 0
+    record = read_record(out)
+    # Step 1 stands for the shares 0.1 and 0.2 and step 5 for 0.7 and 0.85: no two rounds for one share's worth.
+    assert [entry.step for entry in record.rounds] == [1, 2, 3, 5, 6]
+    assert record.rounds[0].success == {"robosuite/Lift": (0, 1), TASK: (1, 1)}
+    assert [entry.rate for entry in record.rounds] == [0.5, 1.0, 1.0, 0.0, 0.5]
+    assert record.best == 2  # the later one on a tie
+    assert record.digest == hashlib.sha256(weights(out)).hexdigest()
+    assert record.demonstrations == {"robosuite/Lift": 1, TASK: 3}
+    card = (out / "README.md").read_text()
+    for line in (f"| {TASK} | 3 | {record.windows[TASK]} |", "| 1/1 | 1/1 | best |"):
+        assert line in card
+
+
+def test_the_network_can_be_changed_and_says_so(data: Path, tmp_path: Path) -> None:
+    changed, threads = ("expert.horizon=4", "frame=world"), torch.get_num_threads()
+    assert (
+        train.main(arguments([data], tmp_path, steps=1, overrides=changed, threads=threads, expert="late_gemma")) == 0
+    )
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["expert"]["horizon"], config["frame"], config["action_expert_type"]) == (4, "world", "late_gemma")
+    assert config["vision"]["image_size"] == SIDE
+    assert (read_record(tmp_path).overrides, read_record(tmp_path).threads) == (changed, threads)
+    assert "`frame=world`" in (tmp_path / "README.md").read_text()
+    with pytest.raises(SimEvalError, match="overrides differ"):
+        train.main(arguments([data], tmp_path, steps=1, expert="late_gemma"))
+    for wrong, says in (("frame=wrong", "frame must be one of"), ("action_expert_type=late_gemma", "use --expert")):
+        with pytest.raises(SimEvalError, match=says):
+            train.main(arguments([data], tmp_path, overrides=(wrong,)))
+
+
+def test_lists_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = "train --data a b --set frame=world voxel_size=null --out c --expert late_gemma"
+    monkeypatch.setattr(sys, "argv", line.split())
+    found = parse(train.TrainArguments, train.PROGRAM)
+    assert found.data == (Path("a"), Path("b"))
+    assert found.overrides == ("frame=world", "voxel_size=null")
 
 
 def test_a_policy_that_does_not_fit_is_refused_before_the_first_step(trained: Path, tmp_path: Path) -> None:
@@ -144,6 +234,8 @@ def test_looks_are_not_mixed(data: Path, tmp_path: Path) -> None:
     [
         (["--expert", "early_bert"], "unknown expert 'early_bert': choose one of deep_llama"),
         (["--size", "huge"], "unknown size"),
+        (["--balance", "2"], "--balance must lie between 0 and 1"),
+        (["--threads", "0"], "--threads must be"),
         (["--data", "/nowhere"], "/nowhere"),
         (["--data", "docs"], "no demonstrations in docs"),
         (["--minutes", "-1"], "--minutes must be"),
