@@ -12,64 +12,56 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from sim_eval.console import at_least, run
 
+if TYPE_CHECKING:
+    from sim_eval.datasets.windows import EpisodeWindows
+
+WARM_UP = 3  # calls that do not count
+
 
 @dataclasses.dataclass(frozen=True)
 class SpeedArguments:
-    """Time training steps and answers of a SpatialVLA.
+    """Time training steps and answers of a SpatialVLA with each of its experts.
 
     Attributes:
-        data: a folder of demonstrations that sim_eval.collect filled.
-        episodes: how many of them to read.
+        data: folders of demonstrations that sim_eval.collect filled.
+        episodes: how many of each folder to read.
         steps: training steps and answers to time.
         threads: torch's threads.
         size: of the network.
     """
 
-    data: Path
+    data: tuple[Path, ...]
     episodes: int = 20
     steps: int = 60
     threads: int = 2
     size: str = "tiny"
 
 
-def milliseconds(action: Callable[[], object], times: int) -> list[float]:
-    """Each call's wall-clock time, after three calls that do not count."""
-    for _ in range(3):
-        action()
-    found = []
-    for _ in range(times):
-        began = time.perf_counter()
-        action()
-        found.append(1e3 * (time.perf_counter() - began))
-    return found
+def milliseconds(action: Callable[[], object]) -> float:
+    """Wall-clock time of a call."""
+    began = time.perf_counter()
+    action()
+    return 1e3 * (time.perf_counter() - began)
 
 
-def main(arguments: SpeedArguments) -> int:
-    """Runs the command; returns the exit code."""
-    at_least("steps", arguments.steps, 10)
-    at_least("episodes", arguments.episodes, 1)
-    at_least("threads", arguments.threads, 1)
+def actions(expert: str, windows: EpisodeWindows, arguments: SpeedArguments) -> dict[str, Callable[[], object]]:
+    """What is timed of one expert, by name."""
     import torch
 
-    from sim_eval.datasets.episode_file import episode_files
-    from sim_eval.datasets.windows import EpisodeWindows, batches
+    from sim_eval.datasets.windows import batches
     from sim_eval.fine_tuning import make_processor
-    from sim_eval.policies.spatialvla.configuration_spatialvla import SIZES
     from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
     from sim_eval.policies.spatialvla.training import Trainer, TrainingConfig
-    from sim_eval.reporting.tables import terminal
     from sim_eval.train import TrainArguments
 
-    torch.set_flush_denormal(True)
-    torch.set_num_threads(arguments.threads)
-    files = episode_files(arguments.data)[: arguments.episodes]
-    windows = EpisodeWindows(files or [arguments.data], SIZES[arguments.size].expert.horizon)
-    processor = make_processor(windows, TrainArguments(data=(arguments.data,), out=Path("."), size=arguments.size))
+    options = TrainArguments(data=arguments.data, out=Path("."), size=arguments.size, expert=expert)
+    processor = make_processor(windows, options)
     torch.manual_seed(0)
     model = SpatialVLAForConditionalGeneration(processor.config)
     config = TrainingConfig()
@@ -84,33 +76,59 @@ def main(arguments: SpeedArguments) -> int:
         trainer.train_step(prepared[trainer.step % len(prepared)], 0.0)
 
     inputs = processor([windows[len(windows) // 2].observation])
-    shape = (1, processor.config.expert.horizon, processor.config.expert.action_dim)
-    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    euler_steps = processor.config.expert.euler_steps
-    model.eval()
+    sizes = processor.config.expert
+    noise = torch.randn((1, sizes.horizon, sizes.action_dim), generator=torch.Generator().manual_seed(0))
 
     @torch.inference_mode()
     def answer() -> None:
-        model.predict_action(inputs, noise)
+        trainer.ema.predict_action(inputs, noise)
 
     @torch.inference_mode()
     def answer_uncached() -> None:
-        for _ in range(euler_steps):
-            model.predict_action(inputs, noise, steps=1)
+        for _ in range(sizes.euler_steps):
+            trainer.ema.predict_action(inputs, noise, steps=1)
 
+    return {
+        f"batch of {config.batch_size} prepared": prepare,
+        f"training step, {config.batch_size} observations x {config.draws} draws": step,
+        f"answer, {sizes.euler_steps} Euler steps on one prefix": answer,
+        f"answer, prefix anew in each of {sizes.euler_steps} steps": answer_uncached,
+    }
+
+
+def main(arguments: SpeedArguments) -> int:
+    """Runs the command; returns the exit code."""
+    at_least("steps", arguments.steps, 10)
+    at_least("episodes", arguments.episodes, 1)
+    at_least("threads", arguments.threads, 1)
+    import torch
+
+    from sim_eval.datasets.episode_file import episode_files
+    from sim_eval.datasets.windows import EpisodeWindows
+    from sim_eval.policies.spatialvla.configuration_spatialvla import EXPERTS, SIZES
+    from sim_eval.reporting.tables import terminal
+
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(arguments.threads)
+    files = [file for folder in arguments.data for file in episode_files(folder)[: arguments.episodes]]
+    windows = EpisodeWindows(files or arguments.data, SIZES[arguments.size].expert.horizon)
+    by_expert = {expert: actions(expert, windows, arguments) for expert in EXPERTS}
     rows = []
-    for name, action in (
-        (f"batch of {config.batch_size} prepared", prepare),
-        (f"training step, {config.batch_size} observations x {config.draws} draws", step),
-        (f"answer, {euler_steps} Euler steps on one prefix", answer),
-        (f"answer, prefix anew in each of {euler_steps} steps", answer_uncached),
-    ):
-        found = milliseconds(action, arguments.steps)
-        ten, ninety = statistics.quantiles(found, n=10)[0], statistics.quantiles(found, n=10)[-1]
-        rows.append((name, f"{statistics.median(found):.1f}", f"{ten:.1f}", f"{ninety:.1f}"))
-    parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    print(f"{arguments.size}: {parameters:.2f} M parameters, {arguments.threads} threads, n = {arguments.steps}")
-    print(terminal(("what", "median ms", "10 %", "90 %"), rows))
+    for name in by_expert[EXPERTS[0]]:
+        found: dict[str, list[float]] = {expert: [] for expert in EXPERTS}
+        for turn in range(WARM_UP + arguments.steps):  # the experts in turn, so that the machine's moods hit them alike
+            for expert in EXPERTS:
+                taken = milliseconds(by_expert[expert][name])
+                if turn >= WARM_UP:
+                    found[expert].append(taken)
+        medians = {expert: statistics.median(times) for expert, times in found.items()}
+        for expert, times in found.items():
+            deciles = statistics.quantiles(times, n=10)
+            ratio = medians[expert] / medians[EXPERTS[0]]
+            numbers = (f"{value:.1f}" for value in (medians[expert], deciles[0], deciles[-1]))
+            rows.append((name, expert, *numbers, f"{ratio:.2f}"))
+    print(f"{arguments.size}, {arguments.threads} threads, n = {arguments.steps}")
+    print(terminal(("what", "expert", "median ms", "10 %", "90 %", f"of {EXPERTS[0]}'s"), rows))
     return 0
 
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 STATE_FIELDS = ("eef_pos", "eef_rot6d", "gripper_qpos")
 # When the weights are tried on the val split, as shares of the training.
-ROUNDS = (0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1.0)
+ROUNDS = (0.2, 0.4, 0.6, 0.8, 1.0)
 STATE, CARD_FILE = "training.pt", "README.md"
 SAVE_SECONDS = 60.0
 LOG_STEPS = 20

@@ -34,7 +34,7 @@ class VisionConfig:
     image_size: int = 128
     patch_size: int = 8
     width: int = 128
-    layers: int = 2
+    layers: int = 1
     heads: int = 4
     mlp: int = 256
     feature_layer: int = -1

@@ -318,8 +318,10 @@ class Panel:
         """What stands behind a point, such as "n = 60 (3 seeds of 20)"."""
         points = [point for series in self.series for point in series.pooled]
         each = span([point.tally.episodes for series in self.series for seed in series.seeds for point in seed])
+        if not points:
+            return f"n = {each} a seed, not pooled"
         if all(point.seeds == 1 for point in points):
-            return f"n = {each}, a seed each"
+            return f"n = {each} (1 seed)"
         together = span([point.tally.episodes for point in points])
         return f"n = {together} ({span([point.seeds for point in points])} seeds of {each})"
 
@@ -335,6 +337,8 @@ def minutes_panels(trainings: Sequence[Training]) -> tuple[Panel, ...]:
     for task in sorted({task for each in trainings for entry in each.record.rounds for task in entry.success}):
         validated = [each for each in trainings if validation(each, task)]
         chosen = fullest(validated, lambda setting: replace(setting, expert=""))
+        if not chosen:
+            continue
         series = []
         for expert, members in grouped(chosen, lambda each: each.record.expert):
             seeds = tuple(validation(each, task) for each in members)
@@ -348,8 +352,8 @@ def minutes_panels(trainings: Sequence[Training]) -> tuple[Panel, ...]:
 
 def validation(training: Training, task: str) -> tuple[Point, ...]:
     """A training's validations of one task."""
-    rounds = [entry for entry in training.record.rounds if task in entry.success]
-    return tuple(Point(entry.minutes, Tally(*entry.success[task])) for entry in rounds)
+    tallies = [(entry.minutes, Tally(*entry.success.get(task, (0, 0)))) for entry in training.record.rounds]
+    return tuple(Point(minutes, tally) for minutes, tally in tallies if tally.episodes)
 
 
 def pool_rounds(seeds: Sequence[Sequence[Point]]) -> tuple[Point, ...]:

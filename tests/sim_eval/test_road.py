@@ -6,10 +6,15 @@ from pathlib import Path
 import pytest
 
 from sim_eval import collect, rollout, train
+from sim_eval.envs.contract import Telling
+
+EXPERTS = ("deep_llama", "late_gemma")
 
 
-def successes(policy: str, task: str, episodes: int, out: Path) -> int:
-    options = rollout.RolloutArguments(policy=policy, task=task, episodes=episodes, out=out, video="none")
+def successes(policy: str, task: str, episodes: int, out: Path, telling: Telling = "right") -> int:
+    options = rollout.RolloutArguments(
+        policy=policy, task=task, episodes=episodes, out=out, telling=telling, video="none"
+    )
     assert rollout.main(options) == 0
     lines = [json.loads(line) for line in (out / "episodes.jsonl").read_text().splitlines()]
     assert len(lines) == episodes
@@ -17,15 +22,26 @@ def successes(policy: str, task: str, episodes: int, out: Path) -> int:
     return sum(line["success"] for line in lines)
 
 
-def test_the_shipped_policy_lifts_cubes_it_has_never_seen(tmp_path: Path) -> None:
-    assert successes("deep_llama", "robosuite/LiftWide", 6, tmp_path / "run") >= 5
+@pytest.mark.parametrize("policy", EXPERTS)
+def test_a_shipped_policy_lifts_cubes_it_has_never_seen(policy: str, tmp_path: Path) -> None:
+    assert successes(policy, "robosuite/LiftWide", 6, tmp_path / "run") >= 5
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["robosuite/Lift", "robosuite/LiftWide"])
-def test_the_shipped_policy_is_as_good_as_its_card_says(task: str, tmp_path: Path) -> None:
-    # At a true rate of 95 %, fewer than 54 of 60 happens once in 30 such tests.
-    assert successes("deep_llama", task, 60, tmp_path / "run") >= 54
+@pytest.mark.parametrize("policy", EXPERTS)
+@pytest.mark.parametrize(
+    ("task", "least"),
+    # At the true rates of 95, 95, 85 and 80 %, fewer than so many of 60 happens once in 30 such tests or less.
+    [("robosuite/Lift", 54), ("robosuite/LiftWide", 54), ("robosuite/Stack", 46), ("robosuite/PickPlaceCan", 42)],
+)
+def test_a_shipped_policy_reaches_its_bar(policy: str, task: str, least: int, tmp_path: Path) -> None:
+    assert successes(policy, task, 60, tmp_path / "run") >= least
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", EXPERTS)
+def test_a_shipped_policy_does_what_it_is_told_and_not_what_is_scored(policy: str, tmp_path: Path) -> None:
+    assert successes(policy, "robosuite/Stack", 20, tmp_path / "run", telling="wrong") <= 3
 
 
 @pytest.mark.slow

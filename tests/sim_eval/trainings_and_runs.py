@@ -1,0 +1,86 @@
+"""Small trainings and runs on disk, written by the project's own writers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sim_eval.envs.contract import EpisodeKey
+from sim_eval.evaluation.engine import EpisodeResult, RolloutProtocol
+from sim_eval.evaluation.manifest import Manifest
+from sim_eval.evaluation.run_folder import open_run
+from sim_eval.policies.policy import PolicySpec
+from sim_eval.reporting.training_record import Round, TrainingRecord, write_record
+
+LIFT, STACK = "robosuite/Lift", "robosuite/Stack"
+PROTOCOL = RolloutProtocol()
+
+
+def digest(name: str) -> str:
+    return name.encode().hex().ljust(64, "0")
+
+
+def make_training(
+    root: Path,
+    name: str,
+    expert: str = "deep_llama",
+    seed: int = 0,
+    successes: tuple[int, ...] = (1, 3),
+    demonstrations: dict[str, int] | None = None,
+    overrides: tuple[str, ...] = (),
+    options: str = "",
+    finished: bool = True,
+) -> Path:
+    """A training validated on Stack every ten minutes, and later by its seed; 4 episodes a round."""
+    folder = root / name
+    folder.mkdir(parents=True)
+    demonstrations = demonstrations or {STACK: 100}
+    rounds = tuple(
+        Round(100 * n, 10 * n + seed / 10, {STACK: (count, 4)}) for n, count in enumerate(successes, start=1)
+    )
+    record = TrainingRecord(
+        expert=expert,
+        size="tiny",
+        seed=seed,
+        batch_size=32,
+        draws=4,
+        balance=0.5,
+        command=f"python -m sim_eval.train --seed {seed} {options}",
+        overrides=overrides,
+        minutes=10 * len(successes) + 0.9,  # the last validation took its time
+        steps=200,
+        device="cpu",
+        threads=2,
+        demonstrations=demonstrations,
+        windows={task: 50 * count for task, count in demonstrations.items()},
+        parameters=1_234_567,
+        trainable=1_000_000,
+        versions={},
+        rounds=rounds,
+        best=len(rounds) - 1 if rounds else None,
+        digest=digest(name),
+        finished=finished,
+    )
+    write_record(folder, record)
+    return folder
+
+
+def make_run(
+    folder: Path,
+    weights: str,
+    successes: set[int],
+    tasks: tuple[str, ...] = (STACK,),
+    split: str = "test",
+    episodes: int = 4,
+    finished: int | None = None,
+    protocol: RolloutProtocol = PROTOCOL,
+) -> Path:
+    """A run in which the episodes of these indices succeed; ``weights`` names the training, "" is a policy without."""
+    policy = PolicySpec("policy", digest=digest(weights) if weights else "")
+    with open_run(folder, Manifest.plan(tasks, split, 0, episodes), policy, protocol, {}, []) as run:
+        for key in run.remaining[:finished]:
+            run.append(result(key, key.index in successes))
+    return folder
+
+
+def result(key: EpisodeKey, success: bool) -> EpisodeResult:
+    return EpisodeResult(key, "go", success, success, 30, 20 if success else None, "none", 8, None, 1.0)
