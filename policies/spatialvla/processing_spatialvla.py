@@ -26,7 +26,10 @@ from sim_eval.policies.policy import PolicySpec
 from sim_eval.policies.spatialvla.configuration_spatialvla import SpatialVLAConfig
 from sim_eval.policies.spatialvla.modeling_llava3d import IMAGE_TOKEN, SpatialVLAInputs
 
-TINY_PROMPT = "USER: <image>\n{instruction} ASSISTANT:"
+# The instruction stands before the scene, so that in the causal Llama each scene token knows what is asked for. With it
+# after the scene, as in LLaVA, the small network never learnt to obey (docs/results.md).
+TINY_PROMPT = "USER: {instruction}\n<image> ASSISTANT:"
+TOKEN_LENGTH = 16  # characters: long enough for "stack the green ", too short for a whole sentence
 ACTION = "action"  # the actions' name in the normalisation statistics
 PAD = "<pad>"
 
@@ -34,15 +37,18 @@ PAD = "<pad>"
 def train_tokenizer(sentences: Iterable[str], vocab_size: int = 384, prompt: str = TINY_PROMPT) -> Tokenizer:
     """A byte-level BPE learnt from the project's own instructions, as they stand in the prompt.
 
-    It knows every byte, so no instruction is out of its vocabulary. The order of the sentences does not matter.
+    It knows every byte, so no instruction is out of its vocabulary. A token may span words (as in SuperBPE, Liu et al.
+    2025), so that sentences of the same words in another order differ in their tokens. The order of the sentences does
+    not matter.
     """
     corpus = [text for sentence in sorted(set(sentences)) for text in _split_prompt(prompt, sentence)]
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[PAD],
+        max_token_length=TOKEN_LENGTH,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )

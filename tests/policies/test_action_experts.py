@@ -13,7 +13,7 @@ from sim_eval.policies.spatialvla.configuration_spatialvla import SpatialVLAConf
 from sim_eval.policies.spatialvla.modeling_llava3d import Context, SpatialVLAInputs
 from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration as Model
 
-STEPS = 400
+STEPS = 500
 Make = Callable[[SpatialVLAConfig], Model]
 LossOf = Callable[[Model, SpatialVLAInputs], Tensor]
 VelocityOf = Callable[[Model, Context, Tensor, Tensor, Tensor], Tensor]

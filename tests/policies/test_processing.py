@@ -70,8 +70,17 @@ def test_prompt_holds_the_instruction_and_one_placeholder(processor: SpatialVLAP
     place = ids.tolist().index(IMAGE_TOKEN)
     decode = processor.tokenizer.decode
     assert (ids == IMAGE_TOKEN).sum() == 1
-    assert decode(ids[:place].tolist()) == "USER: "
-    assert decode(ids[place + 1 :].tolist()) == f"\n{observe(1).instruction} ASSISTANT:"
+    assert decode(ids[:place].tolist()) == f"USER: {observe(1).instruction}\n"
+    assert decode(ids[place + 1 :].tolist()) == " ASSISTANT:"
+
+
+def test_the_same_words_in_another_order_are_other_tokens() -> None:
+    sentences = ("stack the red cube on the green cube", "stack the green cube on the red cube")
+    tokenizer = train_tokenizer(sentences)
+    first, second = (tokenizer.encode(f"USER: {sentence}\n").ids for sentence in sentences)
+    assert sorted(first) != sorted(second)
+    assert len(first) > 1  # a sentence is not one token: its parts can be met in other sentences
+    assert len(second) > 1
 
 
 def test_tokenizer_takes_any_text_and_ignores_the_order_of_sentences(processor: SpatialVLAProcessor) -> None:
@@ -119,4 +128,4 @@ def test_what_does_not_fit_is_named(processor: SpatialVLAProcessor, observe: Obs
     with pytest.raises(SimEvalError, match="prompt"):
         SpatialVLAProcessor(processor.config, spec, stats, tokenizer, "no picture {instruction}")
     with pytest.raises(SimEvalError, match="vocab_size"):
-        SpatialVLAProcessor(processor.config, spec, stats, train_tokenizer([f"word{i} here" for i in range(99)], 600))
+        SpatialVLAProcessor(processor.config, spec, stats, train_tokenizer([f"{i**5:x}" for i in range(99)], 600))
