@@ -26,6 +26,7 @@ class PolicySpec:
         tasks: the tasks it was trained on; empty: any.
         privileged: it sees the simulator's state, so its score is not a policy's score.
         digest: SHA-256 of the weights; empty when there are none.
+        variant: how it is run otherwise than its checkpoint says, such as "2 Euler steps"; empty: as it says.
     """
 
     name: str
@@ -36,6 +37,7 @@ class PolicySpec:
     tasks: tuple[str, ...] = ()
     privileged: bool = False
     digest: str = ""
+    variant: str = ""
 
 
 @dataclass(frozen=True)
@@ -119,12 +121,17 @@ def shipped_checkpoints() -> list[str]:
     return sorted(folder.parent.name for folder in CHECKPOINTS.glob("*/config.json"))
 
 
-def load_policy(reference: str, device: str = "auto") -> Policy:
+def load_policy(reference: str, device: str = "auto", euler_steps: int | None = None) -> Policy:
     """A policy by name (``scripted``, ``zero``, ``random``, a shipped checkpoint) or by checkpoint folder.
 
+    Args:
+        euler_steps: of a checkpoint's sampler, instead of its own number.
+
     Raises:
-        SimEvalError: no such name or folder, or the folder is damaged.
+        SimEvalError: no such name or folder, the folder is damaged, or a policy that does not sample got Euler steps.
     """
+    if euler_steps is not None and reference in ("scripted", *BASELINES):
+        raise SimEvalError(f"policy '{reference}' takes no Euler steps: leave --euler-steps out")
     if reference in BASELINES:
         from sim_eval.policies.baselines import RandomPolicy, ZeroPolicy
 
@@ -140,4 +147,4 @@ def load_policy(reference: str, device: str = "auto") -> Policy:
         raise SimEvalError(f"unknown policy '{reference}': use one of {names}, or the folder of a checkpoint")
     from sim_eval.policies.spatialvla.checkpoint import load_checkpoint
 
-    return load_checkpoint(folder, device)
+    return load_checkpoint(folder, device, euler_steps)

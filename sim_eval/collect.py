@@ -110,7 +110,7 @@ def collect(simulator: Simulator, policy: Policy, arguments: CollectArguments) -
             index += 1
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"interrupted: {len(there) + len(recorder.written)} of {wanted} episodes kept in {arguments.out}; "
+            f"interrupted: {len(existing(arguments.out, task, split))} of {wanted} episodes kept in {arguments.out}; "
             "the same command continues"
         ) from None
     finally:

@@ -154,6 +154,7 @@ def row(rank: int, found: Run, results: Sequence[EpisodeResult]) -> tuple[str, .
     successes = sum(result.success for result in results)
     firsts = [result.first_success for result in results if result.first_success is not None]
     name = f"{found.policy}@{found.digest[:8]}" if found.digest else found.policy
+    name += f", {found.variant}" if found.variant else ""
     return (
         str(rank),
         f"{name} (privileged)" if found.privileged else name,

@@ -35,6 +35,11 @@ POOLED = (
     "independent: how much seeds differ is not in it, but in the brackets."
 )
 
+AT_END = (
+    "Episodes go on for a few steps after the first success: whether it still held at the last one. What falls far "
+    "below the table above succeeded for a moment only."
+)
+
 
 @dataclass(frozen=True)
 class ResultsArguments:
@@ -103,7 +108,11 @@ def figures(comparison: Comparison) -> tuple[Figure, Figure]:
     from sim_eval.evaluation.engine import RolloutProtocol
     from sim_eval.reporting.comparison import SCORED, VALIDATED, demonstrations_panels, minutes_panels
 
-    told_right = [group for group in by_protocol(comparison.tested) if group[0].protocol.telling == "right"]
+    told_right = [
+        group
+        for group in by_protocol(comparison.tested)
+        if group[0].protocol.telling == "right" and not group[0].variant
+    ]
     group = max(told_right, key=len, default=())  # of equals the first, which is the default
     scoring = ", ".join(describe(group[0].protocol if group else RolloutProtocol()))
     return (
@@ -125,15 +134,19 @@ def figures(comparison: Comparison) -> tuple[Figure, Figure]:
 
 
 def by_protocol(tested: Iterable[Tested]) -> list[list[Tested]]:
-    """Test results that compare: one group a protocol, the default first, wrong tellings last."""
+    """Test results that compare: one group a protocol and variant, the default first, wrong tellings last."""
     from sim_eval.evaluation.engine import RolloutProtocol
 
-    groups: dict[RolloutProtocol, list[Tested]] = {}
+    groups: dict[tuple[RolloutProtocol, str], list[Tested]] = {}
     for each in tested:
-        groups.setdefault(each.protocol, []).append(each)
+        groups.setdefault((each.protocol, each.variant), []).append(each)
     default = RolloutProtocol()
-    order = sorted(groups, key=lambda each: (each.telling == "wrong", each != default, str(each)))
-    return [groups[protocol] for protocol in order]
+
+    def place(group: tuple[RolloutProtocol, str]) -> tuple[bool, bool, str, str]:
+        protocol, variant = group
+        return protocol.telling == "wrong", protocol != default, variant, str(protocol)
+
+    return [groups[group] for group in sorted(groups, key=place)]
 
 
 def describe(protocol: RolloutProtocol) -> tuple[str, ...]:
@@ -162,12 +175,12 @@ def page(comparison: Comparison, drawn: Sequence[Figure]) -> str:
 
 
 def score_tables(group: Sequence[Tested]) -> list[str]:
-    """The tables of one protocol: a row a training, and a row a setting that has several seeds."""
+    """The tables of one protocol and variant: a row a training, and a row a setting that has several seeds."""
     from sim_eval.evaluation.engine import RolloutProtocol
     from sim_eval.reporting.comparison import SCORED
 
     protocol, usual = group[0].protocol, describe(RolloutProtocol())
-    unusual = [part for part in describe(protocol) if part not in usual]
+    unusual = [part for part in (*describe(protocol), group[0].variant) if part and part not in usual]
     parts = [
         f"## {', '.join([f'{SCORED.capitalize()} split', *unusual])}",
         f"Protocol: {', '.join(describe(protocol))}.",
@@ -189,10 +202,13 @@ def score_tables(group: Sequence[Tested]) -> list[str]:
     several = [members for members in settings.values() if len(members) > 1]
     if several:
         parts += ["### Seeds together", POOLED]
-        parts += [
-            score_table(("expert", "seeds", *SETTING_HEADER, "budget"), [seeds_row(members) for members in several])
-        ]
-    return parts
+        header = ("expert", "seeds", *SETTING_HEADER, "budget")
+        parts += [score_table(header, [seeds_row(members) for members in several])]
+    ends = [
+        ((each.training.folder.name,), {column: [tally] for column, tally in each.scores(at_end=True).items()})
+        for each in ordered
+    ]
+    return [*parts, "### Success at the last step", AT_END, score_table(("training",), ends)]
 
 
 def training_cells(training: Training) -> tuple[str, ...]:

@@ -18,10 +18,10 @@ from sim_eval.console import at_least, run
 from sim_eval.envs.contract import SimEvalError, SimulatorOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping
 
     from sim_eval.envs.contract import Simulator
-    from sim_eval.evaluation.engine import EpisodeResult, RolloutProtocol
+    from sim_eval.evaluation.engine import RolloutProtocol
     from sim_eval.evaluation.run_folder import RunFolder
     from sim_eval.policies.policy import Policy
 
@@ -45,6 +45,7 @@ class RolloutArguments:
         json: print one JSON object instead of the table.
         render: fast (no shadows, lighter meshes) or faithful (the simulator's own look).
         replan: control steps executed before the policy is asked again.
+        euler_steps: of the sampler; without it what the checkpoint was saved with.
         telling: right, or wrong to tell the policy another goal's instruction than the one that is scored.
         threads: torch's CPU threads; with 1 the result does not depend on the machine's number of cores.
     """
@@ -60,63 +61,9 @@ class RolloutArguments:
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     render: Literal["fast", "faithful"] = "fast"
     replan: int = 4
+    euler_steps: int | None = None
     telling: Literal["right", "wrong"] = "right"
     threads: int = 1
-
-
-@dataclass(frozen=True)
-class TaskSummary:
-    """What the episodes of one task, or of one goal of it, add up to.
-
-    Attributes:
-        task: the task's name.
-        goal: one of the sentences that ask for the goal; empty: all goals together.
-        interval: Wilson's 95 % interval of the rate.
-        mean_steps: control steps an episode took on average.
-        episodes_per_minute: while episodes ran, loading not counted.
-    """
-
-    task: str
-    goal: str
-    successes: int
-    episodes: int
-    rate: float
-    interval: tuple[float, float]
-    successes_end: int
-    errors: int
-    mean_steps: float
-    episodes_per_minute: float
-
-
-def summarize(task: str, results: Sequence[EpisodeResult], goal: str = "") -> TaskSummary:
-    """Adds up one or more episodes; an episode with an error counts as a failure."""
-    from sim_eval.reporting.intervals import success_interval
-
-    count, successes = len(results), sum(result.success for result in results)
-    return TaskSummary(
-        task=task,
-        goal=goal,
-        successes=successes,
-        episodes=count,
-        rate=successes / count,
-        interval=success_interval(successes, count),
-        successes_end=sum(result.success_end for result in results),
-        errors=sum(result.error is not None for result in results),
-        mean_steps=sum(result.steps for result in results) / count,
-        episodes_per_minute=60 * count / max(sum(result.seconds for result in results), 1e-9),
-    )
-
-
-def summaries(results: Sequence[EpisodeResult]) -> Iterator[TaskSummary]:
-    """One a task, in the order of the results; after a task with several goals, one a goal."""
-    from sim_eval.envs.tasks import get_task
-
-    for name in dict.fromkeys(result.key.task for result in results):
-        task, mine = get_task(name), [result for result in results if result.key.task == name]
-        yield summarize(name, mine)
-        for index, sentences in enumerate(task.goals if len(task.goals) > 1 else ()):
-            if chosen := [result for result in mine if task.goal(result.key) == index]:
-                yield summarize(name, chosen, sentences[0])
 
 
 def main(arguments: RolloutArguments) -> int:
@@ -125,6 +72,7 @@ def main(arguments: RolloutArguments) -> int:
     at_least("first", arguments.first, 0)
     at_least("replan", arguments.replan, 1)
     at_least("threads", arguments.threads, 1)
+    at_least("euler-steps", 1 if arguments.euler_steps is None else arguments.euler_steps, 1)
     from sim_eval.envs.tasks import get_task
     from sim_eval.evaluation.engine import RolloutProtocol
     from sim_eval.evaluation.manifest import Manifest
@@ -134,7 +82,7 @@ def main(arguments: RolloutArguments) -> int:
     named = [get_task(name.strip()) for name in arguments.task.split(",")] if arguments.task else []
     names = [task.name for task in named]
     Manifest.plan(names or [DEFAULT_TASK], arguments.split, arguments.first, arguments.episodes)  # before the long load
-    policy = load_policy(arguments.policy, arguments.device)
+    policy = load_policy(arguments.policy, arguments.device, arguments.euler_steps)
     if torch := sys.modules.get("torch"):  # a policy without a network does not load it
         torch.set_num_threads(arguments.threads)
     names = names or list(policy.spec.tasks) or [DEFAULT_TASK]
@@ -163,7 +111,12 @@ def command(arguments: RolloutArguments) -> list[str]:
     as_json = ["--json"] if options.pop("json") else []
     return [
         *PROGRAM.split(),
-        *(part for name, value in options.items() for part in (f"--{name}", str(value))),
+        *(
+            part
+            for name, value in options.items()
+            if value is not None
+            for part in (f"--{name.replace('_', '-')}", str(value))
+        ),
         *as_json,
     ]
 
@@ -200,7 +153,7 @@ def play(
                 bar.update()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"interrupted: {len(run_folder.results)} of {planned} episodes kept in {run_folder.folder}; "
+            f"interrupted: {run_folder.kept()} of {planned} episodes kept in {run_folder.folder}; "
             f"the same command with --out {run_folder.folder} continues"
         ) from None
 
@@ -214,6 +167,7 @@ def report(run_folder: RunFolder, arguments: RolloutArguments) -> int:
     import json
 
     from sim_eval.evaluation.run_folder import VIDEOS
+    from sim_eval.reporting.summary import summaries
     from sim_eval.reporting.tables import interval, rate, terminal
 
     results = run_folder.results

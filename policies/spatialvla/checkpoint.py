@@ -18,7 +18,7 @@ from safetensors.torch import save as save_tensors
 
 from sim_eval.envs.contract import SimEvalError
 from sim_eval.policies.policy import ActionChunk, PolicyRequest, PolicySpec
-from sim_eval.policies.spatialvla.configuration_spatialvla import SpatialVLAConfig
+from sim_eval.policies.spatialvla.configuration_spatialvla import SpatialVLAConfig, with_overrides
 from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from sim_eval.policies.spatialvla.processing_spatialvla import SpatialVLAProcessor, load_tokenizer
 
@@ -29,15 +29,20 @@ class SpatialVLAPolicy:
     """A loaded checkpoint behind the Policy protocol; key and replan count alone decide its noise."""
 
     def __init__(
-        self, model: SpatialVLAForConditionalGeneration, processor: SpatialVLAProcessor, device: torch.device
+        self,
+        model: SpatialVLAForConditionalGeneration,
+        processor: SpatialVLAProcessor,
+        device: torch.device,
+        variant: str = "",
     ) -> None:
         self.model = model.to(device).eval()
         self.processor = processor
         self.device = device
+        self._variant = variant
 
     @property
     def spec(self) -> PolicySpec:
-        return self.processor.spec
+        return replace(self.processor.spec, variant=self._variant)
 
     @torch.inference_mode()
     def predict(self, requests: Sequence[PolicyRequest]) -> list[ActionChunk]:
@@ -71,12 +76,13 @@ def save_checkpoint(
     return replace(processor.spec, digest=hashlib.sha256(weights).hexdigest())
 
 
-def load_checkpoint(folder: Path, device: str = "auto") -> SpatialVLAPolicy:
+def load_checkpoint(folder: Path, device: str = "auto", euler_steps: int | None = None) -> SpatialVLAPolicy:
     """Reads what :func:`save_checkpoint` wrote.
 
     Args:
         folder: the checkpoint.
         device: a torch device, or "auto": CUDA when there is one, else the CPU.
+        euler_steps: of the sampler, instead of the configuration's number; another one is the spec's ``variant``.
 
     Raises:
         SimEvalError: a file is missing, truncated or does not fit the others, or there is no such device.
@@ -85,6 +91,10 @@ def load_checkpoint(folder: Path, device: str = "auto") -> SpatialVLAPolicy:
     place = resolve_device(device)
     with _blame(folder / CONFIG):
         config = SpatialVLAConfig.from_dict(_read_json(folder / CONFIG))
+    variant = ""
+    if euler_steps not in (None, config.expert.euler_steps):
+        config = with_overrides(config, [f"expert.euler_steps={euler_steps}"])
+        variant = f"{euler_steps} Euler steps"
     weights = _read(folder / WEIGHTS)
     with _blame(folder / TOKENIZER):
         tokenizer = load_tokenizer(_read(folder / TOKENIZER).decode(errors="replace"))
@@ -95,7 +105,7 @@ def load_checkpoint(folder: Path, device: str = "auto") -> SpatialVLAPolicy:
         model = SpatialVLAForConditionalGeneration(config)
     with _blame(folder / WEIGHTS):
         _load_weights(model, weights)
-    return SpatialVLAPolicy(model, processor, place)
+    return SpatialVLAPolicy(model, processor, place, variant)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -183,7 +183,7 @@ class SpatialVLAProcessor:
     def to_dict(self) -> dict[str, object]:
         """Everything but the network's config and the tokenizer, for JSON."""
         spec = asdict(self.spec)
-        del spec["digest"], spec["privileged"]
+        del spec["digest"], spec["privileged"], spec["variant"]
         return {**spec, "prompt": self.prompt, "normalization": self.stats.to_dict()}
 
     @classmethod

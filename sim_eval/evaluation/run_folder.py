@@ -130,7 +130,12 @@ def from_line(line: str) -> EpisodeResult:
 def identity(policy: PolicySpec, protocol: RolloutProtocol) -> dict[str, dict[str, object]]:
     """What else than the manifest decides the episode lines of a run."""
     return {
-        "policy": {"name": policy.name, "digest": policy.digest, "privileged": policy.privileged},
+        "policy": {
+            "name": policy.name,
+            "digest": policy.digest,
+            "privileged": policy.privileged,
+            "variant": policy.variant,
+        },
         "protocol": asdict(protocol),
     }
 
@@ -173,6 +178,7 @@ class Run:
     policy: str
     digest: str
     privileged: bool
+    variant: str
     protocol: RolloutProtocol
     episodes: tuple[EpisodeResult, ...]
 
@@ -195,10 +201,11 @@ def read_run(folder: Path) -> Run:
         raw = data["protocol"]
         protocol = RolloutProtocol(**{**raw, "simulator": SimulatorOptions(**raw["simulator"])})
         name, digest, privileged = (data["policy"][part] for part in ("name", "digest", "privileged"))
+        variant = data["policy"].get("variant", "")  # runs of earlier versions have none
     except (KeyError, TypeError, SimEvalError) as error:
         raise SimEvalError(f"{path} is damaged ({error!r}): run it again into a new folder") from error
     episodes = read_episodes(folder / EPISODES, manifest)
-    return Run(folder, manifest, name, digest, privileged, protocol, episodes)
+    return Run(folder, manifest, name, digest, privileged, variant, protocol, episodes)
 
 
 def _read_manifest(path: Path) -> Manifest:
@@ -257,6 +264,11 @@ class RunFolder:
         except OSError as error:
             raise unwritable(self.folder / EPISODES, error) from error
         self.results.append(result)
+
+    def kept(self) -> int:
+        """How many episodes the file holds; after an interrupt ``results`` may lack the one just written."""
+        self._log.flush()
+        return len(read_episodes(self.folder / EPISODES, self.manifest))
 
 
 @contextmanager
@@ -323,14 +335,18 @@ def _check_same_manifest(folder: Path, manifest: Manifest) -> None:
 def _check_same(folder: Path, manifest: Manifest, expected: Mapping[str, Mapping[str, object]]) -> None:
     _check_same_manifest(folder, manifest)
     recorded = read_json(folder / RUN)
-    found = [
-        f"{part} {name}: {recorded.get(part, {}).get(name)} there, {value} now"
-        for part, values in expected.items()
-        for name, value in values.items()
-        if recorded.get(part, {}).get(name) != value
-    ]
+    found = []
+    for part, values in expected.items():
+        for name, value in values.items():
+            there = recorded.get(part, {}).get(name, "")
+            if there != value:
+                found.append(f"{part} {name}: {_shown(there)} there, {_shown(value)} now")
     if found:
         raise SimEvalError(f"{folder} holds another run ({'; '.join(found)}): choose another --out")
+
+
+def _shown(value: object) -> object:
+    return "none" if value == "" else value
 
 
 def _difference(there: Manifest, now: Manifest) -> str:

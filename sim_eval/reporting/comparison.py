@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 from sim_eval.envs.contract import EpisodeKey, SimEvalError
 from sim_eval.envs.tasks import get_task
 from sim_eval.reporting.intervals import success_interval
+from sim_eval.reporting.summary import summaries
 
 if TYPE_CHECKING:
     from sim_eval.evaluation.engine import EpisodeResult, RolloutProtocol
@@ -135,17 +136,30 @@ def command_options(command: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Tested:
-    """What the complete test runs of one training under one protocol found, each episode once."""
+    """What the complete test runs of one training found, run in one way, each episode once.
+
+    Attributes:
+        training: whose weights.
+        protocol: of the episodes.
+        variant: how the policy was run otherwise than its checkpoint says.
+        results: by key.
+    """
 
     training: Training
     protocol: RolloutProtocol
+    variant: str
     results: tuple[EpisodeResult, ...]
 
-    def scores(self) -> dict[tuple[str, str], Tally]:
-        """(task, goal) -> tally; goal "" is the whole task, and the only one where a task has one goal."""
-        from sim_eval.rollout import summaries
+    def scores(self, at_end: bool = False) -> dict[tuple[str, str], Tally]:
+        """(task, goal) -> tally; goal "" is the whole task, and the only one where a task has one goal.
 
-        return {(each.task, each.goal): Tally(each.successes, each.episodes) for each in summaries(self.results)}
+        Args:
+            at_end: count success at the last step, not at any.
+        """
+        return {
+            (each.task, each.goal): Tally(each.successes_end if at_end else each.successes, each.episodes)
+            for each in summaries(self.results)
+        }
 
 
 @dataclass(frozen=True)
@@ -222,7 +236,7 @@ def join(
 ) -> tuple[list[Tested], list[LeftOut]]:
     """Test results of the trainings from run folders; runs that give none join those left out.
 
-    Where runs of the same weights and protocol share an episode, the one of the longest run counts.
+    Where runs of the same weights, variant and protocol share an episode, the one of the longest run counts.
     """
     from sim_eval.evaluation.run_folder import read_run
 
@@ -239,17 +253,17 @@ def join(
             out.append((folder, reason))
         else:
             runs.append(run)
-    kept: dict[tuple[str, RolloutProtocol], dict[EpisodeKey, EpisodeResult]] = {}
+    kept: dict[tuple[str, RolloutProtocol, str], dict[EpisodeKey, EpisodeResult]] = {}
     for run in sorted(runs, key=lambda run: (-len(run.episodes), str(run.folder))):
-        results = kept.setdefault((run.digest, run.protocol), {})
+        results = kept.setdefault((run.digest, run.protocol, run.variant), {})
         fresh = {result.key: result for result in run.episodes if result.key not in results}
         if not fresh:
             out.append((run.folder, "its episodes were all counted from other runs of the same weights and protocol"))
         results.update(fresh)
     order = {digest: place for place, digest in enumerate(by_digest)}
     return [
-        Tested(by_digest[digest], protocol, tuple(results[key] for key in sorted(results)))
-        for (digest, protocol), results in sorted(kept.items(), key=lambda entry: order[entry[0][0]])
+        Tested(by_digest[digest], protocol, variant, tuple(results[key] for key in sorted(results)))
+        for (digest, protocol, variant), results in sorted(kept.items(), key=lambda entry: order[entry[0][0]])
     ], out
 
 

@@ -80,6 +80,23 @@ def test_companions_change_rounding_at_most(folder: Path, processor: SpatialVLAP
     assert policy.predict([]) == []
 
 
+def test_other_euler_steps_are_taken_and_stand_in_the_spec(
+    folder: Path, processor: SpatialVLAProcessor, observe: Observe
+) -> None:
+    own = load_policy(str(folder), "cpu")
+    assert isinstance(own, SpatialVLAPolicy)
+    steps = own.model.config.expert.euler_steps
+    same, other = (load_policy(str(folder), "cpu", count) for count in (steps, steps + 1))
+    assert (own.spec.variant, same.spec.variant, other.spec.variant) == ("", "", f"{steps + 1} Euler steps")
+    mine, likewise, differently = (
+        policy.predict([ask(processor, observe, 0)])[0].actions for policy in (own, same, other)
+    )
+    assert np.array_equal(mine, likewise)
+    assert not np.allclose(mine, differently, atol=1e-6)
+    with pytest.raises(SimEvalError, match="takes no Euler steps"):
+        load_policy("zero", euler_steps=2)
+
+
 def test_loading_leaves_the_callers_random_stream_alone(folder: Path) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)

@@ -35,10 +35,12 @@ def make_run(
     finished: int | None = None,
     protocol: RolloutProtocol = PROTOCOL,
     privileged: bool = False,
+    variant: str = "",
 ) -> Path:
     """A run whose first episodes of each task succeed and whose last ones end with an error."""
     manifest = Manifest.plan(tasks, "test", 0, episodes)
-    with open_run(folder, manifest, PolicySpec(folder.name, privileged=privileged), protocol, {}, []) as run:
+    policy = PolicySpec(folder.name, privileged=privileged, variant=variant)
+    with open_run(folder, manifest, policy, protocol, {}, []) as run:
         for key in run.remaining[:finished]:
             error = "policy: broke" if key.index >= episodes - errors else None
             run.append(result(key, key.index < successes, error))
@@ -67,6 +69,13 @@ def test_rows_are_ranked_with_ties_and_labels(tmp_path: Path):
     assert cells(table, "deep")["95 % interval"] == "[83.5, 98.6]"
     assert cells(table, "deep")["steps to success"] == "20.0"
     assert cells(table, "zero")["steps to success"] == "-"
+
+
+def test_a_policy_run_otherwise_than_its_checkpoint_says_is_named_so(tmp_path: Path):
+    make_run(tmp_path / "plain", 38)
+    make_run(tmp_path / "quick", 30, variant="1 Euler steps")
+    (table,) = build(find_runs([tmp_path])).tables
+    assert [row[1] for row in table.rows] == ["plain", "quick, 1 Euler steps"]
 
 
 def test_an_error_counts_as_a_failure_and_is_shown(tmp_path: Path):

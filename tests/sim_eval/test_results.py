@@ -141,15 +141,27 @@ def test_each_protocol_has_its_table_and_a_wrong_telling_says_so(tmp_path: Path)
     make_run(tmp_path / "runs" / "plain", "a", {0, 1, 2, 3})
     looks = RolloutProtocol(replan=8, simulator=SimulatorOptions("faithful"))
     make_run(tmp_path / "runs" / "other", "a", {0, 1}, protocol=looks)
+    make_run(tmp_path / "runs" / "euler", "a", {0, 1, 2}, variant="1 Euler steps")
     page = write(tmp_path)
     titles = [line for line in page.split("\n") if line.startswith("## Test split")]
     assert titles == [
         "## Test split",
+        "## Test split, 1 Euler steps",
         "## Test split, replanning every 8 control steps, faithful rendering",
         "## Test split, told the wrong instruction",
     ]
     rates = [table(page, title)[0][f"{STACK} (n = 4)"].split(" ")[0] for title in titles]
-    assert rates == ["100.0", "50.0", "25.0"]
+    assert rates == ["100.0", "75.0", "50.0", "25.0"]
+
+
+def test_a_success_that_did_not_last_stands_in_its_own_table(tmp_path: Path):
+    make_training(tmp_path / "train", "a")
+    make_run(tmp_path / "runs" / "a", "a", {0, 1, 2}, lasting={2})
+    page = write(tmp_path)
+    (at_any,), (at_end,) = table(page, "## Test split"), table(page, "### Success at the last step")
+    assert at_any[f"{STACK} (n = 4)"].startswith("75.0 %")
+    assert at_end[f"{STACK} (n = 4)"].startswith("25.0 %")
+    assert at_end[f"{STACK}: {RED} (n = 2)"].startswith("50.0 %")
 
 
 def test_what_is_not_counted_is_named_with_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -111,6 +111,8 @@ def test_another_run_in_the_folder_is_refused(
         (["--policy", "zero", "--episodes", "many"], "many"),
         (["--policy", "zero", "--first", "-1"], "--first must be 0 or more"),
         (["--policy", "zero", "--replan", "0"], "--replan must be 1 or more"),
+        (["--policy", "zero", "--euler-steps", "0"], "--euler-steps must be 1 or more"),
+        (["--policy", "zero", "--euler-steps", "2"], "policy 'zero' takes no Euler steps"),
         (["--policy", "zero", "--video", "some"], "some"),
         (["--policy", "zero", "--speed", "9"], "--speed"),
         ([], "--policy"),

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -114,6 +115,7 @@ def test_killed_and_resumed_equals_finished(tmp_path: Path):
     [
         (Manifest.plan([PLANE.name], "test", 0, 13), wander().spec, PROTOCOL, "12 episodes"),
         (MANIFEST, PolicySpec("wander", digest="def"), PROTOCOL, "policy digest: abc there, def now"),
+        (MANIFEST, replace(wander().spec, variant="1 Euler steps"), PROTOCOL, "variant: none there, 1 Euler steps now"),
         (MANIFEST, wander().spec, RolloutProtocol(replan=8), "protocol replan: 4 there, 8 now"),
         (MANIFEST, wander().spec, RolloutProtocol(simulator=SimulatorOptions("faithful")), "faithful"),
     ],

@@ -73,14 +73,20 @@ def make_run(
     episodes: int = 4,
     finished: int | None = None,
     protocol: RolloutProtocol = PROTOCOL,
+    variant: str = "",
+    lasting: set[int] | None = None,
 ) -> Path:
-    """A run in which the episodes of these indices succeed; ``weights`` names the training, "" is a policy without."""
-    policy = PolicySpec("policy", digest=digest(weights) if weights else "")
+    """A run in which the episodes of these indices succeed, and of them those ``lasting`` (all) at the last step too.
+
+    ``weights`` names the training, "" is a policy without.
+    """
+    policy = PolicySpec("policy", digest=digest(weights) if weights else "", variant=variant)
     with open_run(folder, Manifest.plan(tasks, split, 0, episodes), policy, protocol, {}, []) as run:
         for key in run.remaining[:finished]:
-            run.append(result(key, key.index in successes))
+            success = key.index in successes
+            run.append(result(key, success, success and (lasting is None or key.index in lasting)))
     return folder
 
 
-def result(key: EpisodeKey, success: bool) -> EpisodeResult:
-    return EpisodeResult(key, "go", success, success, 30, 20 if success else None, "none", 8, None, 1.0)
+def result(key: EpisodeKey, success: bool, at_end: bool) -> EpisodeResult:
+    return EpisodeResult(key, "go", success, at_end, 30, 20 if success else None, "none", 8, None, 1.0)
