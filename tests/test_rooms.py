@@ -68,13 +68,13 @@ def test_help_loads_no_heavy_library(program: str) -> None:
 def test_every_shipped_checkpoint_loads_and_has_a_card() -> None:
     from sim_eval.envs.tasks import task_names
     from sim_eval.policies.policy import CHECKPOINTS, load_policy, shipped_checkpoints
+    from sim_eval.policies.spatialvla.configuration_spatialvla import EXPERTS
 
-    assert "deep_llama" in shipped_checkpoints()
+    assert shipped_checkpoints() == sorted(EXPERTS)
     for name in shipped_checkpoints():
         spec = load_policy(name, "cpu").spec
         assert spec.name == name
-        assert spec.tasks
-        assert set(spec.tasks) <= set(task_names())
+        assert set(spec.tasks) == set(task_names())
         folder = CHECKPOINTS / name
         assert sum(file.stat().st_size for file in folder.iterdir()) < 8e6
         assert "seed" in (folder / "README.md").read_text()

@@ -1,6 +1,7 @@
 """Every registered task: a key decides its episode, its phases come in order, and only what is real is seen."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pytest
@@ -9,7 +10,11 @@ from sim_eval.envs.cameras import unproject
 from sim_eval.envs.contract import EpisodeKey
 from sim_eval.envs.robosuite_sim import RobosuiteSimulator
 from sim_eval.envs.tasks import get_task, task_names
+from sim_eval.envs.tasks.stack import phase
 from sim_eval.policies.policy import PolicyRequest, load_policy
+
+if TYPE_CHECKING:
+    from robosuite.environments.manipulation.stack import Stack
 
 CAN = "robosuite/PickPlaceCan"
 
@@ -86,3 +91,20 @@ def test_consecutive_keys_share_the_goals_out(name: str) -> None:
     keys = [EpisodeKey(name, "test", index) for index in range(2 * len(task.goals))]
     assert [task.goal(key) for key in keys] == 2 * list(range(len(task.goals)))
     assert all(task.instruction(key) in task.goals[task.goal(key)] for key in keys)
+
+
+@pytest.mark.parametrize("upper", ["red", "green"])
+def test_a_lifted_tower_is_stacked_in_its_own_order_only(upper: str) -> None:
+    simulator = get_task("robosuite/Stack").make()
+    assert isinstance(simulator, RobosuiteSimulator)
+    simulator.reset(EpisodeKey("robosuite/Stack", "val", 0))
+    env = cast("Stack", simulator._env)
+    cubes = (env.cubeA, env.cubeB) if upper == "red" else (env.cubeB, env.cubeA)
+    # They touch, and the lower one is in the air too: there robosuite's rule holds for both orders.
+    heights = 1.0 + cubes[0].size[2] + cubes[1].size[2] - 0.0005, 1.0
+    for cube, height in zip(cubes, heights, strict=True):
+        env.sim.data.set_joint_qpos(cube.joints[0], np.array([0.1, 0.1, height, 1, 0, 0, 0]))
+    env.sim.forward()
+    assert env.check_contact(*cubes)
+    assert [phase(env, goal) == 4 for goal in (0, 1)] == [upper == "red", upper == "green"]
+    simulator.close()
