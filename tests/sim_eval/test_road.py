@@ -3,20 +3,18 @@
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Literal
 
 import pytest
 
 from sim_eval import collect, rollout, train
+from sim_eval.envs.contract import Telling
 from sim_eval.policies.spatialvla.configuration_spatialvla import EXPERTS
 
-# Of 60 episodes a task; at the rate that is promised (95, 85 and 80 %) fewer happens once in 100 such tests.
-PROMISED = {"robosuite/Lift": 53, "robosuite/LiftWide": 53, "robosuite/Stack": 44, "robosuite/PickPlaceCan": 41}
+# Of 60 episodes a task; at the rates that are promised (95, 85 and 80 %) fewer happens once in 30 such tests or less.
+PROMISED = {"robosuite/Lift": 54, "robosuite/LiftWide": 54, "robosuite/Stack": 46, "robosuite/PickPlaceCan": 42}
 
 
-def outcomes(
-    policy: str, task: str, episodes: int, out: Path, telling: Literal["right", "wrong"] = "right"
-) -> Counter[str]:
+def outcomes(policy: str, task: str, episodes: int, out: Path, telling: Telling = "right") -> Counter[str]:
     """Task -> successes of a run by command line; without a task, of all that the policy was trained on."""
     options = rollout.RolloutArguments(policy, task=task, episodes=episodes, out=out, video="none", telling=telling)
     assert rollout.main(options) == 0
@@ -45,8 +43,7 @@ def test_one_load_does_all_tasks_as_well_as_promised(policy: str, tmp_path: Path
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", EXPERTS)
 def test_told_the_wrong_instruction_the_shipped_policy_does_the_wrong_thing(policy: str, tmp_path: Path) -> None:
-    # At 10 %, more than 9 of 40 happens once in 100 such tests.
-    assert outcomes(policy, "robosuite/Stack", 40, tmp_path / "run", "wrong")["robosuite/Stack"] <= 9
+    assert outcomes(policy, "robosuite/Stack", 40, tmp_path / "run", "wrong")["robosuite/Stack"] <= 6
 
 
 @pytest.mark.slow
