@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup rollout test lint reproduce
+.PHONY: setup rollout test lint reproduce quantized
 
 setup: $(VENV)/.ready
 
@@ -21,6 +21,10 @@ rollout: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# What --weights int8 and nf4 need; see requirements-quantized.lock.
+quantized: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-quantized.lock
 
 lint: setup
 	sh scripts/lint.sh $(BIN)

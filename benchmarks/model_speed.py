@@ -81,12 +81,12 @@ def actions(expert: str, windows: EpisodeWindows, arguments: SpeedArguments) -> 
 
     @torch.inference_mode()
     def answer() -> None:
-        trainer.ema.predict_action(inputs, noise)
+        trainer.model.predict_action(inputs, noise)
 
     @torch.inference_mode()
     def answer_uncached() -> None:
         for _ in range(sizes.euler_steps):
-            trainer.ema.predict_action(inputs, noise, steps=1)
+            trainer.model.predict_action(inputs, noise, steps=1)
 
     return {
         f"batch of {config.batch_size} prepared": prepare,
@@ -111,7 +111,7 @@ def main(arguments: SpeedArguments) -> int:
     torch.set_flush_denormal(True)
     torch.set_num_threads(arguments.threads)
     files = [file for folder in arguments.data for file in episode_files(folder)[: arguments.episodes]]
-    windows = EpisodeWindows(files or arguments.data, SIZES[arguments.size].expert.horizon)
+    windows = EpisodeWindows(files or arguments.data, SIZES[arguments.size][EXPERTS[0]].expert.horizon)
     by_expert = {expert: actions(expert, windows, arguments) for expert in EXPERTS}
     rows = []
     for name in by_expert[EXPERTS[0]]:

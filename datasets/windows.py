@@ -82,7 +82,17 @@ def batch_indices(
 def batches(
     windows: EpisodeWindows, batch_size: int, seed: int, start_step: int = 0, balance: float = 0.5
 ) -> Iterator[list[TrainingWindow]]:
-    """Batches for ever, from ``start_step`` on; a resumed run sees what an unbroken one would have seen.
+    """The windows of :func:`numbered_batches`."""
+    return (
+        [windows[index] for index in batch]
+        for batch in numbered_batches(windows, batch_size, seed, start_step, balance)
+    )
+
+
+def numbered_batches(
+    windows: EpisodeWindows, batch_size: int, seed: int, start_step: int = 0, balance: float = 0.5
+) -> Iterator[list[int]]:
+    """Windows' numbers in batches, for ever; a resumed run sees what an unbroken one would have seen.
 
     Args:
         balance: between tasks, see :func:`batch_indices`.
@@ -97,10 +107,7 @@ def batches(
         )
     tasks = np.array(windows.tasks)
     groups = [np.flatnonzero(tasks == task) for task in sorted(set(windows.tasks))]
-    return (
-        [windows[index] for index in batch_indices(groups, batch_size, seed, step, balance)]
-        for step in itertools.count(start_step)
-    )
+    return (batch_indices(groups, batch_size, seed, step, balance) for step in itertools.count(start_step))
 
 
 def _files(source: Path) -> list[Path]:

@@ -72,7 +72,7 @@ def observe() -> Observation:
 
 def tokens(seen: Observation) -> Tokens:
     """Patches and voxels as LLaVA3DModel.embed_scene makes them, carrying positions and colours for features."""
-    config = SIZES["tiny"]
+    config = SIZES["tiny"]["deep_llama"]
     views = list(seen.views.values())
     origin = seen.proprio["eef_pos"]
     poses = np.stack([view.camera_to_world for view in views])
@@ -123,7 +123,7 @@ def draw_rgb(axes: Axes, view: CameraView, kept: NDArray[np.bool_]) -> None:
 
 def draw_scene(axes: Axes3D, seen: Observation, found: Tokens) -> None:
     """The cloud of both cameras over the table, with tokens and gripper."""
-    near = SIZES["tiny"].position.near
+    near = SIZES["tiny"]["deep_llama"].position.near
     parts = [cloud(view, seen.workspace, near) for view in seen.views.values()]
     points, colours, spans = (np.concatenate(part) for part in zip(*parts, strict=True))
     axes.computed_zorder = False
@@ -167,7 +167,7 @@ def draw_scene(axes: Axes3D, seen: Observation, found: Tokens) -> None:
 
 
 def draw(seen: Observation, found: Tokens) -> Figure:
-    config = SIZES["tiny"]
+    config = SIZES["tiny"]["deep_llama"]
     figure = Figure(figsize=SIZE, dpi=DPI, facecolor="white")
     left, size, gap = 0.035, 0.2, 0.012
     tall = size * SIZE[0] / SIZE[1]

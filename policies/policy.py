@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 
 from sim_eval.envs.contract import ActionSpec, EnvironmentSpec, EpisodeKey, FloatArray, Observation, SimEvalError
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 BASELINES = ("zero", "random")
+
+Weights: TypeAlias = Literal["float32", "bfloat16", "int8", "nf4"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,25 @@ class ActionChunk:
     disturbance: FloatArray | None = None
 
 
+@dataclass(frozen=True)
+class Inference:
+    """How a checkpoint's network is run, where that is otherwise than it was saved.
+
+    Attributes:
+        euler_steps: of its sampler; None: its own number.
+        weights: float32, bfloat16 (all but the position embedding), or 8 or 4 bits (int8, nf4) in the layers of vision
+            tower, language model and expert.
+        compile: run the Euler step through torch.compile, which takes its time at the first chunk.
+    """
+
+    euler_steps: int | None = None
+    weights: Weights = "float32"
+    compile: bool = False
+
+
+AS_SAVED = Inference()
+
+
 class Policy(Protocol):
     """Answers several episodes at once and keeps nothing between calls, so that no episode can influence another."""
 
@@ -121,17 +142,19 @@ def shipped_checkpoints() -> list[str]:
     return sorted(folder.parent.name for folder in CHECKPOINTS.glob("*/config.json"))
 
 
-def load_policy(reference: str, device: str = "auto", euler_steps: int | None = None) -> Policy:
+def load_policy(reference: str, device: str = "auto", inference: Inference = AS_SAVED) -> Policy:
     """A policy by name (``scripted``, ``zero``, ``random``, a shipped checkpoint) or by checkpoint folder.
 
     Args:
-        euler_steps: of a checkpoint's sampler, instead of its own number.
+        device: of a checkpoint's network.
+        inference: of a checkpoint's network.
 
     Raises:
-        SimEvalError: no such name or folder, the folder is damaged, or a policy that does not sample got Euler steps.
+        SimEvalError: no such name or folder, the folder is damaged, or a policy has no network to run otherwise.
     """
-    if euler_steps is not None and reference in ("scripted", *BASELINES):
-        raise SimEvalError(f"policy '{reference}' takes no Euler steps: leave --euler-steps out")
+    told = [entry.name for entry in fields(Inference) if getattr(inference, entry.name) != entry.default]
+    if told and reference in ("scripted", *BASELINES):
+        raise SimEvalError(f"policy '{reference}' has no network: leave --{told[0].replace('_', '-')} out")
     if reference in BASELINES:
         from sim_eval.policies.baselines import RandomPolicy, ZeroPolicy
 
@@ -147,4 +170,4 @@ def load_policy(reference: str, device: str = "auto", euler_steps: int | None = 
         raise SimEvalError(f"unknown policy '{reference}': use one of {names}, or the folder of a checkpoint")
     from sim_eval.policies.spatialvla.checkpoint import load_checkpoint
 
-    return load_checkpoint(folder, device, euler_steps)
+    return load_checkpoint(folder, device, inference)

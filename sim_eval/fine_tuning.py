@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -9,20 +10,22 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, cast
 
+import psutil
 import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from sim_eval.datasets.normalization import normalization_stats
-from sim_eval.datasets.windows import EpisodeWindows, batches
-from sim_eval.envs.contract import EpisodeKey, RenderMode, SimEvalError, Simulator, SimulatorOptions, TrainingWindow
+from sim_eval.datasets.windows import EpisodeWindows, numbered_batches
+from sim_eval.envs.contract import EpisodeKey, RenderMode, SimEvalError, Simulator, SimulatorOptions
 from sim_eval.evaluation.engine import RolloutProtocol, run_episode
 from sim_eval.evaluation.run_folder import machine
 from sim_eval.policies.policy import PolicySpec
+from sim_eval.policies.spatialvla.adapters import add_adapters, whole_weights
 from sim_eval.policies.spatialvla.checkpoint import SpatialVLAPolicy, save_checkpoint
 from sim_eval.policies.spatialvla.configuration_spatialvla import (
     SIZES,
@@ -30,17 +33,33 @@ from sim_eval.policies.spatialvla.configuration_spatialvla import (
     SpatialVLAConfig,
     with_overrides,
 )
+from sim_eval.policies.spatialvla.feature_cache import FeatureCache
+from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
+from sim_eval.policies.spatialvla.parts import (
+    Load,
+    Memory,
+    Part,
+    convert,
+    freeze,
+    inventory,
+    training_memory,
+)
+from sim_eval.policies.spatialvla.pretrained import from_llava3d, llava3d_config
+from sim_eval.policies.spatialvla.pretrained_processing import llava3d_processor
 from sim_eval.policies.spatialvla.processing_spatialvla import SpatialVLAProcessor, train_tokenizer
 from sim_eval.policies.spatialvla.training import Trainer
 from sim_eval.reporting.model_card import model_card
+from sim_eval.reporting.tables import terminal
 from sim_eval.reporting.training_record import Round, TrainingRecord, write_record
 
 if TYPE_CHECKING:
     from sim_eval.train import TrainArguments
 
+GIGABYTE = 1e9
 STATE_FIELDS = ("eef_pos", "eef_rot6d", "gripper_qpos")
 # When the weights are tried on the val split, as shares of the training.
 ROUNDS = (0.2, 0.4, 0.6, 0.8, 1.0)
+FREE = ("data", "out", "device", "threads", "cache_features", "dry_run")  # options that change no result
 STATE, CARD_FILE = "training.pt", "README.md"
 SAVE_SECONDS = 60.0
 LOG_STEPS = 20
@@ -71,7 +90,11 @@ def network(arguments: TrainArguments) -> SpatialVLAConfig:
     Raises:
         SimEvalError: an override that it cannot take.
     """
-    base = replace(SIZES[arguments.size], action_expert_type=cast(ActionExpertType, arguments.expert))
+    expert = cast(ActionExpertType, arguments.expert)
+    if arguments.llava3d is None:
+        base = SIZES[arguments.size][expert]
+    else:
+        base = llava3d_config(arguments.llava3d, expert, gemma=arguments.gemma)
     config = with_overrides(base, arguments.overrides)
     if config.action_expert_type != arguments.expert:
         raise SimEvalError("--set cannot change action_expert_type: use --expert")
@@ -101,10 +124,11 @@ def make_processor(windows: EpisodeWindows, arguments: TrainArguments) -> Spatia
         raise SimEvalError(f"--data holds {foreign[0]}: only episodes of the train split may be trained on")
     proprio = {name: windows.spec.proprio[name] for name in STATE_FIELDS}
     base = network(arguments)
+    # A tower from scratch takes the cameras' size; one that is published has its own, and pictures are made to fit it.
     side = max(max(size) for size in windows.spec.cameras.values())
     fitted = replace(
         base,
-        vision=replace(base.vision, image_size=side),
+        vision=replace(base.vision, image_size=side) if arguments.llava3d is None else base.vision,
         expert=replace(base.expert, state_dim=sum(proprio.values()), action_dim=windows.spec.action.dim),
     )
     config = with_overrides(fitted, arguments.overrides)
@@ -117,8 +141,77 @@ def make_processor(windows: EpisodeWindows, arguments: TrainArguments) -> Spatia
         tasks=tuple(sorted({episode.key.task for episode in windows.episodes})),
     )
     stats = normalization_stats(windows.episodes, arguments.normalization)
+    if arguments.llava3d is not None:
+        return llava3d_processor(arguments.llava3d, spec, stats, config)
     tokenizer = train_tokenizer({episode.instruction for episode in windows.episodes}, config.text.vocab_size)
     return SpatialVLAProcessor(config, spec, stats, tokenizer)
+
+
+def first_model(config: SpatialVLAConfig, arguments: TrainArguments) -> SpatialVLAForConditionalGeneration:
+    """The network before its first step, from random weights or published ones.
+
+    Raises:
+        SimEvalError: published weights that do not fit, or a part that cannot be frozen or adapted.
+    """
+    if arguments.llava3d is None:
+        model = SpatialVLAForConditionalGeneration(config)
+    else:
+        model = from_llava3d(arguments.llava3d, config.action_expert_type, gemma=arguments.gemma, config=config)
+    prepare_model(model, arguments)
+    return model
+
+
+def prepare_model(model: SpatialVLAForConditionalGeneration, arguments: TrainArguments) -> None:
+    """What of the network is frozen or adapted, and how it is kept.
+
+    Raises:
+        SimEvalError: a part cannot be frozen or adapted.
+    """
+    freeze(model, arguments.freeze)
+    add_adapters(model, arguments.lora, arguments.lora_rank)
+    if arguments.precision == "bfloat16":
+        convert(model, torch.bfloat16, frozen_only=True)
+    if arguments.checkpointing:
+        model.activation_checkpointing_enable()
+
+
+def plan(config: SpatialVLAConfig, arguments: TrainArguments, views: int) -> tuple[tuple[Part, ...], Memory]:
+    """The parts of the network that would be trained, and what that takes; no weight is made."""
+    with torch.device("meta"):
+        model = SpatialVLAForConditionalGeneration(config)
+        prepare_model(model, arguments)
+    parts = inventory(model)
+    load = Load.at_most(config, views, arguments.batch_size, arguments.draws)
+    activation = torch.bfloat16 if arguments.precision == "bfloat16" else torch.float32
+    return parts, training_memory(model, load, activation, arguments.checkpointing)
+
+
+def describe(parts: Sequence[Part], memory: Memory) -> str:
+    """Both as tables for the terminal."""
+    total, trained = (sum(numbers) for numbers in zip(*((p.parameters, p.trained) for p in parts), strict=True))
+    rows = [(part.name, f"{part.parameters:,}", f"{part.trained:,}") for part in parts]
+    rows.append(("all", f"{total:,}", f"{trained:,} ({trained / total:.1%})"))
+    needs = [(entry.name, f"{getattr(memory, entry.name) / GIGABYTE:.2f}") for entry in fields(memory)]
+    needs.append(("all", f"{memory.total / GIGABYTE:.2f}"))
+    return f"{terminal(('part', 'parameters', 'trained'), rows)}\n\n{terminal(('memory', 'GB'), needs)}"
+
+
+def check_memory(memory: Memory, device: torch.device, share: int = 1) -> None:
+    """Refuses a training that the device cannot hold.
+
+    Args:
+        share: into how many equal parts all but the activations are divided.
+
+    Raises:
+        SimEvalError: it cannot.
+    """
+    needed = (memory.total - memory.activations) / share + memory.activations
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if needed > free:
+        raise SimEvalError(
+            f"training needs {needed / GIGABYTE:.1f} GB and {device} has {free / GIGABYTE:.1f} GB free: use a smaller "
+            "--batch-size, --checkpointing, --precision bfloat16, --freeze or --lora, or --shard on several devices"
+        )
 
 
 class Training:
@@ -145,9 +238,11 @@ class Training:
     ) -> None:
         self._arguments, self._windows, self._processor = arguments, windows, processor
         self._trainer, self._simulators = trainer, simulators
-        self._out = arguments.out
+        self._out, self._leads = arguments.out, trainer.process == 0
         self._device = next(trainer.model.parameters()).device
+        self._features = self._feature_cache()
         self.progress = self._resume()
+        trainer.meet()  # before anything is written
 
     @property
     def share(self) -> float:
@@ -160,43 +255,50 @@ class Training:
         """Trains to the end of the budget; on Ctrl-C it saves and says how to go on."""
         trainer = self._trainer
         self._save()  # from here on the folder is a training's, however it ends
-        writer = SummaryWriter(str(self._out / "tensorboard"), purge_step=trainer.step)
-        bar = tqdm(total=1.0, initial=round(self.share, 4), file=sys.stderr, dynamic_ncols=True)
+        writer = SummaryWriter(str(self._out / "tensorboard"), purge_step=trainer.step) if self._leads else None
+        bar = tqdm(
+            total=1.0, initial=round(self.share, 4), file=sys.stderr, dynamic_ncols=True, disable=not self._leads
+        )
         bar.bar_format = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
         bar.set_description(f"training {self._arguments.expert}")
-        saved = time.monotonic()
-        began = saved - self.progress.seconds
+        saved = self.progress.seconds
+        began = time.monotonic() - saved
         try:
             for batch in self._batches():
-                self.progress.seconds = time.monotonic() - began
-                if self._simulators and self.progress.due < self._passed():
-                    entry = self._validate()
-                    for name, (count, total) in entry.success.items():
-                        writer.add_scalar(f"val/{name}", count / total, trainer.step)
-                    bar.write(str(entry), file=sys.stderr)
-                    self.progress.seconds = time.monotonic() - began
+                self.progress.seconds = trainer.agree(time.monotonic() - began)
+                if self._arguments.val_episodes and self.progress.due < self._passed():
+                    if writer:
+                        entry = self._validate()
+                        for name, (count, total) in entry.success.items():
+                            writer.add_scalar(f"val/{name}", count / total, trainer.step)
+                        bar.write(str(entry), file=sys.stderr)
+                    self.progress.seconds = trainer.agree(time.monotonic() - began)
                     self.progress.due = self._passed()
                     self._save()
+                    saved = self.progress.seconds
                 if self.share >= 1.0:
                     break
-                ready = self._processor.training_batch(batch).to(self._device)
-                loss, norm = trainer.train_step(ready, self.share)
+                ready = self._processor.training_batch([self._windows[index] for index in batch]).to(self._device)
+                context = self._features.context(batch, ready.inputs) if self._features else None
+                loss, norm = trainer.train_step(ready, self.share, context)
                 if not math.isfinite(loss):
                     raise SimEvalError(f"the loss is {loss} at step {trainer.step}: try a lower --learning-rate")
-                if trainer.step % LOG_STEPS == 0:
+                if writer and trainer.step % LOG_STEPS == 0:
                     writer.add_scalar("train/loss", loss, trainer.step)
                     writer.add_scalar("train/gradient_norm", norm, trainer.step)
                     writer.add_scalar("train/learning_rate", trainer.learning_rate(self.share), trainer.step)
                     bar.set_postfix_str(f"step {trainer.step}, loss {loss:.3f}", refresh=False)
                 bar.update(self.share - bar.n)
-                if time.monotonic() - saved > SAVE_SECONDS:
+                if self.progress.seconds - saved > SAVE_SECONDS:
                     self._save()
-                    saved = time.monotonic()
-            if not self._simulators:
-                self.progress.digest = save_checkpoint(self._out, trainer.ema, self._processor).digest
+                    saved = self.progress.seconds
+            if not self._arguments.val_episodes:
+                with trainer.averaged() as averaged:
+                    self._keep(averaged)
             self._save()
-            card = model_card(self.record(), self._processor.spec, RolloutProtocol().replan)
-            (self._out / CARD_FILE).write_text(card)
+            if self._leads:
+                card = model_card(self.record(), self._processor.spec, RolloutProtocol().replan)
+                (self._out / CARD_FILE).write_text(card)
         except KeyboardInterrupt:
             self._save()
             raise KeyboardInterrupt(
@@ -204,7 +306,8 @@ class Training:
             ) from None
         finally:
             bar.close()
-            writer.close()
+            if writer:
+                writer.close()
 
     def record(self) -> TrainingRecord:
         """What there is to say of the training so far."""
@@ -212,7 +315,7 @@ class Training:
         parameters = list(self._trainer.model.parameters())
         return TrainingRecord(
             expert=arguments.expert,
-            size=arguments.size,
+            size=arguments.size if arguments.llava3d is None else "published",
             seed=arguments.seed,
             batch_size=arguments.batch_size,
             draws=arguments.draws,
@@ -234,10 +337,34 @@ class Training:
             finished=self.share >= 1.0,
         )
 
-    def _batches(self) -> Iterator[list[TrainingWindow]]:
-        """From the trainer's step on."""
-        arguments = self._arguments
-        return batches(self._windows, arguments.batch_size, arguments.seed, self._trainer.step, arguments.balance)
+    def _batches(self) -> Iterator[list[int]]:
+        """This process's share of the windows of each step, from the trainer's step on."""
+        arguments, trainer = self._arguments, self._trainer
+        share = arguments.batch_size
+        whole = numbered_batches(
+            self._windows, share * trainer.processes, arguments.seed, trainer.step, arguments.balance
+        )
+        return (batch[share * trainer.process : share * (trainer.process + 1)] for batch in whole)
+
+    def _feature_cache(self) -> FeatureCache | None:
+        arguments, model = self._arguments, self._trainer.model
+        if arguments.cache_features is None:
+            return None
+        if any(part.trained for part in inventory(model) if part.name != "expert"):
+            raise SimEvalError(
+                "--cache-features needs a VLM that does not change: add --freeze vision position projector vlm"
+            )
+        frozen = whole_weights(model)
+        digest = hashlib.sha256()
+        for name in sorted(name for name in frozen if name.startswith("vlm.")):
+            digest.update(frozen[name].flatten().view(torch.uint8).numpy().tobytes())
+        identity: dict[str, object] = {
+            "weights": digest.hexdigest(),
+            "processor": self._processor.to_dict(),
+            "network": self._processor.config.to_dict(),
+            "episodes": [str(episode.key) for episode in self._windows.episodes],
+        }
+        return FeatureCache(arguments.cache_features, model.vlm, identity)
 
     def _passed(self) -> int:
         """How many of the shares at which a validation is due are behind."""
@@ -245,7 +372,21 @@ class Training:
 
     def _validate(self) -> Round:
         """One round of rollouts on the val split with the averaged weights, kept if none did better before."""
-        policy = SpatialVLAPolicy(self._trainer.ema, self._processor, self._device)
+        with self._trainer.averaged() as averaged:
+            entry = self._round(SpatialVLAPolicy(averaged, self._processor, self._device))
+            rounds = self.progress.rounds = (*self.progress.rounds, entry)
+            if entry.rate >= max(each.rate for each in rounds):
+                self._keep(averaged)
+                self.progress.best = len(rounds) - 1
+        return entry
+
+    def _keep(self, model: SpatialVLAForConditionalGeneration) -> None:
+        if self._leads:
+            self.progress.digest = save_checkpoint(self._out, model, self._processor).digest
+        else:
+            whole_weights(model)  # of which the first process needs this one's part
+
+    def _round(self, policy: SpatialVLAPolicy) -> Round:
         success: dict[str, tuple[int, int]] = {}
         minutes = self.progress.seconds / 60
         for name, simulator in self._simulators.items():
@@ -254,25 +395,20 @@ class Training:
             if broken := [result.error for result in results if result.error]:
                 raise SimEvalError(f"validation on {name} broke off: {broken[0]}")
             success[name] = sum(result.success for result in results), len(results)
-        entry = Round(self._trainer.step, minutes, success)
-        rounds = self.progress.rounds = (*self.progress.rounds, entry)
-        if entry.rate >= max(each.rate for each in rounds):
-            self.progress.digest = save_checkpoint(self._out, self._trainer.ema, self._processor).digest
-            self.progress.best = len(rounds) - 1
-        return entry
+        return Round(self._trainer.step, minutes, success)
 
     def _identity(self) -> dict[str, object]:
         """What must be the same for a training to be continued: everything but files and speed."""
-        values = {k: v for k, v in asdict(self._arguments).items() if k not in ("data", "out", "device", "threads")}
-        return {**values, "episodes": [str(episode.key) for episode in self._windows.episodes]}
+        values = {k: v for k, v in asdict(self._arguments).items() if k not in FREE}
+        episodes = [str(episode.key) for episode in self._windows.episodes]
+        return {**values, "episodes": episodes, "processes": self._trainer.processes}
 
     def _save(self) -> None:
         """Writes the training's state and its record, each whole or not at all."""
-        state = {
-            "identity": self._identity(),
-            "progress": asdict(self.progress),
-            "trainer": self._trainer.state_dict(),
-        }
+        trainer = self._trainer.state_dict()
+        if not self._leads:
+            return
+        state = {"identity": self._identity(), "progress": asdict(self.progress), "trainer": trainer}
         partial = self._out / f".{STATE}.partial"
         try:
             torch.save(state, partial)

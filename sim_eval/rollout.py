@@ -16,6 +16,7 @@ import tyro
 
 from sim_eval.console import at_least, run
 from sim_eval.envs.contract import SimEvalError, SimulatorOptions
+from sim_eval.policies.policy import Weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,6 +47,8 @@ class RolloutArguments:
         render: fast (no shadows, lighter meshes) or faithful (the simulator's own look).
         replan: control steps executed before the policy is asked again.
         euler_steps: of the sampler; without it what the checkpoint was saved with.
+        weights: of the network; float32, bfloat16, int8 or nf4 (4 bits); the last two need sim_eval[quantized].
+        compile: run the network's Euler step through torch.compile.
         telling: right, or wrong to tell the policy another goal's instruction than the one that is scored.
         threads: torch's CPU threads; with 1 the result does not depend on the machine's number of cores.
     """
@@ -62,6 +65,8 @@ class RolloutArguments:
     render: Literal["fast", "faithful"] = "fast"
     replan: int = 4
     euler_steps: int | None = None
+    weights: Weights = "float32"
+    compile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     telling: Literal["right", "wrong"] = "right"
     threads: int = 1
 
@@ -77,12 +82,13 @@ def main(arguments: RolloutArguments) -> int:
     from sim_eval.evaluation.engine import RolloutProtocol
     from sim_eval.evaluation.manifest import Manifest
     from sim_eval.evaluation.run_folder import fresh_folder, open_run
-    from sim_eval.policies.policy import check_fit, load_policy
+    from sim_eval.policies.policy import Inference, check_fit, load_policy
 
     named = [get_task(name.strip()) for name in arguments.task.split(",")] if arguments.task else []
     names = [task.name for task in named]
     Manifest.plan(names or [DEFAULT_TASK], arguments.split, arguments.first, arguments.episodes)  # before the long load
-    policy = load_policy(arguments.policy, arguments.device, arguments.euler_steps)
+    inference = Inference(arguments.euler_steps, arguments.weights, arguments.compile)
+    policy = load_policy(arguments.policy, arguments.device, inference)
     if torch := sys.modules.get("torch"):  # a policy without a network does not load it
         torch.set_num_threads(arguments.threads)
     names = names or list(policy.spec.tasks) or [DEFAULT_TASK]
@@ -107,18 +113,14 @@ def main(arguments: RolloutArguments) -> int:
 
 def command(arguments: RolloutArguments) -> list[str]:
     """The command line that runs these arguments."""
-    options = asdict(arguments)
-    as_json = ["--json"] if options.pop("json") else []
-    return [
-        *PROGRAM.split(),
-        *(
-            part
-            for name, value in options.items()
-            if value is not None
-            for part in (f"--{name.replace('_', '-')}", str(value))
-        ),
-        *as_json,
-    ]
+    words = PROGRAM.split()
+    for name, value in asdict(arguments).items():
+        option = f"--{name.replace('_', '-')}"
+        if value is True:
+            words.append(option)
+        elif value is not None and value is not False:
+            words += [option, str(value)]
+    return words
 
 
 def play(

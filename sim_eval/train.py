@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, TypeAlias
 
 import tyro
 
@@ -19,7 +19,10 @@ from sim_eval.policies.spatialvla.configuration_spatialvla import EXPERTS, SIZES
 
 PROGRAM = "python -m sim_eval.train"
 DEFAULT_MINUTES = 10.0
+DRY_VIEWS = 2  # of a dry run, which has no demonstrations to count them in
 SEEDS = 2**31  # a step's draws are seeded by seed and step together, in 64 bits
+
+Precision: TypeAlias = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,9 @@ class TrainArguments:
         steps: how many optimizer steps to train instead.
         seed: of the initial weights, the order of the data and the noise.
         device: auto, cpu, cuda or another of torch's devices.
-        size: of the network.
+        size: of a network from random weights.
+        llava3d: published LLaVA-3D to start from, a folder or a repository such as ChaimZhu/LLaVA-3D-7B.
+        gemma: published Gemma that late_gemma's decoder starts from then, such as google/gemma-2b.
         batch_size: observations a step.
         draws: (time, noise) draws an observation.
         balance: 1 draws every task equally often, 0 every control step of the data; 0.5 lies between.
@@ -43,16 +48,26 @@ class TrainArguments:
         overrides: fields of the network to set otherwise, such as frame=world or position.kind=2d.
         threads: torch's threads on the CPU; default: all.
         val_episodes: validation rollouts of each task in each round; 0: none, the last weights are kept.
+        freeze: parts that are not trained: vision, position, projector, vlm, expert.
+        lora: parts that get adapters in the place of training: vision, vlm, expert.
+        lora_rank: of the adapters.
+        precision: bfloat16 computes in it and keeps frozen parts in it; what is trained stays float32.
+        checkpointing: keep only each layer's input and run it again for the gradient: less memory, more time.
+        shard: divide the network among the processes that accelerate or torchrun has started (FSDP).
+        cache_features: folder for what a frozen VLM makes of each window, so that it runs once on each.
+        dry_run: print parts, what is trained and the memory that it takes, and stop; needs no --data.
     """
 
-    data: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="DIR [DIR ...]")]
-    out: Path
+    data: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="DIR [DIR ...]")] = ()
+    out: Path = Path("runs/train/mine")
     expert: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(EXPERTS)}}}")] = "deep_llama"
     minutes: float | None = None
     steps: int | None = None
     seed: int = 0
     device: str = "auto"
     size: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(SIZES)}}}")] = "tiny"
+    llava3d: str | None = None
+    gemma: str | None = None
     batch_size: int = 32
     draws: int = 4
     balance: float = 0.5
@@ -61,6 +76,14 @@ class TrainArguments:
     val_episodes: int = 20
     overrides: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="FIELD=VALUE [...]")] = ()
     threads: int | None = None
+    freeze: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PART [...]")] = ()
+    lora: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PART [...]")] = ()
+    lora_rank: int = 16
+    precision: Precision = "float32"
+    checkpointing: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    shard: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    cache_features: Path | None = None
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
 
 
 def main(arguments: TrainArguments) -> int:
@@ -70,29 +93,54 @@ def main(arguments: TrainArguments) -> int:
 
     from sim_eval.datasets.windows import EpisodeWindows
     from sim_eval.envs.tasks import get_task
-    from sim_eval.fine_tuning import Training, make_processor, network, shown_as
+    from sim_eval.fine_tuning import (
+        Training,
+        check_memory,
+        describe,
+        first_model,
+        make_processor,
+        network,
+        plan,
+        shown_as,
+    )
     from sim_eval.policies.spatialvla.checkpoint import resolve_device
-    from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
-    from sim_eval.policies.spatialvla.training import Trainer, TrainingConfig
+    from sim_eval.policies.spatialvla.training import Trainer, TrainingConfig, accelerator_for
 
     torch.set_flush_denormal(True)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     minutes = DEFAULT_MINUTES if arguments.minutes is None and arguments.steps is None else arguments.minutes
     device = resolve_device(arguments.device)
+    if arguments.dry_run:
+        parts, memory = plan(network(arguments), arguments, DRY_VIEWS)
+        print(describe(parts, memory))
+        check_memory(memory, device)
+        return 0
+    accelerator = accelerator_for(device)
+    share, leads = accelerator.num_processes, accelerator.process_index == 0
+    device = device if share == 1 else accelerator.device
     windows = EpisodeWindows(arguments.data, network(arguments).expert.horizon)
     processor = make_processor(windows, arguments)
+    _, memory = plan(processor.config, arguments, len(processor.spec.cameras))
+    check_memory(memory, device, share if arguments.shard else 1)
     torch.manual_seed(arguments.seed)
-    model = SpatialVLAForConditionalGeneration(processor.config).to(device)
-    config = TrainingConfig(arguments.batch_size, arguments.draws, arguments.learning_rate)
-    trainer = Trainer(model, config, arguments.seed)
+    model = first_model(processor.config, arguments).to(device)
+    config = TrainingConfig(
+        arguments.batch_size,
+        arguments.draws,
+        arguments.learning_rate,
+        bfloat16=arguments.precision == "bfloat16",
+    )
+    trainer = Trainer(model, config, arguments.seed, accelerator, arguments.shard)
     shown = shown_as(windows)
     with ExitStack() as stack:
-        tasks = processor.spec.tasks if arguments.val_episodes else ()
+        tasks = processor.spec.tasks if arguments.val_episodes and leads else ()
         simulators = {name: stack.enter_context(closing(get_task(name).make(shown))) for name in tasks}
         training = Training(replace(arguments, minutes=minutes), windows, processor, trainer, simulators)
         training.run()
     progress = training.progress
+    if not leads:
+        return 0
     print(f"{arguments.out}: {trainer.step} steps in {progress.seconds / 60:.1f} minutes")
     for index, entry in enumerate(progress.rounds):
         kept = " <- kept" if index == progress.best else ""
@@ -109,7 +157,17 @@ def check(arguments: TrainArguments) -> None:
         raise SimEvalError(f"unknown size '{arguments.size}': choose one of {', '.join(SIZES)}")
     if arguments.minutes is not None and arguments.steps is not None:
         raise SimEvalError("give --minutes or --steps, not both")
-    if not arguments.data:
+    if arguments.size != "tiny" and not arguments.dry_run:
+        raise SimEvalError(
+            f"--size {arguments.size} would start from random weights: start from published ones, "
+            "--llava3d ChaimZhu/LLaVA-3D-7B, or look with --dry-run"
+        )
+    if arguments.shard and arguments.val_episodes:
+        raise SimEvalError("--shard leaves no process the whole network: use --val-episodes 0 and score with rollout")
+    at_least("lora-rank", arguments.lora_rank, 1)
+    if both := set(arguments.freeze) & set(arguments.lora):
+        raise SimEvalError(f"part '{min(both)}' is in --freeze and in --lora: --lora freezes it too")
+    if not arguments.data and not arguments.dry_run:
         raise SimEvalError("--data needs at least one folder of episodes; sim_eval.collect makes one")
     at_least("minutes", DEFAULT_MINUTES if arguments.minutes is None else arguments.minutes, 0.01)
     at_least("steps", 1 if arguments.steps is None else arguments.steps, 1)
@@ -123,7 +181,8 @@ def check(arguments: TrainArguments) -> None:
         at_least(name.replace("_", "-"), getattr(arguments, name), 0)
     if arguments.seed >= SEEDS:
         raise SimEvalError(f"--seed must be below {SEEDS}, not {arguments.seed}")
-    make_folder(arguments.out)
+    if not arguments.dry_run:
+        make_folder(arguments.out)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,10 +18,12 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from sim_eval.envs.contract import SimEvalError
-from sim_eval.policies.policy import ActionChunk, PolicyRequest, PolicySpec
+from sim_eval.policies.policy import AS_SAVED, ActionChunk, Inference, PolicyRequest, PolicySpec
+from sim_eval.policies.spatialvla.adapters import whole_weights
 from sim_eval.policies.spatialvla.configuration_spatialvla import SpatialVLAConfig, with_overrides
 from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from sim_eval.policies.spatialvla.processing_spatialvla import SpatialVLAProcessor, load_tokenizer
+from sim_eval.policies.spatialvla.quantization import set_weights
 
 CONFIG, PROCESSOR, TOKENIZER, WEIGHTS = "config.json", "processor.json", "tokenizer.json", "model.safetensors"
 
@@ -48,7 +51,7 @@ class SpatialVLAPolicy:
     def predict(self, requests: Sequence[PolicyRequest]) -> list[ActionChunk]:
         if not requests:
             return []
-        expert = self.model.config.expert
+        expert = self.model.network.expert
         shape = (expert.horizon, expert.action_dim)
         noise = np.stack([request.key.rng(f"policy/{request.replan}").standard_normal(shape) for request in requests])
         inputs = self.processor([request.observation for request in requests]).to(self.device)
@@ -64,37 +67,42 @@ def save_checkpoint(
     Raises:
         SimEvalError: the folder cannot be written.
     """
-    weights = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
+    weights = save_tensors(whole_weights(model))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / WEIGHTS, weights)
         _write(folder / TOKENIZER, processor.tokenizer.to_str(pretty=True).encode())
         _write(folder / PROCESSOR, _json(processor.to_dict()))
-        _write(folder / CONFIG, _json(model.config.to_dict()))
+        _write(folder / CONFIG, _json({**model.config.to_diff_dict(), "architectures": [type(model).__name__]}))
     except OSError as error:
         raise SimEvalError(f"{folder}: cannot write here ({error.strerror}); choose another folder") from error
     return replace(processor.spec, digest=hashlib.sha256(weights).hexdigest())
 
 
-def load_checkpoint(folder: Path, device: str = "auto", euler_steps: int | None = None) -> SpatialVLAPolicy:
+def load_checkpoint(folder: Path, device: str = "auto", inference: Inference = AS_SAVED) -> SpatialVLAPolicy:
     """Reads what :func:`save_checkpoint` wrote.
 
     Args:
         folder: the checkpoint.
         device: a torch device, or "auto": CUDA when there is one, else the CPU.
-        euler_steps: of the sampler, instead of the configuration's number; another one is the spec's ``variant``.
+        inference: what is otherwise than it was saved; it is the spec's ``variant``.
 
     Raises:
-        SimEvalError: a file is missing, truncated or does not fit the others, or there is no such device.
+        SimEvalError: a file is missing, truncated or does not fit the others, or this machine lacks the device or what
+            ``inference`` needs.
     """
     torch.set_flush_denormal(True)  # a denormal costs a CPU a hundred times what another number does
     place = resolve_device(device)
     with _blame(folder / CONFIG):
-        config = SpatialVLAConfig.from_dict(_read_json(folder / CONFIG))
-    variant = ""
-    if euler_steps not in (None, config.expert.euler_steps):
-        config = with_overrides(config, [f"expert.euler_steps={euler_steps}"])
-        variant = f"{euler_steps} Euler steps"
+        config = _network(_read_json(folder / CONFIG))
+    changes = []
+    if inference.euler_steps not in (None, config.expert.euler_steps):
+        config = with_overrides(config, [f"expert.euler_steps={inference.euler_steps}"])
+        changes.append(f"{inference.euler_steps} Euler steps")
+    if inference.weights != "float32":
+        changes.append(f"{inference.weights} weights")
+    if inference.compile:
+        changes.append("compiled")
     weights = _read(folder / WEIGHTS)
     with _blame(folder / TOKENIZER):
         tokenizer = load_tokenizer(_read(folder / TOKENIZER).decode(errors="replace"))
@@ -105,7 +113,26 @@ def load_checkpoint(folder: Path, device: str = "auto", euler_steps: int | None 
         model = SpatialVLAForConditionalGeneration(config)
     with _blame(folder / WEIGHTS):
         _load_weights(model, weights)
-    return SpatialVLAPolicy(model, processor, place, variant)
+    set_weights(model, inference.weights)
+    policy = SpatialVLAPolicy(model, processor, place, ", ".join(changes))
+    if inference.compile:
+        compile_sampling(policy.model, place)
+    return policy
+
+
+def compile_sampling(model: SpatialVLAForConditionalGeneration, device: torch.device) -> None:
+    """Runs the Euler step through torch.compile: once for all lengths of the context, at the first chunk.
+
+    Raises:
+        SimEvalError: there is no compiler.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        raise SimEvalError(
+            f"torch.compile needs a C++ compiler and there is no '{compiler}': install g++ or name another by CXX"
+        )
+    expert = model.action_expert
+    expert.velocity = torch.compile(expert.velocity, dynamic=True)  # type: ignore[method-assign]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -139,6 +166,8 @@ def _load_weights(model: SpatialVLAForConditionalGeneration, weights: bytes) -> 
             raise SimEvalError(
                 f"{name} has shape {tuple(tensor.shape)}, {CONFIG} asks for {tuple(expected[name].shape)}"
             )
+        if not tensor.isfinite().all():
+            raise SimEvalError(f"{name} holds NaN or infinity")
     model.load_state_dict(tensors)
 
 
@@ -170,6 +199,13 @@ def _read_json(file: Path) -> dict[str, object]:
     if not isinstance(data, dict):
         raise SimEvalError("not a table of fields")
     return data
+
+
+def _network(data: dict[str, object]) -> SpatialVLAConfig:
+    network = data.get("network", data)  # the first checkpoints held nothing else
+    if not isinstance(network, dict):
+        raise SimEvalError("network: expected a table of fields")
+    return SpatialVLAConfig.from_dict(network)
 
 
 def _json(data: dict[str, object]) -> bytes:

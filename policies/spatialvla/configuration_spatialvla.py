@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from types import MappingProxyType
 from typing import Literal, TypeAlias, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -14,6 +14,7 @@ T = TypeVar("T")
 
 ActionExpertType: TypeAlias = Literal["deep_llama", "late_gemma"]
 Attention: TypeAlias = Literal["sdpa", "eager"]
+Conditioning: TypeAlias = Literal["prefix", "cross_attention"]
 ContextProjection: TypeAlias = Literal["vlm", "expert"]
 DepthSampling: TypeAlias = Literal["mean", "center", "corner"]
 Frame: TypeAlias = Literal["gripper", "world"]
@@ -43,6 +44,11 @@ class VisionConfig:
     @property
     def built_layers(self) -> int:
         return self.layers + 1 + self.feature_layer
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side."""
+        return self.image_size // self.patch_size
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,10 @@ class PositionConfig:
         frequencies: Fourier bands before the MLP; 0 is LLaVA-3D's plain MLP on metres.
         scale: metres that become one unit.
         near: depth below it, in metres, is not read: a wrist camera's view of its own hand says nothing.
+        crop: drop what lies outside the workspace: walls and floor cost tokens and say nothing of the task.
+        mask_depth: drop pixels of unknown depth, which would otherwise stand in the camera.
+        points: how many points of a patch are embedded together (SpatialVLA, Qu et al. 2025), a square number: 4 are
+            the means of a patch's four quarters, which say how its surface leans; 1 is the patch's own mean.
     """
 
     depth_sampling: DepthSampling = "mean"
@@ -106,6 +116,13 @@ class PositionConfig:
     scale: float = 1.0
     near: float = 0.065
     kind: PositionKind = "3d"
+    crop: bool = True
+    mask_depth: bool = True
+    points: int = 1
+
+    @property
+    def points_a_side(self) -> int:
+        return math.isqrt(self.points)
 
 
 @dataclass(frozen=True)
@@ -114,8 +131,11 @@ class SpatialVLAConfig:
 
     Attributes:
         voxel_size: metres; None: every patch is its own token.
+        max_tokens: scene tokens an observation at most, the rest thinned out evenly; None: all.
         frame: where positions are measured from, "gripper" (axes stay the world's) or "world".
         attention: which attention kernel runs.
+        conditioning: of late fusion: the context stands before the suffix in the Gemma, or, an ablation, each layer of
+            the Gemma looks at it through a cross-attention of its own.
 
     Raises:
         SimEvalError: parts that do not fit each other.
@@ -126,15 +146,18 @@ class SpatialVLAConfig:
     expert: ExpertConfig = field(default_factory=ExpertConfig)
     position: PositionConfig = field(default_factory=PositionConfig)
     voxel_size: float | None = 0.02
+    max_tokens: int | None = None
     frame: Frame = "gripper"
     action_expert_type: ActionExpertType = "deep_llama"
     attention: Attention = "sdpa"
+    conditioning: Conditioning = "prefix"
 
     def __post_init__(self) -> None:
         vision, text, expert = self.vision, self.text, self.expert
         _choice("action_expert_type", self.action_expert_type, ActionExpertType)
         _choice("attention", self.attention, Attention)
         _choice("frame", self.frame, Frame)
+        _choice("conditioning", self.conditioning, Conditioning)
         _choice("position.kind", self.position.kind, PositionKind)
         _choice("position.depth_sampling", self.position.depth_sampling, DepthSampling)
         _choice("expert.context_projection", expert.context_projection, ContextProjection)
@@ -160,10 +183,12 @@ class SpatialVLAConfig:
         _demand(self.position.scale > 0, f"position.scale must be positive metres, not {self.position.scale}")
         _demand(self.position.near >= 0, f"position.near must be 0 or more metres, not {self.position.near}")
         _demand(self.position.frequencies >= 0, "position.frequencies must be 0 or more")
+        _demand_points(self.position, vision.patch_size)
         _demand(
             self.voxel_size is None or self.voxel_size > 0,
             f"voxel_size must be positive metres or null, not {self.voxel_size}",
         )
+        _demand(self.max_tokens is None or self.max_tokens >= 1, f"max_tokens must be 1 or more, not {self.max_tokens}")
         if self.action_expert_type == "deep_llama":
             # The expert's attention concatenates the VLM's rotated keys with its own, layer by layer.
             for name in ("layers", "kv_heads", "head_dim", "rope_theta"):
@@ -172,6 +197,10 @@ class SpatialVLAConfig:
             _demand(
                 expert.context_projection == "vlm" or expert.width == text.width,
                 f"context_projection 'expert' needs expert.width {expert.width} equal to text.width {text.width}",
+            )
+            _demand(
+                self.conditioning == "prefix",
+                "conditioning is a choice of late_gemma's: leave it 'prefix' for deep_llama",
             )
         else:
             _demand(
@@ -211,6 +240,26 @@ def _build(kind: type[T], values: object, name: str) -> T:
 def _demand(holds: bool, message: str) -> None:
     if not holds:
         raise SimEvalError(message)
+
+
+def _demand_points(position: PositionConfig, patch_size: int) -> None:
+    side = math.isqrt(max(position.points, 0))
+    _demand(
+        position.points >= 1 and side**2 == position.points,
+        f"position.points must be a square number, such as 1, 4 or 16, not {position.points}",
+    )
+    if position.points == 1:
+        return
+    _demand(position.kind == "3d", "position.points above 1 are points in space: leave position.kind '3d'")
+    _demand(
+        position.depth_sampling == "mean",
+        "position.points above 1 are means of a patch's cells: leave position.depth_sampling 'mean'",
+    )
+    _demand(
+        patch_size % side == 0,
+        f"position.points {position.points} cut a patch into {side} x {side} cells: "
+        f"make vision.patch_size {patch_size} a multiple of {side}",
+    )
 
 
 def _choice(name: str, value: str, options: object) -> None:
@@ -265,15 +314,40 @@ def _parse(name: str, text: str, kind: object) -> object:
     if text == "null" and type(None) in get_args(kind):
         return None
     try:
-        if kind is int:
+        if kind is int or int in get_args(kind):
             return int(text)
         number = float(text)
         _demand(math.isfinite(number), f"{name} must be a finite number, not '{text}'")
         return number
     except ValueError:
-        expected = "a whole number" if kind is int else "a number or null" if get_args(kind) else "a number"
+        expected = "a whole number" if kind is int or int in get_args(kind) else "a number"
+        if type(None) in get_args(kind):
+            expected += " or null"
         raise SimEvalError(f"{name} must be {expected}, not '{text}'") from None
 
 
 EXPERTS: tuple[ActionExpertType, ...] = get_args(ActionExpertType)
-SIZES: Mapping[str, SpatialVLAConfig] = MappingProxyType({"tiny": SpatialVLAConfig()})
+
+# LLaVA-3D-7B as published: it reads every patch of every view, wherever it stands.
+LLAVA3D_7B = SpatialVLAConfig(
+    vision=VisionConfig(
+        image_size=336, patch_size=14, width=1024, layers=24, heads=16, mlp=4096, feature_layer=-2, prune=False
+    ),
+    text=TextConfig(width=4096, layers=32, heads=32, kv_heads=32, mlp=11008, norm_eps=1e-5, vocab_size=32_000),
+    # The Llama's own sizes, which deep fusion starts from.
+    expert=ExpertConfig(width=4096, layers=32, heads=32, kv_heads=32, head_dim=128, mlp=11008, norm_eps=1e-5),
+    position=PositionConfig(depth_sampling="corner", frequencies=0, near=0.0, crop=False, mask_depth=False),
+    voxel_size=0.2,
+    max_tokens=2560,
+    frame="world",
+)
+GEMMA_2B = ExpertConfig(width=2048, layers=18, heads=8, kv_heads=1, head_dim=256, mlp=16384)
+SIZES: Mapping[str, Mapping[ActionExpertType, SpatialVLAConfig]] = MappingProxyType(
+    {
+        "tiny": {expert: SpatialVLAConfig(action_expert_type=expert) for expert in EXPERTS},
+        "llava3d-7b": {
+            "deep_llama": LLAVA3D_7B,
+            "late_gemma": replace(LLAVA3D_7B, action_expert_type="late_gemma", expert=GEMMA_2B),
+        },
+    }
+)

@@ -7,9 +7,11 @@ from torch import Tensor
 
 
 def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where visible and the dtype's finite minimum elsewhere: bool [B, Q, K] -> float [B, 1, Q, K]."""
+    """0 where visible and a finite minimum elsewhere: bool [B, Q, K] -> float [B, 1, Q, K]."""
     mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-    return mask.masked_fill_(~visible, torch.finfo(dtype).min).unsqueeze(1)
+    # float32's own minimum would become infinite where autocast makes it bfloat16.
+    lowest = max(torch.finfo(dtype).min, torch.finfo(torch.bfloat16).min)
+    return mask.masked_fill_(~visible, lowest).unsqueeze(1)
 
 
 def causal_mask(valid: Tensor, dtype: torch.dtype) -> Tensor:

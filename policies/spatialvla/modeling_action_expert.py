@@ -83,8 +83,6 @@ class ActionExpert(nn.Module, ABC):
         model: the decoder, of which layers, norm and rotary embedding are used.
     """
 
-    blocks: Tensor
-
     def __init__(self, config: ExpertConfig, model: LlamaModel | GemmaModel) -> None:
         super().__init__()
         self.config = config
@@ -95,7 +93,12 @@ class ActionExpert(nn.Module, ABC):
         )
         self.action_in_proj = nn.Linear(config.action_dim, config.width)
         self.action_out_proj = nn.Linear(config.width, config.action_dim)
-        self.register_buffer("blocks", torch.tensor([0, 0] + [1] * config.horizon), persistent=False)
+
+    @property
+    def blocks(self) -> Tensor:
+        """The block of each token of the suffix: 0 for state and time, 1 for actions; int64 [2 + horizon]."""
+        place = torch.arange(2 + self.config.horizon, device=self.action_out_proj.weight.device)
+        return (place >= 2).long()
 
     def unread(self, language_model: LlamaModel) -> list[nn.Module]:
         """The VLM's modules that no velocity depends on."""
@@ -111,14 +114,19 @@ class ActionExpert(nn.Module, ABC):
     def decode(self, suffix: Tensor, context: PreparedContext) -> Tensor:
         """[B, draws * suffix, width] -> the same, after the final norm."""
 
+    def context_key_values(self, context: Context, vlm_layers: Iterable[LlamaDecoderLayer]) -> tuple[KeyValues, ...]:
+        """What each layer of the decoder attends to beside its own tokens."""
+        layers, hidden_states = self.read(context, vlm_layers)
+        places = self.model.rotary_emb(hidden_states[0], context.position_ids)
+        return tuple(key_values(layer, hidden, places) for layer, hidden in zip(layers, hidden_states, strict=True))
+
     def prepare(self, context: Context, vlm_layers: Iterable[LlamaDecoderLayer], draws: int = 1) -> PreparedContext:
         """Keys, values, mask and positions for ``draws`` suffixes an observation, side by side."""
-        layers, hidden_states = self.read(context, vlm_layers)
-        like = hidden_states[0]
-        places = self.model.rotary_emb(like, context.position_ids)
+        pairs = self.context_key_values(context, vlm_layers)
+        like = pairs[0][0]
         suffix = torch.arange(len(self.blocks), device=like.device).repeat(draws)
         return PreparedContext(
-            tuple(key_values(layer, hidden, places) for layer, hidden in zip(layers, hidden_states, strict=True)),
+            pairs,
             suffix_mask(context.valid, self.blocks, draws, like.dtype),
             self.model.rotary_emb(like, context.valid.sum(1, keepdim=True) + suffix),
         )
@@ -136,13 +144,13 @@ class ActionExpert(nn.Module, ABC):
             [B, D, H, A].
         """
         batch, draws, horizon, _ = noisy.shape
-        width = self.config.width
-        state_token = self.state_in_proj(state)[:, None, None].expand(-1, draws, -1, -1)
-        time_token = self.time_mlp(flow_matching.time_embedding(time, width).to(noisy.dtype))[:, :, None]
-        suffix = torch.cat([state_token, time_token, self.action_in_proj(noisy)], dim=2)
+        width, dtype = self.config.width, self.action_in_proj.weight.dtype
+        state_token = self.state_in_proj(state.to(dtype))[:, None, None].expand(-1, draws, -1, -1)
+        time_token = self.time_mlp(flow_matching.time_embedding(time, width).to(dtype))[:, :, None]
+        suffix = torch.cat([state_token, time_token, self.action_in_proj(noisy.to(dtype))], dim=2)
         hidden = self.decode(suffix.flatten(1, 2), context)
         output: Tensor = self.action_out_proj(hidden.view(batch, draws, -1, width)[:, :, -horizon:])
-        return output
+        return output.to(noisy.dtype)
 
     def sample_actions(
         self, context: Context, vlm_layers: Iterable[LlamaDecoderLayer], state: Tensor, noise: Tensor, steps: int

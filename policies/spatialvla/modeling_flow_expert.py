@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers.models.gemma.configuration_gemma import GemmaConfig
 from transformers.models.gemma.modeling_gemma import GemmaModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from sim_eval.policies.spatialvla.configuration_spatialvla import SpatialVLAConfig
+from sim_eval.policies.spatialvla.configuration_spatialvla import ExpertConfig, SpatialVLAConfig
 from sim_eval.policies.spatialvla.masks import additive_mask
 from sim_eval.policies.spatialvla.modeling_action_expert import (
     ActionExpert,
     DecoderLayer,
+    KeyValues,
     Prefix,
     PreparedContext,
     decoder_sizes,
@@ -21,10 +24,43 @@ from sim_eval.policies.spatialvla.modeling_action_expert import (
 from sim_eval.policies.spatialvla.modeling_llava3d import Context
 
 
+class CrossAttention(nn.Module):
+    """What a layer of the decoder sees of the context, added to its input; a softmax of its own, no positions."""
+
+    def __init__(self, expert: ExpertConfig) -> None:
+        super().__init__()
+        self.head_dim = expert.head_dim
+        self.groups = expert.heads // expert.kv_heads
+        own, shared = expert.heads * expert.head_dim, expert.kv_heads * expert.head_dim
+        self.norm = nn.RMSNorm(expert.width, eps=expert.norm_eps)
+        self.q_proj = nn.Linear(expert.width, own, bias=False)
+        self.k_proj = nn.Linear(expert.width, shared, bias=False)
+        self.v_proj = nn.Linear(expert.width, shared, bias=False)
+        self.o_proj = nn.Linear(own, expert.width, bias=False)
+
+    def key_values(self, context: Tensor) -> KeyValues:
+        """[B, T, width] -> [B, KV heads, T, head dim] each."""
+        keys, values = self._heads(self.k_proj(context)), self._heads(self.v_proj(context))
+        return keys, values
+
+    def forward(self, hidden: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """[B, S, width], with an additive mask [B, 1, S, T], -> the same."""
+        queries = self._heads(self.q_proj(self.norm(hidden)))
+        keys, values = (part.repeat_interleave(self.groups, dim=1) for part in (keys, values))
+        seen = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+        output: Tensor = hidden + self.o_proj(seen.transpose(1, 2).flatten(2))
+        return output
+
+    def _heads(self, projected: Tensor) -> Tensor:
+        return projected.view(*projected.shape[:-1], -1, self.head_dim).transpose(1, 2)
+
+
 class FlowMatchingActionExpert(ActionExpert):
     """A Gemma over [context | state | time | actions].
 
     The context sees itself, both ways, and never the suffix; so its keys and values are made once for all Euler steps.
+    With ``conditioning = "cross_attention"`` the Gemma runs over [state | time | actions] alone, and each of its layers
+    looks at the projected context first.
     """
 
     def __init__(self, config: SpatialVLAConfig) -> None:
@@ -38,26 +74,42 @@ class FlowMatchingActionExpert(ActionExpert):
         self.context_projector = nn.Linear(config.text.width, expert.width)
         # Gemma scales its token embeddings itself, but not what it is handed: that must come at a sane size.
         self.context_norm = nn.RMSNorm(expert.width, eps=expert.norm_eps)
+        crossed = config.conditioning == "cross_attention"
+        self.cross_attentions = nn.ModuleList(CrossAttention(expert) for _ in model.layers if crossed)
 
     def read(
         self, context: Context, vlm_layers: Iterable[LlamaDecoderLayer]
     ) -> tuple[Iterable[DecoderLayer], Sequence[Tensor]]:
         """Gemma's own layers over the projected context; of the last one only its input is made."""
-        hidden_states = [self.context_norm(self.context_projector(context.hidden_states[-1]))]
+        hidden_states = [self.project(context)]
         mask = additive_mask(context.valid[:, None], hidden_states[0].dtype)
         places = self.model.rotary_emb(hidden_states[0], context.position_ids)
         for layer in self.model.layers[:-1]:
             hidden_states.append(layer(hidden_states[-1], attention_mask=mask, position_embeddings=places))
         return self.model.layers, hidden_states
 
+    def project(self, context: Context) -> Tensor:
+        """The VLM's last hidden states at the expert's width: [B, T, width]."""
+        projected: Tensor = self.context_norm(self.context_projector(context.hidden_states[-1]))
+        return projected
+
+    def context_key_values(self, context: Context, vlm_layers: Iterable[LlamaDecoderLayer]) -> tuple[KeyValues, ...]:
+        if not self.cross_attentions:
+            return super().context_key_values(context, vlm_layers)
+        projected = self.project(context)
+        return tuple(cast(CrossAttention, cross).key_values(projected) for cross in self.cross_attentions)
+
     def decode(self, suffix: Tensor, context: PreparedContext) -> Tensor:
-        hidden = suffix
-        for layer, pair in zip(self.model.layers, context.key_values, strict=True):
-            hidden = layer(
-                hidden,
-                attention_mask=context.mask,
-                position_embeddings=context.position_embeddings,
-                past_key_values=Prefix(*pair),
-            )
+        hidden, places = suffix, context.position_embeddings
+        length = context.mask.shape[-1] - suffix.shape[1]
+        seen, own = context.mask[..., :length], context.mask[..., length:]
+        for number, (layer, pair) in enumerate(zip(self.model.layers, context.key_values, strict=True)):
+            if self.cross_attentions:
+                cross: nn.Module = self.cross_attentions[number]
+                hidden = cross(hidden, *pair, seen)
+                hidden = layer(hidden, attention_mask=own, position_embeddings=places)
+            else:
+                prefix = Prefix(*pair)
+                hidden = layer(hidden, attention_mask=context.mask, position_embeddings=places, past_key_values=prefix)
         output: Tensor = self.model.norm(hidden)
         return output

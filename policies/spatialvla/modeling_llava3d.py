@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 
 import torch
@@ -13,6 +14,7 @@ from transformers.models.clip.modeling_clip import CLIPVisionModel
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaModel
 
+from sim_eval.envs.contract import SimEvalError
 from sim_eval.policies.spatialvla.configuration_spatialvla import DepthSampling, SpatialVLAConfig
 from sim_eval.policies.spatialvla.masks import additive_mask, causal_mask
 
@@ -21,31 +23,67 @@ VIEWS_TOGETHER = 8  # views that share one padded pass of the vision tower
 
 
 @dataclass(frozen=True)
-class SpatialVLAInputs:
-    """What the network sees of B observations with V views each; positions in the frame that the config names.
+class Geometry:
+    """Where the pixels of B observations with V views each stand, in the frame that the config names.
 
     Attributes:
-        pixel_values: float [B, V, 3, H, W], CLIP-normalised.
         depths: float32 [B, V, H, W], planar metres; 0 or not finite: unknown.
         intrinsics: float32 [B, V, 3, 3], pixels.
         poses: float32 [B, V, 4, 4], OpenCV camera to the frame.
         workspace: float32 [B, 2, 3], lower and upper corner.
-        input_ids: int64 [B, L], one ``IMAGE_TOKEN`` a row.
-        attention_mask: bool [B, L].
-        state: float [B, S], normalised proprioception.
     """
 
-    pixel_values: Tensor
     depths: Tensor
     intrinsics: Tensor
     poses: Tensor
     workspace: Tensor
+
+    def to(self, device: torch.device | str) -> Geometry:
+        return Geometry(*(getattr(self, entry.name).to(device) for entry in fields(self)))
+
+
+@dataclass(frozen=True)
+class SpatialVLAInputs:
+    """What the network sees of B observations with V views each.
+
+    Attributes:
+        pixel_values: float [B, V, 3, H, W], CLIP-normalised.
+        geometry: where the pixels stand; None: nobody knows, and the views are plain pictures, as LLaVA's are.
+        input_ids: int64 [B, L], one ``IMAGE_TOKEN`` a row.
+        attention_mask: bool [B, L].
+        state: float [B, S], normalised proprioception.
+
+    Raises:
+        SimEvalError: tensors of different observations, views or pixels.
+    """
+
+    pixel_values: Tensor
+    geometry: Geometry | None
     input_ids: Tensor
     attention_mask: Tensor
     state: Tensor
 
+    def __post_init__(self) -> None:
+        batch, views, _, height, width = self.pixel_values.shape
+        wanted = {"input_ids": (batch,), "attention_mask": tuple(self.input_ids.shape), "state": (batch,)}
+        tensors = dict(vars(self))
+        if self.geometry is not None:
+            tensors |= vars(self.geometry)
+            wanted |= {"depths": (batch, views, height, width), "workspace": (batch,)}
+            wanted |= {"intrinsics": (batch, views), "poses": (batch, views)}
+        for name, shape in wanted.items():
+            found = tuple(tensors[name].shape)
+            if found[: len(shape)] != shape:
+                raise SimEvalError(
+                    f"{name} of shape {found} do not go with pixel_values of {batch} observations with {views} views "
+                    f"of {height}x{width} pixels each: they must begin with {shape}"
+                )
+
     def to(self, device: torch.device | str) -> SpatialVLAInputs:
-        return SpatialVLAInputs(*(getattr(self, entry.name).to(device) for entry in fields(self)))
+        geometry = None if self.geometry is None else self.geometry.to(device)
+        tensors = (self.pixel_values, self.input_ids, self.attention_mask, self.state)
+        pixels, ids, mask, state = (tensor.to(device) for tensor in tensors)
+        return SpatialVLAInputs(pixels, geometry, ids, mask, state)
 
 
 @dataclass(frozen=True)
@@ -62,6 +100,12 @@ class Context:
     hidden_states: tuple[Tensor, ...]
     valid: Tensor
     position_ids: Tensor
+
+
+def full_precision(tensor: Tensor) -> AbstractContextManager[object]:
+    """No autocast on the tensor's device: in bfloat16 a metre is known to four millimetres."""
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def unproject(depths: Tensor, intrinsics: Tensor, poses: Tensor) -> Tensor:
@@ -125,6 +169,28 @@ def patch_positions(
     return positions.view(count, patches, 3), (number > 0).view(count, patches)
 
 
+def cell_positions(
+    points: Tensor, depths: Tensor, workspace: Tensor, patch_size: int, side: int, patches: Tensor
+) -> Tensor:
+    """Where the ``side`` x ``side`` cells of each patch stand: means of their valid pixels.
+
+    Args:
+        points, depths, workspace, patch_size: as of :func:`patch_positions`.
+        side: cells along a patch's side.
+        patches: [N, P, 3], for cells that show nothing: where the whole patch stands.
+
+    Returns:
+        [N, P, 3 * side * side]; patches and cells row by row.
+    """
+    count, height, width = depths.shape
+    cells, seen = patch_positions(points, depths, workspace, patch_size // side, "mean")
+    grid = (count, height // patch_size, side, width // patch_size, side, -1)
+    cells, seen = (
+        part.reshape(grid).transpose(2, 3).reshape(*patches.shape[:2], side**2, -1) for part in (cells, seen)
+    )
+    return torch.where(seen, cells, patches[:, :, None]).flatten(2)
+
+
 def pool_voxels(features: Tensor, positions: Tensor, owner: Tensor, voxel_size: float) -> tuple[Tensor, Tensor]:
     """Mean of the features that share a voxel of one observation.
 
@@ -149,6 +215,26 @@ def pool_voxels(features: Tensor, positions: Tensor, owner: Tensor, voxel_size: 
     return total / counts[:, None], unique // (x_count * y_count * z_count)
 
 
+def thin_out(owner: Tensor, limit: int) -> Tensor:
+    """Which tokens stay when an observation may have ``limit`` of them: evenly spread over their order.
+
+    LLaVA-3D drops tokens at random, at evaluation too; the same observation must give the same answer here.
+
+    Args:
+        owner: int64 [K], the observation of each token, ascending.
+        limit: tokens.
+
+    Returns:
+        Indices of those that stay, ascending.
+    """
+    count = torch.bincount(owner)
+    rank = torch.arange(len(owner), device=owner.device) - (count.cumsum(0) - count)[owner]
+    share = limit * rank
+    # Of n tokens the k-th stays when k * limit / n passes a whole number: exactly ``limit`` of them do.
+    stays = (count[owner] <= limit) | ((share + limit) // count[owner] > share // count[owner])
+    return stays.nonzero()[:, 0]
+
+
 def picture_places(views: int, rows: int, columns: int) -> Tensor:
     """View, row and column of each patch as (u, v, view), the middles of equal cells of [-1, 1]: [V, P, 3]."""
     view, v, u = ((torch.arange(count) + 0.5) * 2 / count - 1 for count in (views, rows, columns))
@@ -157,14 +243,18 @@ def picture_places(views: int, rows: int, columns: int) -> Tensor:
 
 
 class PositionEmbedding3D(nn.Module):
-    """Positions [M, 3] -> [M, width]; LLaVA-3D's MLP, after Fourier bands when asked for."""
+    """Positions [M, 3 * points] -> [M, width]; LLaVA-3D's MLP, after Fourier bands when asked for."""
 
-    def __init__(self, width: int, frequencies: int, scale: float) -> None:
+    def __init__(self, width: int, frequencies: int, scale: float, points: int = 1) -> None:
         super().__init__()
         self.scale = scale
         self.frequencies = frequencies
+        exact = torch.float32  # whatever type the model is built in: bfloat16 knows a metre to four millimetres
         self.position_embedding_head = nn.Sequential(
-            nn.Linear(3 + 6 * frequencies, width), nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, width)
+            nn.Linear(points * (3 + 6 * frequencies), width, dtype=exact),
+            nn.LayerNorm(width, dtype=exact),
+            nn.ReLU(),
+            nn.Linear(width, width, dtype=exact),
         )
         for parameter in self.position_embedding_head.parameters():
             if parameter.dim() > 1:
@@ -176,7 +266,8 @@ class PositionEmbedding3D(nn.Module):
             bands = math.pi * 2.0 ** torch.arange(self.frequencies, device=positions.device)
             angles = (inputs[:, :, None] * bands).flatten(1)
             inputs = torch.cat([inputs, angles.sin(), angles.cos()], dim=1)
-        embedding: Tensor = self.position_embedding_head(inputs)
+        with full_precision(positions):
+            embedding: Tensor = self.position_embedding_head(inputs)
         return embedding
 
 
@@ -204,7 +295,7 @@ class LLaVA3DModel(nn.Module):
         self.vision_tower.post_layernorm = nn.Identity()  # patch features are read before it
         position = config.position
         self.position_embedding = PositionEmbedding3D(
-            vision.width, position.frequencies, position.scale if position.kind == "3d" else 1.0
+            vision.width, position.frequencies, position.scale if position.kind == "3d" else 1.0, position.points
         )
         self.mm_projector = nn.Sequential(
             nn.Linear(vision.width, text.width), nn.GELU(), nn.Linear(text.width, text.width)
@@ -225,7 +316,10 @@ class LLaVA3DModel(nn.Module):
 
     def forward(self, inputs: SpatialVLAInputs) -> Context:
         tokens, owner = self.embed_scene(inputs)
-        embeddings, valid = self.splice(tokens, owner, inputs.input_ids, inputs.attention_mask)
+        return self.read(*self.splice(tokens, owner, inputs.input_ids, inputs.attention_mask))
+
+    def read(self, embeddings: Tensor, valid: Tensor) -> Context:
+        """The Llama over embeddings [B, T, width], of which valid [B, T] count."""
         position_ids = (valid.cumsum(1) - 1).clamp(min=0)
         model = self.language_model
         mask = causal_mask(valid, embeddings.dtype)
@@ -240,27 +334,52 @@ class LLaVA3DModel(nn.Module):
 
     def embed_scene(self, inputs: SpatialVLAInputs) -> tuple[Tensor, Tensor]:
         """All observations' scene tokens in one list: [K, text width] and the observation of each, ascending, [K]."""
-        views = inputs.depths.shape[1]
-        depths = inputs.depths.flatten(0, 1)
-        depths = depths.masked_fill(depths < self.config.position.near, 0.0)
-        points = unproject(depths, inputs.intrinsics.flatten(0, 1), inputs.poses.flatten(0, 1))
-        positions, kept = patch_positions(
-            points,
-            depths,
-            inputs.workspace.repeat_interleave(views, 0),
-            self.config.vision.patch_size,
-            self.config.position.depth_sampling,
-        )
-        features = self.encode_patches(inputs.pixel_values.flatten(0, 1), kept)
-        if self.config.position.kind == "2d":
-            grid = self.config.vision.image_size // self.config.vision.patch_size
-            positions = picture_places(views, grid, grid).to(positions).repeat(len(inputs.depths), 1, 1)
+        batch, views = inputs.pixel_values.shape[:2]
+        pixel_values = inputs.pixel_values.flatten(0, 1)
+        if inputs.geometry is None:  # LLaVA's way with plain pictures
+            features = self.encode_patches(pixel_values, self._every_patch(batch * views, pixel_values.device))
+            owner = torch.arange(batch, device=pixel_values.device).repeat_interleave(len(features) // batch)
+            return self.mm_projector(features), owner
+        position, vision = self.config.position, self.config.vision
+        pixels = self.locate_pixels(inputs.geometry)
+        positions, kept = patch_positions(*pixels, vision.patch_size, position.depth_sampling)
+        features = self.encode_patches(pixel_values, kept)
+        if position.kind == "2d":
+            positions = picture_places(views, vision.grid, vision.grid).to(positions).repeat(batch, 1, 1)
+        embedded = positions
+        if position.points > 1:
+            embedded = cell_positions(*pixels, vision.patch_size, position.points_a_side, positions)
         positions = positions[kept]
-        features = features + self.position_embedding(positions).to(features.dtype)
+        features = features + self.position_embedding(embedded[kept]).to(features.dtype)
         owner = kept.nonzero()[:, 0] // views
-        if self.config.position.kind == "3d" and self.config.voxel_size is not None:
+        if position.kind == "3d" and self.config.voxel_size is not None:
             features, owner = pool_voxels(features, positions, owner, self.config.voxel_size)
+        if self.config.max_tokens is not None:
+            few = thin_out(owner, self.config.max_tokens)
+            features, owner = features[few], owner[few]
         return self.mm_projector(features), owner
+
+    def locate_patches(self, geometry: Geometry) -> tuple[Tensor, Tensor]:
+        """Positions [N, P, 3] of the patches of all N views, one observation after the other, and kept bool [N, P]."""
+        sampling = self.config.position.depth_sampling
+        return patch_positions(*self.locate_pixels(geometry), self.config.vision.patch_size, sampling)
+
+    def locate_pixels(self, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor]:
+        """Points [N, 3, H, W] of all N views, and what says which of them count: depths [N, H, W], boxes [N, 2, 3]."""
+        position = self.config.position
+        views = geometry.depths.shape[1]
+        depths, workspace = geometry.depths.flatten(0, 1), geometry.workspace.repeat_interleave(views, 0)
+        depths = depths.masked_fill(depths < position.near, 0.0)
+        with full_precision(depths):
+            points = unproject(depths, geometry.intrinsics.flatten(0, 1), geometry.poses.flatten(0, 1))
+        if not position.mask_depth:
+            depths = torch.ones_like(depths)
+        if not position.crop:
+            workspace = workspace.new_tensor([[-math.inf] * 3, [math.inf] * 3]).expand_as(workspace)
+        return points, depths, workspace
+
+    def _every_patch(self, pictures: int, device: torch.device) -> Tensor:
+        return torch.ones(pictures, self.config.vision.grid**2, dtype=torch.bool, device=device)
 
     def encode_patches(self, pixel_values: Tensor, kept: Tensor) -> Tensor:
         """CLIP features of the kept patches, in their order: [N, 3, H, W], bool [N, P] -> [M, vision width]."""

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Unpack, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from sim_eval.policies.spatialvla import flow_matching
 from sim_eval.policies.spatialvla.configuration_spatialvla import ActionExpertType, SpatialVLAConfig
 from sim_eval.policies.spatialvla.modeling_deep_fusion import DeepFusionActionExpert
 from sim_eval.policies.spatialvla.modeling_flow_expert import FlowMatchingActionExpert
-from sim_eval.policies.spatialvla.modeling_llava3d import LLaVA3DModel, SpatialVLAInputs
+from sim_eval.policies.spatialvla.modeling_llava3d import Context, LLaVA3DModel, SpatialVLAInputs
+
+if TYPE_CHECKING:
+    from sim_eval.policies.spatialvla.pretrained import LoadingOptions
 
 EXPERTS: Mapping[ActionExpertType, type[DeepFusionActionExpert] | type[FlowMatchingActionExpert]] = {
     "deep_llama": DeepFusionActionExpert,
@@ -19,18 +25,70 @@ EXPERTS: Mapping[ActionExpertType, type[DeepFusionActionExpert] | type[FlowMatch
 }
 
 
-class SpatialVLAForConditionalGeneration(nn.Module):
-    """Observations and instruction -> a chunk of normalised actions, by flow matching."""
+class SpatialVLAPreTrainedConfig(PreTrainedConfig):  # type: ignore[misc]
+    """A network's configuration as transformers keeps it, so that its Auto classes know a checkpoint folder.
 
-    def __init__(self, config: SpatialVLAConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.vlm = LLaVA3DModel(config)
-        self.action_expert = EXPERTS[config.action_expert_type](config)
-        for module in self.action_expert.unread(self.vlm.language_model):
-            module.requires_grad_(False)
+    Attributes:
+        network: :meth:`SpatialVLAConfig.to_dict`; None: that of the defaults.
+    """
 
-    def forward(self, inputs: SpatialVLAInputs, actions: Tensor, valid: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+    model_type = "spatialvla"
+    network: dict[str, object] | None = None
+
+
+class SpatialVLAForConditionalGeneration(PreTrainedModel):  # type: ignore[misc]
+    """Observations and instruction -> a chunk of normalised actions, by flow matching.
+
+    Args:
+        config: what it is made of, by itself or as transformers keeps it.
+    """
+
+    config_class = SpatialVLAPreTrainedConfig
+    base_model_prefix = ""
+    supports_gradient_checkpointing = True
+
+    def __init__(self, config: SpatialVLAConfig | SpatialVLAPreTrainedConfig) -> None:
+        if isinstance(config, SpatialVLAConfig):
+            config = SpatialVLAPreTrainedConfig(network=config.to_dict())
+        super().__init__(config)
+        self.network = SpatialVLAConfig.from_dict(config.network or {})
+        self.vlm = LLaVA3DModel(self.network)
+        self.action_expert = EXPERTS[self.network.action_expert_type](self.network)
+        self.freeze_unread()
+        self.post_init()
+
+    @property
+    def stacks(self) -> tuple[nn.ModuleList, ...]:
+        """The layers of vision tower, language model and expert: nearly all of a large model's weights."""
+        vlm = self.vlm
+        return vlm.vision_tower.encoder.layers, vlm.language_model.layers, self.action_expert.model.layers
+
+    @classmethod
+    def from_pretrained(cls, *arguments: object, **options: object) -> SpatialVLAForConditionalGeneration:
+        """As transformers does it; see :class:`transformers.PreTrainedModel`."""
+        loaded = super().from_pretrained(*arguments, **options)
+        model: SpatialVLAForConditionalGeneration = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.freeze_unread()  # loading has made new parameters
+        return cast(SpatialVLAForConditionalGeneration, loaded)
+
+    @classmethod
+    def from_llava3d(
+        cls, reference: str | Path, expert: ActionExpertType, **options: Unpack[LoadingOptions]
+    ) -> SpatialVLAForConditionalGeneration:
+        """A policy on a published LLaVA-3D; see :func:`sim_eval.policies.spatialvla.pretrained.from_llava3d`."""
+        from sim_eval.policies.spatialvla.pretrained import from_llava3d
+
+        return from_llava3d(reference, expert, **options)
+
+    def forward(
+        self,
+        inputs: SpatialVLAInputs,
+        actions: Tensor,
+        valid: Tensor,
+        noise: Tensor,
+        time: Tensor,
+        context: Context | None = None,
+    ) -> Tensor:
         """Flow-matching loss; all draws of an observation share one pass of the VLM.
 
         Args:
@@ -39,9 +97,10 @@ class SpatialVLAForConditionalGeneration(nn.Module):
             valid: bool [B, H], False past the episode's end.
             noise: [B, D, H, A], D draws an observation.
             time: [B, D].
+            context: what the VLM makes of the inputs, where it is known.
         """
         actions = actions[:, None]
-        context = self.vlm(inputs)
+        context = self.vlm(inputs) if context is None else context
         prepared = self.action_expert.prepare(context, self.vlm.language_model.layers, noise.shape[1])
         noisy = flow_matching.interpolate(actions, noise, time)
         velocity = self.action_expert.velocity(prepared, inputs.state, noisy, time)
@@ -56,5 +115,17 @@ class SpatialVLAForConditionalGeneration(nn.Module):
             self.vlm.language_model.layers,
             inputs.state,
             noise,
-            self.config.expert.euler_steps if steps is None else steps,
+            self.network.expert.euler_steps if steps is None else steps,
         )
+
+    def freeze_unread(self) -> None:
+        """Takes the gradient from what no velocity depends on."""
+        for module in self.action_expert.unread(self.vlm.language_model):
+            module.requires_grad_(False)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing: every part has drawn its initial weights when it was made."""
+
+
+AutoConfig.register(SpatialVLAPreTrainedConfig.model_type, SpatialVLAPreTrainedConfig, exist_ok=True)
+AutoModel.register(SpatialVLAPreTrainedConfig, SpatialVLAForConditionalGeneration, exist_ok=True)

@@ -9,6 +9,7 @@ from typing import cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
@@ -24,7 +25,8 @@ from sim_eval.envs.contract import (
 )
 from sim_eval.policies.policy import PolicySpec
 from sim_eval.policies.spatialvla.configuration_spatialvla import SpatialVLAConfig
-from sim_eval.policies.spatialvla.modeling_llava3d import IMAGE_TOKEN, SpatialVLAInputs
+from sim_eval.policies.spatialvla.image_processing_llava3d import square_view
+from sim_eval.policies.spatialvla.modeling_llava3d import IMAGE_TOKEN, Geometry, SpatialVLAInputs
 
 # The instruction stands before the scene, so that in the causal Llama each scene token knows what is asked for. With it
 # after the scene, as in LLaVA, the small network never learnt to obey (docs/results.md).
@@ -32,6 +34,7 @@ TINY_PROMPT = "USER: {instruction}\n<image> ASSISTANT:"
 TOKEN_LENGTH = 16  # characters: long enough for "stack the green ", too short for a whole sentence
 ACTION = "action"  # the actions' name in the normalisation statistics
 PAD = "<pad>"
+FARTHEST = 50.0  # metres; half a picture beyond it is no robot's table, but one measured in millimetres
 
 
 def train_tokenizer(sentences: Iterable[str], vocab_size: int = 384, prompt: str = TINY_PROMPT) -> Tokenizer:
@@ -103,12 +106,6 @@ class SpatialVLAProcessor:
     ) -> None:
         if spec.action is None:
             raise SimEvalError("a SpatialVLA policy must say what its actions mean: give its spec an action")
-        size = config.vision.image_size
-        for name, pixels in spec.cameras.items():
-            if tuple(pixels) != (size, size):
-                raise SimEvalError(
-                    f"camera '{name}' has {pixels[0]}x{pixels[1]} pixels, vision.image_size is {size}: make them equal"
-                )
         if not spec.cameras:
             raise SimEvalError("a SpatialVLA policy needs at least one camera")
         if sum(spec.proprio.values()) != config.expert.state_dim:
@@ -140,8 +137,8 @@ class SpatialVLAProcessor:
         self.prompt = prompt
         # Repeated for every pixel: broadcasting over three channels alone is five times slower.
         mean, std = torch.tensor(OPENAI_CLIP_MEAN), torch.tensor(OPENAI_CLIP_STD)
-        self._gain = (1 / (255 * std)).repeat(size * size)
-        self._offset = (mean / std).repeat(size * size)
+        self._gain = (1 / (255 * std)).repeat(config.vision.image_size**2)
+        self._offset = (mean / std).repeat(config.vision.image_size**2)
         self._tokens = lru_cache(maxsize=4096)(self._tokenize)
 
     def __call__(self, observations: Sequence[Observation]) -> SpatialVLAInputs:
@@ -158,10 +155,12 @@ class SpatialVLAProcessor:
         input_ids, attention_mask = self._prompts([seen.instruction for seen in observations])
         return SpatialVLAInputs(
             pixel_values=pixels.permute(0, 1, 4, 2, 3),
-            depths=torch.from_numpy(np.stack([[view.depth for view in row] for row in views])),
-            intrinsics=_float32(np.stack([[view.intrinsics for view in row] for row in views])),
-            poses=_float32(poses),
-            workspace=_float32(workspace),
+            geometry=Geometry(
+                depths=torch.from_numpy(np.stack([[view.depth for view in row] for row in views])),
+                intrinsics=_float32(np.stack([[view.intrinsics for view in row] for row in views])),
+                poses=_float32(poses),
+                workspace=_float32(workspace),
+            ),
             input_ids=input_ids,
             attention_mask=attention_mask,
             state=_float32(np.stack([self._state(seen.proprio) for seen in observations])),
@@ -231,7 +230,12 @@ class SpatialVLAProcessor:
             height, width = view.depth.shape
             wanted = self.spec.cameras[camera]
             raise SimEvalError(f"camera '{camera}' must be {wanted[0]}x{wanted[1]} pixels, not {height}x{width}")
-        return view
+        if _typical_depth(view.depth) > FARTHEST:
+            raise SimEvalError(
+                f"camera '{camera}' gives depths of typically {_typical_depth(view.depth):.0f}: metres expected, "
+                "these look like millimetres; divide them by 1000"
+            )
+        return square_view(view, self.config.vision.image_size)
 
     def _state(self, proprio: Mapping[str, FloatArray]) -> FloatArray:
         if missing := [name for name in self.spec.proprio if name not in proprio]:
@@ -239,8 +243,10 @@ class SpatialVLAProcessor:
         return np.concatenate([self.stats.normalize(name, proprio[name]) for name in self.spec.proprio])
 
     def _tokenize(self, instruction: str) -> tuple[int, ...]:
-        before, after = (self.tokenizer.encode(text).ids for text in _split_prompt(self.prompt, instruction))
-        return (*before, IMAGE_TOKEN, *after)
+        before, after = _split_prompt(self.prompt, instruction)
+        # As LLaVA does it: each piece by itself, and what the tokenizer begins a text with at the very beginning only.
+        rest = self.tokenizer.encode(after, add_special_tokens=False)
+        return (*self.tokenizer.encode(before).ids, IMAGE_TOKEN, *rest.ids)
 
     def _prompts(self, instructions: Sequence[str]) -> tuple[Tensor, Tensor]:
         rows = [self._tokens(instruction) for instruction in instructions]
@@ -249,6 +255,20 @@ class SpatialVLAProcessor:
         ids = torch.tensor([row + (pad,) * (length - len(row)) for row in rows])
         mask = torch.tensor([[True] * len(row) + [False] * (length - len(row)) for row in rows])
         return ids, mask
+
+
+def _typical_depth(depth: NDArray[np.float32]) -> float:
+    """The median of a grid of pixels [H, W] that show something; 0 when none does.
+
+    The largest depth is left out: where nothing stands, simulators report their far plane, hundreds of metres away.
+    """
+    height, width = depth.shape
+    grid = depth[:: max(1, height // 16), :: max(1, width // 16)]
+    seen = grid[np.isfinite(grid) & (grid > 0)]
+    if seen.size == 0:
+        return 0.0
+    near = seen[seen < seen.max()]
+    return float(np.median(near if near.size else seen))
 
 
 def load_tokenizer(text: str) -> Tokenizer:

@@ -1,21 +1,39 @@
-"""One training step of a SpatialVLA: optimizer, schedule, clipping, EMA.
+"""One training step of a SpatialVLA: optimizer, schedule, clipping, moving average; on one device or on many.
 
 Takes batches; knows no files and no simulator.
 """
 
 from __future__ import annotations
 
-import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypedDict
 
 import torch
-from torch import Tensor
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    OptimizerStateType,
+    StateDictOptions,
+    ValueType,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from sim_eval.policies.spatialvla import flow_matching
+from sim_eval.policies.spatialvla.modeling_llava3d import Context
 from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from sim_eval.policies.spatialvla.processing_spatialvla import TrainingBatch
+
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 @dataclass(frozen=True)
@@ -23,12 +41,13 @@ class TrainingConfig:
     """How to train.
 
     Attributes:
-        batch_size: observations a step.
+        batch_size: observations a step, of each process.
         draws: (time, noise) draws an observation; they share the VLM's pass.
         learning_rate: AdamW's peak; it warms up over ``warmup_steps`` and falls by a cosine to a hundredth.
         weight_decay: on matrices only.
         clip_norm: largest gradient norm.
         ema_decay: of the weights that are evaluated; reached after a warm-up.
+        bfloat16: layers compute in bfloat16; weights that are trained, position embedding and loss stay float32.
     """
 
     batch_size: int = 32
@@ -38,32 +57,68 @@ class TrainingConfig:
     weight_decay: float = 1e-2
     clip_norm: float = 1.0
     ema_decay: float = 0.998
+    bfloat16: bool = False
 
 
 class TrainerState(TypedDict):
     """Everything that a resumed run needs, besides the data's order, which follows from the step."""
 
     step: int
-    model: dict[str, Tensor]
-    ema: dict[str, Tensor]
-    optimizer: dict[str, object]
+    model: dict[str, ValueType]
+    averages: dict[str, Tensor]
+    optimizer: OptimizerStateType
+
+
+def accelerator_for(device: torch.device) -> Accelerator:
+    """Of this process: alone on ``device``, or one of those that accelerate or torchrun has started.
+
+    With several processes only the device's kind counts; each has the one of its number.
+    """
+    return Accelerator(cpu=device.type == "cpu", device_placement=False)
+
+
+def divide(model: nn.Module, processes: int) -> None:
+    """Divides weights, and with them gradients and optimizer, among the processes (FSDP).
+
+    The units that are gathered together are matrices, not layers: deep fusion reads single projections of a layer.
+    """
+    mesh = init_device_mesh(next(model.parameters()).device.type, (processes,))
+    for module in list(model.modules()):
+        if isinstance(module, nn.Linear):
+            fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh)
 
 
 class Trainer:
-    """Trains a model in place and keeps the moving average of its weights in ``ema``.
+    """Trains a model in place and keeps the moving average of what is trained.
+
+    With several processes each takes its share of a batch, and all together take the steps that one process would take
+    with the whole.
 
     Args:
-        model: on its device, float32.
+        model: on its device.
         config: how.
         seed: of the (time, noise) draws; step k's draws are a function of (seed, k).
+        accelerator: None: this process trains alone.
+        shard: divide the network among the processes; otherwise each has all of it.
     """
 
-    def __init__(self, model: SpatialVLAForConditionalGeneration, config: TrainingConfig, seed: int) -> None:
-        self.model, self.config, self.step = model, config, 0
-        self.ema = copy.deepcopy(model).eval().requires_grad_(False)
+    def __init__(
+        self,
+        model: SpatialVLAForConditionalGeneration,
+        config: TrainingConfig,
+        seed: int,
+        accelerator: Accelerator | None = None,
+        shard: bool = False,
+    ) -> None:
+        self.config, self.step = config, 0
         self._seed = seed
+        device = next(model.parameters()).device
+        self._accelerator = accelerator or accelerator_for(device)
+        shard = shard and self.processes > 1
+        if shard:
+            divide(model, self.processes)
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._trainable = trainable
         self._optimizer = torch.optim.AdamW(
             [
                 {"params": [p for p in trainable if p.dim() > 1], "weight_decay": config.weight_decay},
@@ -73,28 +128,72 @@ class Trainer:
             betas=(0.9, 0.95),
             fused=True,
         )
+        self.model = model
+        self._wrapped: nn.Module = model if shard or self.processes == 1 else self._accelerator.prepare_model(model)
+        self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._averages = {name: parameter.detach().clone() for name, parameter in self._trained.items()}
 
-    def train_step(self, batch: TrainingBatch, progress: float) -> tuple[float, float]:
-        """One step on a batch, which is on the model's device.
+    @property
+    def processes(self) -> int:
+        return int(self._accelerator.num_processes)
+
+    @property
+    def process(self) -> int:
+        """The number of this one."""
+        return int(self._accelerator.process_index)
+
+    def agree(self, number: float) -> float:
+        """The first process's number, in all of them."""
+        numbers = [number]
+        if self.processes > 1:
+            broadcast_object_list(numbers)
+        return numbers[0]
+
+    def meet(self) -> None:
+        """Waits until all processes are here."""
+        self._accelerator.wait_for_everyone()
+
+    @contextmanager
+    def averaged(self) -> Iterator[SpatialVLAForConditionalGeneration]:
+        """The model with the averages in the place of its weights, for as long as the context lasts."""
+        self._exchange()
+        device = next(iter(self._trained.values())).device.type
+        try:
+            with torch.autocast(device, torch.bfloat16, enabled=self.config.bfloat16):
+                yield self.model.eval()
+        finally:
+            self._exchange()
+
+    def train_step(self, batch: TrainingBatch, progress: float, context: Context | None = None) -> tuple[float, float]:
+        """One step.
 
         Args:
+            batch: this process's share, on its device.
             progress: share of the training that is behind, 0 to 1; decides the learning rate.
+            context: what the VLM makes of the batch, where it is known.
 
         Returns:
-            The loss and the gradient's norm before clipping.
+            The loss of all processes' shares and the gradient's norm before clipping.
         """
         noise, time = self._draw(batch.actions)
         for group in self._optimizer.param_groups:
             group["lr"] = self.learning_rate(progress)
-        self.model.train()
-        loss: Tensor = self.model(batch.inputs, batch.actions, batch.valid, noise, time)
+        self._wrapped.train()
+        with torch.autocast(batch.actions.device.type, torch.bfloat16, enabled=self.config.bfloat16):
+            loss: Tensor = self._wrapped(batch.inputs, batch.actions, batch.valid, noise, time, context)
+        if self.processes > 1:
+            # Each share's loss is a mean over its own valid steps; together they make the mean over all.
+            count = batch.valid.sum()
+            loss = loss * (count * self.processes / self._accelerator.reduce(count))
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self._trainable, self.config.clip_norm)
+        self._accelerator.backward(loss)
+        norm = torch.nn.utils.clip_grad_norm_(self._trained.values(), self.config.clip_norm)
         self._optimizer.step()
         self.step += 1
-        self._update_ema()
-        return float(loss.detach()), float(norm)
+        self._update_averages()
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        return float(self._accelerator.reduce(loss.detach(), "mean")), float(norm)
 
     def learning_rate(self, progress: float) -> float:
         """Warm-up by steps, then a cosine over the progress."""
@@ -103,29 +202,52 @@ class Trainer:
         return self.config.learning_rate * warm * cosine
 
     def state_dict(self) -> TrainerState:
+        """Whole, however it is divided among processes; all of them must ask."""
         return TrainerState(
             step=self.step,
-            model=self.model.state_dict(),
-            ema=self.ema.state_dict(),
-            optimizer=self._optimizer.state_dict(),
+            model=get_model_state_dict(self.model, options=WHOLE),
+            averages={name: _whole(average) for name, average in self._averages.items()},
+            optimizer=get_optimizer_state_dict(self.model, self._optimizer, options=WHOLE),
         )
 
     def load_state_dict(self, state: TrainerState) -> None:
         self.step = state["step"]
-        self.model.load_state_dict(state["model"])
-        self.ema.load_state_dict(state["ema"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        set_model_state_dict(self.model, state["model"], options=WHOLE)
+        set_optimizer_state_dict(self.model, self._optimizer, state["optimizer"], options=WHOLE)
+        for name, average in self._averages.items():
+            average.copy_(_like(state["averages"][name], average))
 
     def _draw(self, actions: Tensor) -> tuple[Tensor, Tensor]:
-        # On the CPU, so that the draws do not depend on the device.
+        # On the CPU, so that the draws do not depend on the device; of all shares, so that they do not depend on the
+        # number of processes.
         generator = torch.Generator().manual_seed((self._seed << 32) + self.step)
-        batch, horizon, dim = actions.shape
+        share, horizon, dim = actions.shape
+        batch = share * self.processes
         noise = torch.randn((batch, self.config.draws, horizon, dim), generator=generator)
         time = flow_matching.sample_time((batch, self.config.draws), generator)
-        return noise.to(actions.device), time.to(actions.device)
+        mine = slice(share * self.process, share * (self.process + 1))
+        return noise[mine].to(actions.device), time[mine].to(actions.device)
 
     @torch.no_grad()
-    def _update_ema(self) -> None:
+    def _update_averages(self) -> None:
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
-        averages, values = zip(*zip(self.ema.parameters(), self.model.parameters(), strict=True), strict=True)
-        torch._foreach_lerp_(averages, values, 1 - decay)
+        torch._foreach_lerp_(list(self._averages.values()), list(self._trained.values()), 1 - decay)
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for name, parameter in self._trained.items():
+            average = self._averages[name]
+            kept = parameter.detach().clone()
+            parameter.copy_(average)
+            average.copy_(kept)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
+
+
+def _like(tensor: Tensor, other: Tensor) -> Tensor:
+    """Divided among processes as the other is."""
+    if isinstance(other, DTensor):
+        return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements)
+    return tensor

@@ -46,7 +46,11 @@ LATE = replace(
     expert=replace(CONFIG.expert, layers=2, kv_heads=1, head_dim=10, rope_theta=5e3),
     action_expert_type="late_gemma",
 )
-CONFIGS = {"deep_llama": CONFIG, "late_gemma": LATE}
+CONFIGS = {
+    "deep_llama": CONFIG,
+    "late_gemma": LATE,
+    "late_gemma, cross-attention": replace(LATE, conditioning="cross_attention"),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +107,7 @@ def loss_of() -> Callable[[SpatialVLAForConditionalGeneration, SpatialVLAInputs]
 
     def loss(model: SpatialVLAForConditionalGeneration, inputs: SpatialVLAInputs) -> Tensor:
         torch.manual_seed(3)
-        batch, horizon = len(inputs.state), model.config.expert.horizon
+        batch, horizon = len(inputs.state), model.network.expert.horizon
         noise, time = torch.randn(batch, 2, horizon, 7), flow_matching.sample_time((batch, 2))
         valid = torch.ones(batch, horizon, dtype=torch.bool)
         found: Tensor = model(inputs, torch.randn(batch, horizon, 7), valid, noise, time)

@@ -11,7 +11,7 @@ from sim_eval.envs.contract import SimEvalError
 from sim_eval.policies.policy import CHECKPOINTS
 from sim_eval.policies.spatialvla.configuration_spatialvla import SIZES, SpatialVLAConfig, with_overrides
 
-TINY = SIZES["tiny"]
+TINY = SIZES["tiny"]["deep_llama"]
 
 
 def test_overrides_set_fields_by_their_types() -> None:
@@ -67,6 +67,9 @@ def test_only_the_result_has_to_fit() -> None:
         ("position.scale=nan", ["position.scale", "finite"]),
         ("position.scale=null", ["position.scale", "a number"]),
         ("expert.layers=3", ["expert.layers", "text.layers"]),
+        ("position.points=0", ["position.points", "square"]),
+        ("position.points=2", ["position.points", "square"]),
+        ("position.points=9", ["position.points 9", "3 x 3", "vision.patch_size 8"]),
         ("voxel_size", ["'voxel_size'", "field=value"]),
         ("", ["field=value"]),
     ],
@@ -90,4 +93,11 @@ def test_a_file_from_before_a_field_existed_means_its_default() -> None:
     del data["position"]["kind"], data["frame"]
     assert SpatialVLAConfig.from_dict(data) == TINY
     shipped = json.loads((CHECKPOINTS / "deep_llama" / "config.json").read_text())
-    assert SpatialVLAConfig.from_dict(shipped).position.kind == "3d"
+    assert SpatialVLAConfig.from_dict(shipped["network"]).position.kind == "3d"
+
+
+@pytest.mark.parametrize("other", ["position.kind=2d", "position.depth_sampling=center"])
+def test_several_points_are_cells_in_space(other: str) -> None:
+    assert with_overrides(TINY, ["position.points=4"]).position.points_a_side == 2
+    with pytest.raises(SimEvalError, match=other.split("=")[0]):
+        with_overrides(TINY, ["position.points=4", other])

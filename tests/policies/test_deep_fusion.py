@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaModel
 
 from sim_eval.envs.contract import SimEvalError
-from sim_eval.policies.spatialvla.configuration_spatialvla import ExpertConfig, SpatialVLAConfig
+from sim_eval.policies.spatialvla.configuration_spatialvla import Attention, ExpertConfig, SpatialVLAConfig
 from sim_eval.policies.spatialvla.masks import additive_mask
 from sim_eval.policies.spatialvla.modeling_action_expert import key_values
 from sim_eval.policies.spatialvla.modeling_llava3d import Context, SpatialVLAInputs
@@ -22,9 +22,11 @@ LossOf = Callable[[SpatialVLAForConditionalGeneration, SpatialVLAInputs], Tensor
 VelocityOf = Callable[[SpatialVLAForConditionalGeneration, Context, Tensor, Tensor, Tensor], Tensor]
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_keys_and_values_equal_the_vlms_own_cache(
-    model: SpatialVLAForConditionalGeneration, inputs: SpatialVLAInputs
+    config: SpatialVLAConfig, make_model: Make, inputs: SpatialVLAInputs, attention: Attention
 ) -> None:
+    model = make_model(replace(config, attention=attention))
     context = model.vlm(inputs)
     llama = model.vlm.language_model
     cache = DynamicCache(config=llama.config)
@@ -42,8 +44,9 @@ def test_keys_and_values_equal_the_vlms_own_cache(
         torch.testing.assert_close(values * seen, layer.values * seen, atol=1e-5, rtol=1e-5)
 
 
-def test_without_context_it_is_a_stock_llama(config: SpatialVLAConfig, make_model: Make) -> None:
-    expert = make_model(config).action_expert
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_without_context_it_is_a_stock_llama(config: SpatialVLAConfig, make_model: Make, attention: Attention) -> None:
+    expert = make_model(replace(config, attention=attention)).action_expert
     ours = expert.model
     stock = LlamaModel(LlamaConfig(**{**ours.config.to_dict(), "vocab_size": 2}))
     assert stock.load_state_dict(ours.state_dict(), strict=False).missing_keys == ["embed_tokens.weight"]

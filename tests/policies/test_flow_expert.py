@@ -18,9 +18,11 @@ from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForCondit
 DRAWS = 2
 
 
-@pytest.fixture
-def late(make_model: Callable[[SpatialVLAConfig], Model], late_config: SpatialVLAConfig) -> Model:
-    return make_model(late_config)
+@pytest.fixture(params=["sdpa", "eager"])
+def late(
+    make_model: Callable[[SpatialVLAConfig], Model], late_config: SpatialVLAConfig, request: pytest.FixtureRequest
+) -> Model:
+    return make_model(replace(late_config, attention=request.param))
 
 
 @pytest.fixture
@@ -71,7 +73,7 @@ def test_equals_a_stock_gemma_over_the_joint_sequence(late: Model, stock: GemmaM
     assert loaded.unexpected_keys == ["embed_tokens.weight"]  # it is handed embeddings
     assert not context.valid.all(), "the fixture must need padding"
     _, inner = expert.read(context, ())
-    suffix = torch.randn(3, DRAWS, len(expert.blocks), late.config.expert.width)
+    suffix = torch.randn(3, DRAWS, len(expert.blocks), late.network.expert.width)
     joint = joint_sequence(stock, inner[0], context.valid, suffix)
     length = context.valid.shape[1]
     for found, expected in zip(inner, joint[:-1], strict=True):  # the suffix is there, and the context does not know
@@ -101,7 +103,7 @@ def test_only_the_last_hidden_states_are_read(late: Model, inputs: SpatialVLAInp
 
 @pytest.mark.parametrize("size", [1e-2, 1.0, 1e3])
 def test_context_enters_gemma_at_unit_size(late: Model, size: float) -> None:
-    hidden = size * torch.randn(2, 5, late.config.text.width)
+    hidden = size * torch.randn(2, 5, late.network.text.width)
     context = Context((hidden,), torch.ones(2, 5, dtype=torch.bool), torch.arange(5).expand(2, -1))
     _, inner = late.action_expert.read(context, ())
     torch.testing.assert_close(inner[0].square().mean(-1), torch.ones(2, 5), atol=0.1, rtol=0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,14 +12,16 @@ import pytest
 import torch
 
 from sim_eval.envs import cameras
-from sim_eval.envs.contract import Observation
+from sim_eval.envs.contract import Observation, SimEvalError
 from sim_eval.policies.spatialvla.configuration_spatialvla import SpatialVLAConfig
 from sim_eval.policies.spatialvla.modeling_llava3d import (
     IMAGE_TOKEN,
+    Geometry,
     SpatialVLAInputs,
     patch_positions,
     picture_places,
     pool_voxels,
+    thin_out,
     unproject,
 )
 from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
@@ -28,9 +32,30 @@ WIDE = torch.tensor([[[-9.0] * 3, [9.0] * 3]])
 
 def row(inputs: SpatialVLAInputs, index: int) -> SpatialVLAInputs:
     """One observation, its prompt without padding."""
-    one = SpatialVLAInputs(**{name: value[index : index + 1] for name, value in vars(inputs).items()})
-    keep = one.attention_mask[0]
-    return replace(one, input_ids=one.input_ids[:, keep], attention_mask=one.attention_mask[:, keep])
+    part = slice(index, index + 1)
+    keep = inputs.attention_mask[index]
+    return SpatialVLAInputs(
+        inputs.pixel_values[part],
+        inputs.geometry and Geometry(**{name: value[part] for name, value in vars(inputs.geometry).items()}),
+        inputs.input_ids[part, keep],
+        inputs.attention_mask[part, keep],
+        inputs.state[part],
+    )
+
+
+def standing(inputs: SpatialVLAInputs, **changes: torch.Tensor) -> SpatialVLAInputs:
+    """The same pictures with another geometry."""
+    assert inputs.geometry is not None
+    return replace(inputs, geometry=replace(inputs.geometry, **changes))
+
+
+def kept_patches(inputs: SpatialVLAInputs) -> torch.Tensor:
+    """bool [B * V, P]."""
+    seen = inputs.geometry
+    assert seen is not None
+    depths = seen.depths.flatten(0, 1)
+    points = unproject(depths, seen.intrinsics.flatten(0, 1), seen.poses.flatten(0, 1))
+    return patch_positions(points, depths, seen.workspace.repeat_interleave(2, 0), 8, "mean")[1]
 
 
 def test_unprojection_agrees_with_the_cameras_module(observe: Callable[[int], Observation]) -> None:
@@ -115,8 +140,7 @@ def test_pixels_outside_the_workspace_change_nothing(
     model: SpatialVLAForConditionalGeneration, inputs: SpatialVLAInputs
 ) -> None:
     before = model.vlm(inputs).hidden_states[-1]
-    points = unproject(inputs.depths.flatten(0, 1), inputs.intrinsics.flatten(0, 1), inputs.poses.flatten(0, 1))
-    _, kept = patch_positions(points, inputs.depths.flatten(0, 1), inputs.workspace.repeat_interleave(2, 0), 8, "mean")
+    kept = kept_patches(inputs)
     seen = kept.view(3, 2, 1, 4, 1, 4, 1).expand(-1, -1, 3, -1, 8, -1, 8).reshape(3, 2, 3, 32, 32)
     assert not seen.all()
     assert seen.any()
@@ -128,11 +152,37 @@ def test_pixels_outside_the_workspace_change_nothing(
 
 def test_position_reaches_the_tokens(config: SpatialVLAConfig, make_model: Make, inputs: SpatialVLAInputs) -> None:
     vlm = make_model(replace(config, voxel_size=None)).vlm
-    moved = replace(inputs, poses=inputs.poses.clone(), workspace=inputs.workspace + 0.25)
-    moved.poses[..., :3, 3] += 0.25  # the same patches are kept, elsewhere
+    assert inputs.geometry is not None
+    poses = inputs.geometry.poses.clone()
+    poses[..., :3, 3] += 0.25  # the same patches are kept, elsewhere
+    moved = standing(inputs, poses=poses, workspace=inputs.geometry.workspace + 0.25)
     before, after = vlm.embed_scene(inputs)[0], vlm.embed_scene(moved)[0]
     assert before.shape == after.shape
     assert ((before - after).abs().amax(1) > 1e-3).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("depths", lambda tensor: tensor[:, :1]),
+        ("depths", lambda tensor: tensor[..., :16]),
+        ("intrinsics", lambda tensor: tensor[:, :1]),
+        ("poses", lambda tensor: torch.cat([tensor, tensor[:, :1]], 1)),
+        ("workspace", lambda tensor: tensor[:2]),
+    ],
+)
+def test_views_that_do_not_go_together_are_refused(
+    inputs: SpatialVLAInputs, name: str, change: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    with pytest.raises(SimEvalError, match=rf"{name} of shape .* 3 observations with 2 views of 32x32") as caught:
+        standing(inputs, **{name: change(getattr(inputs.geometry, name))})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["pixel_values", "input_ids", "attention_mask", "state"])
+def test_rows_that_do_not_go_together_are_refused(inputs: SpatialVLAInputs, name: str) -> None:
+    with pytest.raises(SimEvalError, match="do not go with pixel_values"):
+        replace(inputs, **{name: getattr(inputs, name)[:2]})
 
 
 def test_splice_puts_scene_tokens_in_the_placeholders_stead(model: SpatialVLAForConditionalGeneration) -> None:
@@ -165,7 +215,7 @@ def test_hidden_states_equal_the_stock_llama(
         position_ids=context.position_ids,
         output_hidden_states=True,
     )
-    late = each_model.config.action_expert_type == "late_gemma"
+    late = each_model.network.action_expert_type == "late_gemma"
     assert len(context.hidden_states) == len(llama.layers) + late
     for found, expected in zip(context.hidden_states, stock.hidden_states, strict=late):
         torch.testing.assert_close(found[context.valid], expected[context.valid], atol=1e-5, rtol=1e-5)
@@ -196,7 +246,8 @@ def test_padded_batch_equals_singles(model: SpatialVLAForConditionalGeneration, 
 def test_a_scene_without_anything_in_the_workspace_is_text_only(
     model: SpatialVLAForConditionalGeneration, inputs: SpatialVLAInputs
 ) -> None:
-    blind = replace(inputs, depths=torch.zeros_like(inputs.depths))
+    assert inputs.geometry is not None
+    blind = standing(inputs, depths=torch.zeros_like(inputs.geometry.depths))
     context = model.vlm(blind)
     assert context.valid.sum(1).tolist() == (inputs.attention_mask.sum(1) - 1).tolist()
     assert context.hidden_states[-1].isfinite().all()
@@ -205,9 +256,7 @@ def test_a_scene_without_anything_in_the_workspace_is_text_only(
 def test_without_voxels_every_kept_patch_is_a_token(
     config: SpatialVLAConfig, make_model: Make, inputs: SpatialVLAInputs
 ) -> None:
-    depths = inputs.depths.flatten(0, 1)
-    points = unproject(depths, inputs.intrinsics.flatten(0, 1), inputs.poses.flatten(0, 1))
-    _, kept = patch_positions(points, depths, inputs.workspace.repeat_interleave(2, 0), 8, "mean")
+    kept = kept_patches(inputs)
     _, owner = make_model(replace(config, voxel_size=None)).vlm.embed_scene(inputs)
     assert torch.bincount(owner, minlength=3).tolist() == kept.view(3, -1).sum(1).tolist()
     _, coarse = make_model(replace(config, voxel_size=0.5)).vlm.embed_scene(inputs)
@@ -231,9 +280,11 @@ def test_picture_places_are_cells_of_each_view_row_by_row() -> None:
 def test_2d_positions_ignore_depth_but_for_what_is_kept(
     config: SpatialVLAConfig, make_model: Make, inputs: SpatialVLAInputs
 ) -> None:
-    box = inputs.depths < inputs.depths.amax((2, 3), keepdim=True) - 0.05
-    moved = replace(inputs, depths=inputs.depths - box * 0.03 * torch.rand_like(inputs.depths))  # still above the table
-    hidden = replace(inputs, depths=inputs.depths.masked_fill(box & (torch.arange(32) < 16), 0.0))
+    assert inputs.geometry is not None
+    depths = inputs.geometry.depths
+    box = depths < depths.amax((2, 3), keepdim=True) - 0.05
+    moved = standing(inputs, depths=depths - box * 0.03 * torch.rand_like(depths))  # still above the table
+    hidden = standing(inputs, depths=depths.masked_fill(box & (torch.arange(32) < 16), 0.0))
     flat = replace(config, voxel_size=0.5, position=replace(config.position, kind="2d"))
     for kind, same in ((flat, True), (replace(config, voxel_size=None), False)):
         vlm = make_model(kind).vlm
@@ -248,8 +299,7 @@ def test_2d_embeds_each_kept_patchs_own_place(
     config: SpatialVLAConfig, make_model: Make, inputs: SpatialVLAInputs
 ) -> None:
     vlm = make_model(replace(config, position=replace(config.position, kind="2d", scale=3.0))).vlm
-    points = unproject(inputs.depths.flatten(0, 1), inputs.intrinsics.flatten(0, 1), inputs.poses.flatten(0, 1))
-    _, kept = patch_positions(points, inputs.depths.flatten(0, 1), inputs.workspace.repeat_interleave(2, 0), 8, "mean")
+    kept = kept_patches(inputs)
     embedded: list[torch.Tensor] = []
     vlm.position_embedding.register_forward_hook(lambda _, args, __: embedded.append(args[0]))
     vlm.embed_scene(inputs)
@@ -258,3 +308,120 @@ def test_2d_embeds_each_kept_patchs_own_place(
     assert vlm.position_embedding.scale == 1.0, "a picture is not measured in metres"
     distance = torch.cdist(*[vlm.position_embedding(places)] * 2) + torch.eye(32)
     assert distance.min() > 1e-2, "patches and views can be told apart"
+
+
+@pytest.mark.parametrize(("counts", "limit"), [((7, 3, 5), 4), ((4, 4), 4), ((9,), 1), ((0, 10, 0, 3), 3)])
+def test_too_many_tokens_are_thinned_out_evenly_and_always_the_same(counts: tuple[int, ...], limit: int) -> None:
+    owner = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    stays = thin_out(owner, limit)
+    assert torch.equal(stays, thin_out(owner, limit))
+    assert torch.equal(stays, stays.sort().values)
+    assert torch.bincount(owner[stays], minlength=len(counts)).tolist() == [min(count, limit) for count in counts]
+    start = 0
+    for count in counts:
+        own = stays[(stays >= start) & (stays < start + count)] - start
+        if count > limit:  # no gap is more than one longer than another
+            gaps = torch.diff(own)
+            assert len(gaps) == 0 or gaps.max() - gaps.min() <= 1
+        start += count
+
+
+def test_no_more_tokens_than_asked_for(config: SpatialVLAConfig, make_model: Make, inputs: SpatialVLAInputs) -> None:
+    everything, owner = make_model(config).vlm.embed_scene(inputs)
+    few, whose = make_model(replace(config, max_tokens=5)).vlm.embed_scene(inputs)
+    assert torch.bincount(owner).min() > 5
+    assert torch.bincount(whose).tolist() == [5, 5, 5]
+    assert all(any(torch.equal(token, other) for other in everything) for token in few)
+
+
+def test_without_crop_and_mask_every_patch_is_kept_where_its_depth_says(
+    config: SpatialVLAConfig, make_model: Make, inputs: SpatialVLAInputs
+) -> None:
+    assert inputs.geometry is not None
+    holes = inputs.geometry.depths.clone()
+    holes[0, 0] = 0.0
+    geometry = replace(inputs.geometry, depths=holes)
+    plain = replace(config.position, depth_sampling="center", near=0.0)
+    found = {}
+    for crop, mask in itertools.product((True, False), repeat=2):
+        vlm = make_model(replace(config, position=replace(plain, crop=crop, mask_depth=mask))).vlm
+        found[crop, mask] = vlm.locate_patches(geometry)
+    everything, kept = found[False, False]
+    assert kept.all()
+    # A pixel of no depth stands in the camera, as it does in LLaVA-3D.
+    torch.testing.assert_close(everything[0], inputs.geometry.poses[0, 0, :3, 3].expand_as(everything[0]))
+    assert not found[False, True][1][0].any()
+    assert found[False, True][1][1:].all()
+    assert torch.equal(found[True, True][1], found[True, False][1]), "the camera stands outside the workspace"
+    assert found[True, True][1].sum() < kept.sum()
+
+
+def embedded_points(
+    geometry: Geometry, patch_size: int, side: int, near: float
+) -> tuple[list[list[float]], list[list[float]]]:
+    """Pixel by pixel: what a kept patch's cells say of where they stand, one after the other, and where it stands."""
+    rows, centres = [], []
+    batch, views, height, width = geometry.depths.shape
+    for b, v in itertools.product(range(batch), range(views)):
+        k, pose, depth = (part[b, v].double() for part in (geometry.intrinsics, geometry.poses, geometry.depths))
+        lower, upper = geometry.workspace[b].double()
+        for top, left in itertools.product(range(0, height, patch_size), range(0, width, patch_size)):
+            cells: list[list[torch.Tensor]] = [[] for _ in range(side**2)]
+            for i, j in itertools.product(range(patch_size), repeat=2):
+                z = depth[top + i, left + j]
+                x, y = (left + j + 0.5 - k[0, 2]) / k[0, 0] * z, (top + i + 0.5 - k[1, 2]) / k[1, 1] * z
+                point = pose[:3, :3] @ torch.stack([x, y, z]) + pose[:3, 3]
+                if z.isfinite() and z > 0 and z >= near and (point >= lower).all() and (point <= upper).all():
+                    cells[i * side // patch_size * side + j * side // patch_size].append(point)
+            if seen := [point for cell in cells for point in cell]:
+                centre = torch.stack(seen).mean(0)
+                centres.append(centre.tolist())
+                rows.append(torch.cat([torch.stack(cell).mean(0) if cell else centre for cell in cells]).tolist())
+    return rows, centres
+
+
+@pytest.mark.parametrize(("points", "frequencies"), [(4, 0), (4, 3), (16, 2)])
+def test_several_points_of_a_patch_are_embedded_together(
+    config: SpatialVLAConfig, make_model: Make, inputs: SpatialVLAInputs, points: int, frequencies: int
+) -> None:
+    assert inputs.geometry is not None
+    depths = inputs.geometry.depths.clone()
+    depths[torch.rand(depths.shape) < 0.3] = 0.0
+    depths[..., 6:14, 6:22] = torch.nan  # whole cells of patches that are kept
+    pitted = standing(inputs, depths=depths)
+    position = replace(config.position, points=points, frequencies=frequencies)
+    vlm = make_model(replace(config, position=position, voxel_size=None)).vlm
+    seen: list[torch.Tensor] = []
+    vlm.position_embedding.register_forward_hook(lambda _, args, output: seen.extend((args[0], output)))
+    vlm.embed_scene(pitted)
+    rows, centres = embedded_points(pitted.geometry, 8, position.points_a_side, position.near)  # type: ignore[arg-type]
+    expected = torch.tensor(rows)
+    torch.testing.assert_close(seen[0], expected, atol=1e-5, rtol=0)
+    filled = (expected.view(len(rows), points, 3) == torch.tensor(centres)[:, None]).all(-1)
+    assert filled.any(), "some cell must be empty"
+    waves = [math.pi * 2.0**band * number for row in seen[0].tolist() for number in row for band in range(frequencies)]
+    angles = torch.tensor(waves).view(len(rows), -1)
+    first, norm, _, last = vlm.position_embedding.position_embedding_head
+    hidden = torch.cat([seen[0], angles.sin(), angles.cos()], 1) @ first.weight.T + first.bias
+    hidden = (hidden - hidden.mean(1, keepdim=True)) / (hidden.var(1, correction=0, keepdim=True) + norm.eps).sqrt()
+    hidden = (hidden * norm.weight + norm.bias).clamp(min=0) @ last.weight.T + last.bias
+    torch.testing.assert_close(seen[1], hidden, atol=1e-4, rtol=1e-4)
+
+
+def test_several_points_change_neither_which_patches_are_kept_nor_their_voxels(
+    config: SpatialVLAConfig, make_model: Make, inputs: SpatialVLAInputs
+) -> None:
+    several = replace(config, position=replace(config.position, points=4))
+    one, four = make_model(config).vlm, make_model(several).vlm
+    four.load_state_dict({**one.state_dict(), **four.position_embedding.state_dict(prefix="position_embedding.")})
+    for vlm in (one, four):  # wherever a patch stands, its embedding is nothing
+        for parameter in vlm.position_embedding.position_embedding_head[3].parameters():
+            torch.nn.init.zeros_(parameter)
+    (found, owner), (expected, whose) = four.embed_scene(inputs), one.embed_scene(inputs)
+    assert torch.equal(owner, whose)
+    assert torch.equal(found, expected)
+
+
+def test_one_point_has_the_parameters_it_always_had(config: SpatialVLAConfig, make_model: Make) -> None:
+    first = make_model(config).vlm.position_embedding.position_embedding_head[0]
+    assert first.weight.shape == (32, 3 + 6 * config.position.frequencies)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sim_eval.envs.contract import EpisodeKey, Observation, SimEvalError
-from sim_eval.policies.policy import PolicyRequest, load_policy
+from sim_eval.policies.policy import Inference, PolicyRequest, load_policy
 from sim_eval.policies.spatialvla.checkpoint import SpatialVLAPolicy, load_checkpoint, save_checkpoint
 from sim_eval.policies.spatialvla.configuration_spatialvla import SIZES, SpatialVLAConfig
 from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
@@ -38,7 +38,7 @@ def test_save_and_load_are_bit_identical(
     save_checkpoint(tmp_path / "run", each_model, processor)
     loaded = load_policy(str(tmp_path / "run"), "cpu")
     assert isinstance(loaded, SpatialVLAPolicy)
-    assert loaded.model.config == each_model.config
+    assert loaded.model.network == each_model.network
     for name, tensor in each_model.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], tensor), name
     before = SpatialVLAPolicy(each_model, processor, torch.device("cpu")).predict([ask(processor, observe, 0)])
@@ -85,16 +85,16 @@ def test_other_euler_steps_are_taken_and_stand_in_the_spec(
 ) -> None:
     own = load_policy(str(folder), "cpu")
     assert isinstance(own, SpatialVLAPolicy)
-    steps = own.model.config.expert.euler_steps
-    same, other = (load_policy(str(folder), "cpu", count) for count in (steps, steps + 1))
+    steps = own.model.network.expert.euler_steps
+    same, other = (load_policy(str(folder), "cpu", Inference(count)) for count in (steps, steps + 1))
     assert (own.spec.variant, same.spec.variant, other.spec.variant) == ("", "", f"{steps + 1} Euler steps")
     mine, likewise, differently = (
         policy.predict([ask(processor, observe, 0)])[0].actions for policy in (own, same, other)
     )
     assert np.array_equal(mine, likewise)
     assert not np.allclose(mine, differently, atol=1e-6)
-    with pytest.raises(SimEvalError, match="takes no Euler steps"):
-        load_policy("zero", euler_steps=2)
+    with pytest.raises(SimEvalError, match="leave --euler-steps out"):
+        load_policy("zero", inference=Inference(2))
 
 
 def test_loading_leaves_the_callers_random_stream_alone(folder: Path) -> None:
@@ -124,14 +124,14 @@ def test_missing_truncated_and_empty_files_are_named(folder: Path, name: str) ->
 @pytest.mark.parametrize(
     ("name", "part", "value", "blamed"),
     [
-        ("config.json", ("text", "mlp"), 56, "model.safetensors"),
-        ("config.json", ("text", "layers"), 2, "config.json"),
-        ("config.json", ("text", "layers"), "many", "config.json"),
-        ("config.json", ("vision",), None, "config.json"),
-        ("config.json", ("voxel_sizes",), 1, "config.json"),
-        ("config.json", ("frame",), "elbow", "config.json"),
-        ("config.json", ("expert", "state_dim"), 5, "processor.json"),
-        ("processor.json", ("cameras", "wrist"), [64, 64], "processor.json"),
+        ("config.json", ("network", "text", "mlp"), 56, "model.safetensors"),
+        ("config.json", ("network", "text", "layers"), 2, "config.json"),
+        ("config.json", ("network", "text", "layers"), "many", "config.json"),
+        ("config.json", ("network", "vision"), None, "config.json"),
+        ("config.json", ("network", "voxel_sizes"), 1, "config.json"),
+        ("config.json", ("network", "frame"), "elbow", "config.json"),
+        ("config.json", ("network", "expert", "state_dim"), 5, "processor.json"),
+        ("processor.json", ("cameras", "wrist"), [64], "processor.json"),
         ("processor.json", ("cameras",), 3, "processor.json"),
         ("processor.json", ("normalization", "mode"), "min_max", "processor.json"),
         ("processor.json", ("normalization", "fields", "action", "std"), [1.0], "processor.json"),
@@ -151,6 +151,20 @@ def test_files_that_do_not_fit_each_other_are_named(
         load_checkpoint(folder, "cpu")
     assert str(caught.value).startswith(str(folder / blamed))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(
+    folder: Path, model: SpatialVLAForConditionalGeneration, processor: SpatialVLAProcessor, value: float
+) -> None:
+    with torch.no_grad():
+        model.action_expert.action_out_proj.bias[3] = value
+    save_checkpoint(folder, model, processor)
+    with pytest.raises(
+        SimEvalError, match=r"model\.safetensors: action_expert\.action_out_proj\.bias holds NaN"
+    ) as told:
+        load_checkpoint(folder, "cpu")
+    assert "\n" not in str(told.value)
 
 
 def test_a_failed_write_leaves_the_old_checkpoint(
@@ -182,7 +196,7 @@ def test_unknown_device_and_unwritable_folder(
         save_checkpoint(tmp_path / "file", model, processor)
 
 
-@pytest.mark.parametrize("size", sorted(SIZES))
-def test_named_sizes_survive_json(size: str) -> None:
-    data = json.loads(json.dumps(SIZES[size].to_dict()))
-    assert SpatialVLAConfig.from_dict(data) == SIZES[size]
+@pytest.mark.parametrize("config", [config for size in SIZES.values() for config in size.values()])
+def test_named_sizes_survive_json(config: SpatialVLAConfig) -> None:
+    data = json.loads(json.dumps(config.to_dict()))
+    assert SpatialVLAConfig.from_dict(data) == config

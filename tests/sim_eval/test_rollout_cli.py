@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,7 +113,9 @@ def test_another_run_in_the_folder_is_refused(
         (["--policy", "zero", "--first", "-1"], "--first must be 0 or more"),
         (["--policy", "zero", "--replan", "0"], "--replan must be 1 or more"),
         (["--policy", "zero", "--euler-steps", "0"], "--euler-steps must be 1 or more"),
-        (["--policy", "zero", "--euler-steps", "2"], "policy 'zero' takes no Euler steps"),
+        (["--policy", "zero", "--euler-steps", "2"], "policy 'zero' has no network: leave --euler-steps out"),
+        (["--policy", "zero", "--weights", "int8"], "policy 'zero' has no network: leave --weights out"),
+        (["--policy", "random", "--compile"], "policy 'random' has no network: leave --compile out"),
         (["--policy", "zero", "--video", "some"], "some"),
         (["--policy", "zero", "--speed", "9"], "--speed"),
         ([], "--policy"),
@@ -148,6 +151,7 @@ def test_run_json_has_a_command_that_parses_to_the_same_arguments(monkeypatch: p
     import tyro
 
     arguments = RolloutArguments("zero", "robosuite/Lift", 3, "val", 5, "none", Path("x"), "cpu", True, "faithful", 2)
+    arguments = replace(arguments, weights="int8", compile=True)
     assert tyro.cli(RolloutArguments, args=command(arguments)[3:]) == arguments
 
 

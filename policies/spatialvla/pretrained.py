@@ -1,0 +1,405 @@
+"""Published weights read into this network: LLaVA-3D, the CLIP tower it stands on, and Gemma for late fusion.
+
+Names of LLaVA-3D's tensors are those of ZCMax/LLaVA-3D (Apache-2.0). Nothing is unpickled but tensors, and nothing
+stays at its random initial value unless it is meant to: every other tensor is read, or stands in an error.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TypedDict, Unpack, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sim_eval.envs.contract import SimEvalError
+from sim_eval.policies.spatialvla.configuration_spatialvla import (
+    LLAVA3D_7B,
+    ActionExpertType,
+    ExpertConfig,
+    SpatialVLAConfig,
+    TextConfig,
+    VisionConfig,
+)
+from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
+
+# One file, or many with an index that says which holds what; safetensors are preferred to pickled tensors.
+LAYOUTS = (
+    ("model.safetensors", "model.safetensors.index.json"),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
+VISION, TEXT = "vlm.vision_tower.", "vlm.language_model."
+# Published name -> ours, by prefix; the first that fits.
+PREFIXES = (
+    ("model.vision_tower.vision_tower.vision_model.", VISION),
+    ("model.vision_tower.vision_tower.", VISION),
+    ("model.video_tower.video_tower.positional_embedding.", "vlm.position_embedding."),
+    ("model.mm_projector.", "vlm.mm_projector."),
+    ("model.", TEXT),
+)
+# Of a published checkpoint, what no policy reads: the word head, and the encoder of clicked points.
+UNREAD = ("lm_head.", "model.video_tower.prompt_encoder.")
+
+
+class LoadingOptions(TypedDict, total=False):
+    """Keyword arguments of :func:`from_llava3d`; ``dtype`` and ``config`` are not :func:`llava3d_config`'s."""
+
+    gemma: str | Path | None
+    clip: str | Path | None
+    from_scratch: bool
+    expert_config: ExpertConfig | None
+    config: SpatialVLAConfig | None
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """The tensors of a checkpoint folder, each read when it is asked for.
+
+    Attributes:
+        folder: where they lie.
+        readers: name -> what reads it.
+    """
+
+    folder: Path
+    readers: Mapping[str, Callable[[], Tensor]]
+
+    def read(self, name: str) -> Tensor:
+        """One tensor.
+
+        Raises:
+            SimEvalError: it holds a number that is not finite, or its file is damaged.
+        """
+        try:
+            tensor = self.readers[name]()
+        except (SafetensorError, RuntimeError) as error:
+            raise SimEvalError(f"{self.folder}: {name} cannot be read ({error}): download it again") from error
+        if not tensor.isfinite().all():
+            raise SimEvalError(f"{self.folder}: {name} holds NaN or infinity: download it again")
+        return tensor
+
+
+def open_tensors(folder: Path) -> Tensors:
+    """The tensors of a folder in Hugging Face's layout: one file or shards with an index, safetensors or ``bin``.
+
+    Raises:
+        SimEvalError: there are none, a shard is missing, or a file is damaged.
+    """
+    for single, index in LAYOUTS:
+        if (folder / index).exists():
+            places = cast(Mapping[str, str], read_json(folder / index).get("weight_map", {}))
+            files = sorted(set(places.values()))
+            if missing := [file for file in files if not (folder / file).exists()]:
+                raise SimEvalError(f"{folder}: {', '.join(missing)} missing, which {index} names: download it again")
+            break
+        if (folder / single).exists():
+            files = [single]
+            break
+    else:
+        names = ", ".join(name for pair in LAYOUTS for name in pair)
+        raise SimEvalError(f"{folder} holds no weights: none of {names}")
+    readers: dict[str, Callable[[], Tensor]] = {}
+    for file in files:
+        readers |= _open_file(folder / file)
+    return Tensors(folder, readers)
+
+
+def _open_file(path: Path) -> dict[str, Callable[[], Tensor]]:
+    try:
+        if path.suffix == ".safetensors":
+            opened = safe_open(path, framework="pt")
+            names: list[str] = opened.keys()  # type: ignore[no-untyped-call]
+            return {name: partial(opened.get_tensor, name) for name in names}
+        loaded: dict[str, Tensor] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        return {name: partial(torch.Tensor.detach, tensor) for name, tensor in loaded.items()}
+    except Exception as error:  # either library reports damage in many ways
+        raise SimEvalError(f"{path} is damaged ({type(error).__name__}): download it again") from error
+
+
+def read_json(path: Path) -> dict[str, object]:
+    try:
+        data = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise SimEvalError(f"{path} is missing: name the folder of a whole checkpoint") from error
+    except (OSError, ValueError) as error:
+        raise SimEvalError(f"{path} cannot be read ({error}): download it again") from error
+    if not isinstance(data, dict):
+        raise SimEvalError(f"{path} is not a table of fields: download it again")
+    return data
+
+
+def local_folder(reference: str | Path) -> Path:
+    """A folder as it is, or the local copy of a repository of the Hugging Face hub, downloaded when it is not there.
+
+    Raises:
+        SimEvalError: neither.
+    """
+    if Path(reference).is_dir():
+        return Path(reference)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(reference)))
+    except Exception as error:  # network, name, permission
+        raise SimEvalError(
+            f"'{reference}' is neither a folder nor a repository that could be downloaded ({type(error).__name__})"
+        ) from error
+
+
+def from_llava3d(
+    reference: str | Path, expert: ActionExpertType, **options: Unpack[LoadingOptions]
+) -> SpatialVLAForConditionalGeneration:
+    """A policy whose VLM is a published LLaVA-3D.
+
+    Args:
+        reference: folder or hub repository of LLaVA-3D, such as "ChaimZhu/LLaVA-3D-7B".
+        expert: which action expert stands on it.
+        gemma: folder or repository of the Gemma that becomes the decoder of late fusion, such as "google/gemma-2b".
+        clip: of a vision tower that takes the place of the checkpoint's own; without it and without an own one, it is
+            the tower that the checkpoint names.
+        from_scratch: start the expert's decoder from random weights; otherwise that of deep fusion starts as a copy of
+            the VLM's layers, and that of late fusion as ``gemma``.
+        expert_config: sizes of state, actions and sampler, and of a decoder from scratch; those of a decoder that is
+            loaded follow from what is loaded.
+        config: as :func:`llava3d_config` gives it, with settings changed that no weight's shape depends on, such as
+            ``voxel_size``; in the place of ``expert_config``.
+        dtype: of the weights; float32 if not given.
+
+    Raises:
+        SimEvalError: something is missing, unknown, of another shape, or not finite; names all of it.
+    """
+    clip, gemma, from_scratch = options.get("clip"), options.get("gemma"), options.get("from_scratch", False)
+    folder = local_folder(reference)
+    config = options.get("config") or llava3d_config(reference, expert, **options)
+    tensors = open_tensors(folder)
+    model = _random_model(config, options.get("dtype", torch.float32))
+    sources = [_Source(tensors, _llava3d_name if clip is None else _llava3d_name_without_tower)]
+    if clip is not None or not any(name.startswith(PREFIXES[1][0]) for name in tensors.readers):
+        tower = vision_tower_folder(folder, read_json(folder / "config.json"), clip)
+        sources.append(_Source(open_tensors(tower), _clip_name))
+    loads_gemma = expert == "late_gemma" and not from_scratch
+    if loads_gemma:
+        sources.append(_Source(open_tensors(_gemma_folder(gemma)), _gemma_name))
+    _fill(model, sources, random=("action_expert.",), loaded=("action_expert.model.",) if loads_gemma else ())
+    if expert == "deep_llama" and not from_scratch:
+        _copy_layers(model)
+    return model
+
+
+def llava3d_config(
+    reference: str | Path, expert: ActionExpertType, **options: Unpack[LoadingOptions]
+) -> SpatialVLAConfig:
+    """The configuration of what :func:`from_llava3d` makes of the same arguments; reads no weights.
+
+    Raises:
+        SimEvalError: a configuration is missing, or is of another kind of model.
+    """
+    folder = local_folder(reference)
+    published = read_json(folder / "config.json")
+    tower = vision_tower_folder(folder, published, options.get("clip"))
+    layer = int(cast(int, published.get("mm_vision_select_layer", -2)))
+    vision, text = vision_config(read_json(tower / "config.json"), layer), text_config(published)
+    sizes = options.get("expert_config") or ExpertConfig()
+    if expert == "deep_llama":
+        sizes = replace(
+            sizes,
+            layers=text.layers,
+            kv_heads=text.kv_heads,
+            head_dim=text.head_dim,
+            rope_theta=text.rope_theta,
+            norm_eps=text.norm_eps,
+        )
+        if not options.get("from_scratch", False):
+            sizes = replace(sizes, width=text.width, heads=text.heads, mlp=text.mlp)
+    elif not options.get("from_scratch", False):
+        sizes = gemma_config(read_json(_gemma_folder(options.get("gemma")) / "config.json"), sizes)
+    return replace(LLAVA3D_7B, vision=vision, text=text, expert=sizes, action_expert_type=expert)
+
+
+def _gemma_folder(gemma: str | Path | None) -> Path:
+    if gemma is None:
+        raise SimEvalError("late_gemma starts from a Gemma: name one, such as google/gemma-2b, or start from scratch")
+    return local_folder(gemma)
+
+
+def vision_tower_folder(folder: Path, llava: Mapping[str, object], clip: str | Path | None = None) -> Path:
+    """The CLIP of a LLaVA-3D: ``clip`` if given, else the one that its ``config.json`` names, beside it or on the hub.
+
+    Raises:
+        SimEvalError: it names none, or it cannot be had.
+    """
+    if clip is not None:
+        return local_folder(clip)
+    with _fields(f"{folder / 'config.json'}"):
+        named = str(llava["mm_vision_tower"])
+    return folder / named if (folder / named).is_dir() else local_folder(named)
+
+
+def vision_config(clip: Mapping[str, object], feature_layer: int) -> VisionConfig:
+    """Of the ``config.json`` of a CLIP, or of its vision tower alone."""
+    tower = cast(Mapping[str, int], clip.get("vision_config", clip))
+    with _fields("the CLIP's config.json"):
+        return VisionConfig(
+            image_size=tower["image_size"],
+            patch_size=tower["patch_size"],
+            width=tower["hidden_size"],
+            layers=tower["num_hidden_layers"],
+            heads=tower["num_attention_heads"],
+            mlp=tower["intermediate_size"],
+            feature_layer=feature_layer,
+            prune=False,
+        )
+
+
+def text_config(llava: Mapping[str, object]) -> TextConfig:
+    """Of LLaVA-3D's ``config.json``."""
+    sizes = cast(Mapping[str, int], llava)
+    with _fields("LLaVA-3D's config.json"):
+        return TextConfig(
+            width=sizes["hidden_size"],
+            layers=sizes["num_hidden_layers"],
+            heads=sizes["num_attention_heads"],
+            kv_heads=sizes.get("num_key_value_heads") or sizes["num_attention_heads"],
+            mlp=sizes["intermediate_size"],
+            rope_theta=_rope_theta(llava),
+            norm_eps=cast(Mapping[str, float], llava)["rms_norm_eps"],
+            vocab_size=sizes["vocab_size"],
+        )
+
+
+def gemma_config(gemma: Mapping[str, object], expert: ExpertConfig) -> ExpertConfig:
+    """The expert's sizes with the decoder's taken from a Gemma's ``config.json``."""
+    sizes = cast(Mapping[str, int], gemma)
+    with _fields("Gemma's config.json"):
+        return replace(
+            expert,
+            width=sizes["hidden_size"],
+            layers=sizes["num_hidden_layers"],
+            heads=sizes["num_attention_heads"],
+            kv_heads=sizes["num_key_value_heads"],
+            head_dim=sizes["head_dim"],
+            mlp=sizes["intermediate_size"],
+            rope_theta=_rope_theta(gemma),
+            norm_eps=cast(Mapping[str, float], gemma)["rms_norm_eps"],
+        )
+
+
+def _rope_theta(config: Mapping[str, object]) -> float:
+    """Where transformers has written it: by itself until version 4, among others since."""
+    rope = cast(Mapping[str, float], config.get("rope_parameters") or {})
+    theta = config.get("rope_theta", rope.get("rope_theta", 10_000.0))
+    return float(cast(float, theta))
+
+
+@contextmanager
+def _fields(where: str) -> Iterator[None]:
+    try:
+        yield
+    except KeyError as error:
+        raise SimEvalError(f"{where} says nothing of {error.args[0]}: is it another kind of model?") from error
+
+
+def _random_model(config: SpatialVLAConfig, dtype: torch.dtype) -> SpatialVLAForConditionalGeneration:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        return SpatialVLAForConditionalGeneration(config)
+    finally:
+        torch.set_default_dtype(before)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Tensors, and how their names are ours; a name that maps to None is read by no policy."""
+
+    tensors: Tensors
+    rename: Callable[[str], str | None]
+
+
+def _llava3d_name(name: str) -> str | None:
+    if name.startswith(UNREAD) or name.endswith("rotary_emb.inv_freq"):
+        return None
+    for published, ours in PREFIXES:
+        if name.startswith(published):
+            return ours + name.removeprefix(published)
+    return name
+
+
+def _llava3d_name_without_tower(name: str) -> str | None:
+    return None if name.startswith(PREFIXES[1][0]) else _llava3d_name(name)
+
+
+def _clip_name(name: str) -> str | None:
+    """Of a whole CLIP only the vision tower is read."""
+    if name.startswith(("text_model.", "text_projection.", "visual_projection.")) or name == "logit_scale":
+        return None
+    return VISION + name.removeprefix("vision_model.")
+
+
+def _gemma_name(name: str) -> str | None:
+    """The expert is handed embeddings, so Gemma's own for words are not read."""
+    inner = name.removeprefix("model.")
+    return None if inner.startswith(("embed_tokens.", "lm_head.")) else f"action_expert.model.{inner}"
+
+
+def _unbuilt(config: SpatialVLAConfig, name: str) -> bool:
+    """Whether a tensor belongs to a part of the vision tower above the layer that is read, which is not built."""
+    if not name.startswith(VISION):
+        return False
+    part = name.removeprefix(VISION).split(".")
+    above = part[:2] == ["encoder", "layers"] and part[2].isdigit() and int(part[2]) >= config.vision.built_layers
+    return above or part[0] == "post_layernorm" or part[-1] == "position_ids"
+
+
+@torch.no_grad()
+def _fill(
+    model: SpatialVLAForConditionalGeneration,
+    sources: Iterable[_Source],
+    random: tuple[str, ...],
+    loaded: tuple[str, ...],
+) -> None:
+    """Copies every tensor of the sources to its place.
+
+    Args:
+        random: prefixes of what may keep its random values.
+        loaded: prefixes among those that may not.
+
+    Raises:
+        SimEvalError: lists what is missing, unknown and of another shape.
+    """
+    wanted = model.state_dict()
+    found: set[str] = set()
+    faults: list[str] = []
+    for source in sources:
+        for name in source.tensors.readers:
+            ours = source.rename(name)
+            if ours is None or _unbuilt(model.network, ours):
+                continue
+            if ours not in wanted:
+                faults.append(f"unknown {name}")
+                continue
+            tensor = source.tensors.read(name)
+            if tensor.shape != wanted[ours].shape:
+                faults.append(f"{name} has shape {tuple(tensor.shape)}, not {tuple(wanted[ours].shape)}")
+                continue
+            wanted[ours].copy_(tensor)
+            found.add(ours)
+    may_be_random = {name for name in wanted if name.startswith(random) and not (loaded and name.startswith(loaded))}
+    faults += [f"missing {name}" for name in wanted if name not in found and name not in may_be_random]
+    if faults:
+        folders = ", ".join(str(source.tensors.folder) for source in sources)
+        raise SimEvalError(f"{folders} do not make a {model.network.action_expert_type}: {'; '.join(faults)}")
+
+
+@torch.no_grad()
+def _copy_layers(model: SpatialVLAForConditionalGeneration) -> None:
+    """The deep expert's decoder starts where the VLM's layers and final norm are."""
+    language, decoder = model.vlm.language_model, model.action_expert.model
+    decoder.layers.load_state_dict(language.layers.state_dict())
+    decoder.norm.load_state_dict(language.norm.state_dict())

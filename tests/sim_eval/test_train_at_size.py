@@ -1,0 +1,139 @@
+"""Training's options for large networks through the command line: a plan first, published weights, processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from sim_eval import collect, rollout, train
+from sim_eval.envs.contract import SimEvalError
+from sim_eval.reporting.training_record import read_record
+
+GOLDEN = Path(__file__).parents[1] / "policies" / "golden" / "llava3d" / "square"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("demonstrations")
+    collect.main(collect.CollectArguments(task="robosuite/LiftWide", out=out, episodes=2, size=64))
+    return out
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LLaVA-3D at small width with a tokenizer of Llama's kind."""
+    folder = Path(shutil.copytree(GOLDEN, tmp_path_factory.mktemp("published") / "llava3d"))
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Metaspace()
+    letters = [chr(number) for number in range(32, 127)]
+    trainer = trainers.BpeTrainer(special_tokens=["<unk>", "<s>", "</s>"], initial_alphabet=letters, vocab_size=200)
+    tokenizer.train_from_iterator(["USER: lift the cube ASSISTANT:"], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A <s> $B", [("<s>", 1)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def arguments(**changes: object) -> train.TrainArguments:
+    options = {"steps": 3, "batch_size": 2, "val_episodes": 0, **changes}
+    return train.TrainArguments(**options)  # type: ignore[arg-type]
+
+
+def test_a_dry_run_prints_the_plan_and_makes_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = {"size": "llava3d-7b", "expert": "late_gemma", "lora": ("vlm",), "freeze": ("vision",), "dry_run": True}
+    plan = arguments(**options, precision="bfloat16", checkpointing=True, device="cpu")
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 100e9}))
+    assert train.main(plan) == 0
+    shown = capsys.readouterr().out
+    assert "vision     290,909,184    0" in shown
+    assert "all        8,958,986,247  2,060,733,447 (23.0%)" in shown
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 24e9}))
+    with pytest.raises(SimEvalError, match=r"training needs 56\.\d GB and cpu has 24\.0 GB free: use a smaller"):
+        train.main(plan)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_published_checkpoint_is_trained_and_rolled_out(data: Path, published: Path, tmp_path: Path) -> None:
+    out = tmp_path / "checkpoint"
+    options = {"data": (data,), "out": out, "llava3d": str(published), "freeze": ("vision",), "lora": ("vlm",)}
+    assert train.main(arguments(**options, overrides=("voxel_size=0.05", "frame=gripper"))) == 0
+    assert read_record(out).size == "published"
+    source, trained = load_file(published / "model.safetensors"), load_file(out / "model.safetensors")
+    tower = load_file(published / "vision_tower" / "model.safetensors")
+    same = [name for name in trained if name.startswith("vlm.vision_tower.encoder.")]
+    assert same
+    for name in same:
+        inner = name.removeprefix("vlm.vision_tower.")
+        assert torch.equal(trained[name], tower.get(f"vision_model.{inner}", tower.get(inner))), name
+    query = "layers.0.self_attn.q_proj.weight"
+    change = (trained[f"vlm.language_model.{query}"] - source[f"model.{query}"]).abs()
+    assert 0 < change.max() < 0.1
+    config = json.loads((out / "config.json").read_text())["network"]
+    assert (config["voxel_size"], config["frame"], config["vision"]["image_size"]) == (0.05, "gripper", 112)
+    played = rollout.RolloutArguments(policy=str(out), episodes=1, out=tmp_path / "run", video="none")
+    assert rollout.main(played) == 0
+    line = json.loads((tmp_path / "run" / "episodes.jsonl").read_text())
+    assert line["error"] is None
+
+
+def test_two_processes_write_what_one_writes(data: Path, tmp_path: Path) -> None:
+    weights = []
+    for processes, share in ((1, 4), (2, 2)):
+        out = tmp_path / str(processes)
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if processes == 2 else []
+        command = [sys.executable, *launcher, "-m", "sim_eval.train", "--data", str(data), "--out", str(out)]
+        command += ["--steps", "3", "--batch-size", str(share), "--val-episodes", "0", "--device", "cpu"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.count("score it:") == 1, "one process speaks for all"
+        weights.append(load_file(out / "model.safetensors"))
+    assert read_record(tmp_path / "2").steps == 3
+    for name, tensor in weights[0].items():
+        if not name.endswith("k_proj.bias"):  # of which no loss depends: its steps are rounding's
+            torch.testing.assert_close(weights[1][name], tensor, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_features_are_kept_of_a_frozen_vlm_only(data: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "features"
+    with pytest.raises(SimEvalError, match="--cache-features needs a VLM that does not change: add --freeze vision"):
+        train.main(arguments(data=(data,), out=tmp_path / "a", cache_features=kept))
+    frozen = {"data": (data,), "freeze": ("vision", "position", "projector", "vlm")}
+    assert train.main(arguments(**frozen, out=tmp_path / "b", cache_features=kept)) == 0
+    assert train.main(arguments(**frozen, out=tmp_path / "c")) == 0
+    cached, plain = (load_file(tmp_path / name / "model.safetensors") for name in "bc")
+    for name, tensor in plain.items():
+        torch.testing.assert_close(cached[name], tensor, atol=1e-6, rtol=1e-5, msg=name)
+    assert list(kept.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"size": "llava3d-7b"}, "would start from random weights: start from published ones"),
+        ({"shard": True, "val_episodes": 2}, "--shard leaves no process the whole network"),
+        ({"lora": ("vlm",), "freeze": ("vlm",)}, "part 'vlm' is in --freeze and in --lora"),
+        ({"freeze": ("head",)}, "unknown part 'head': choose among vision"),
+        ({"lora": ("projector",)}, "'projector' cannot be adapted"),
+        ({"lora": ("vlm",), "lora_rank": 0}, "--lora-rank must be 1 or more"),
+        ({"llava3d": "no/such/folder"}, "neither a folder nor a repository"),
+    ],
+)
+def test_bad_input_is_one_line(changes: dict[str, object], says: str, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(SimEvalError, match=says) as caught:
+        train.main(arguments(**{"data": (data,), "out": tmp_path / "out", **changes}))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,66 @@
+"""The benchmarks of the network run, and what they build is what they say."""
+
+from __future__ import annotations
+
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sim_eval.policies.spatialvla.configuration_spatialvla import EXPERTS
+from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, Any]]:
+    """What a benchmark's file defines."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return lambda name: runpy.run_path(str(BENCHMARKS / name))
+
+
+@pytest.mark.parametrize("expert", EXPERTS)
+def test_the_prefix_cache_changes_nothing(program: Callable[[str], dict[str, Any]], expert: str) -> None:
+    cached, uncached, difference = program("prefix_cache.py")["compare"](expert, 2)
+    assert len(cached) == len(uncached) == 2
+    assert difference <= 1e-5
+
+
+def test_the_program_for_the_real_size_predicts_a_chunk() -> None:
+    command = [sys.executable, str(BENCHMARKS / "seven_billion.py"), "--size", "proof", "--threads", "1"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    assert "341,383 parameters, bfloat16" in answer.stdout
+    assert "one chunk of (8, 7)" in answer.stdout
+    assert "peak memory" in answer.stdout
+
+
+def test_what_is_built_from_nothing_is_whole(program: Callable[[str], dict[str, Any]]) -> None:
+    benchmark = program("seven_billion.py")
+    config = benchmark["configuration"]("proof")
+    built = benchmark["build"](config)
+    usual = SpatialVLAForConditionalGeneration(config)
+    for (name, found), expected in zip(built.named_buffers(), usual.buffers(), strict=True):
+        assert torch.equal(found, expected), name
+        assert found.dtype == expected.dtype, name
+    for (name, found), expected in zip(built.named_parameters(), usual.named_parameters(), strict=True):
+        exact = name.startswith("vlm.position_embedding.")
+        assert found.dtype == (torch.float32 if exact else torch.bfloat16), name
+        if "norm" in name:
+            assert torch.equal(found.float(), expected[1]), name
+        elif found.dim() > 1:
+            assert 0.01 < found.float().std() < 0.03, name
