@@ -20,20 +20,9 @@ from sim_eval.envs.contract import SimEvalError
 if TYPE_CHECKING:
     from sim_eval.evaluation.engine import EpisodeResult
     from sim_eval.evaluation.run_folder import Run
+    from sim_eval.reporting.tables import Grid
 
-HEADER = (
-    "rank",
-    "policy",
-    "success / planned",
-    "rate",
-    "95 % interval",
-    "success / completed",
-    "at the end",
-    "steps to success",
-    "run",
-)
 NOTE = (
-    "Rates and Wilson intervals are over all planned episodes, one that broke off with an error being a failure. "
     "Rank: 1 + how many policies are significantly better on the same episodes (exact McNemar, Holm over the table, "
     "p < 0.05); who cannot be told apart shares a rank. "
     "A privileged policy sees the simulator's state: its score is a bound, not a policy's score."
@@ -55,10 +44,20 @@ class LeaderboardArguments:
 
 @dataclass(frozen=True)
 class Table:
-    """One ranking: a title and rows under :data:`HEADER`, best first."""
+    """One ranking.
+
+    Attributes:
+        ranking: best first.
+        phases: how far episodes came, in the same order; None: over several tasks, whose phases differ.
+    """
 
     title: str
-    rows: tuple[tuple[str, ...], ...]
+    ranking: Grid
+    phases: Grid | None
+
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        return (self.ranking, self.phases) if self.phases else (self.ranking,)
 
 
 @dataclass(frozen=True)
@@ -121,68 +120,56 @@ def tables(runs: Sequence[Run]) -> list[Table]:
     if len(parts) > 1:
         parts["all tasks"] = set(manifest.tasks)
     return [
-        Table(
+        ranked(
             f"{name} ({conditions})",
-            ranked(runs, [[result for result in each.episodes if result.key.task in part] for each in runs]),
+            runs,
+            [[result for result in each.episodes if result.key.task in part] for each in runs],
         )
         for name, part in parts.items()
     ]
 
 
-def ranked(runs: Sequence[Run], results: Sequence[Sequence[EpisodeResult]]) -> tuple[tuple[str, ...], ...]:
-    """Rows of runs by rank, then by successes; each run's results are of the same episodes."""
+def ranked(title: str, runs: Sequence[Run], results: Sequence[Sequence[EpisodeResult]]) -> Table:
+    """Runs by rank, then by successes; each run's results are of the same episodes."""
     from sim_eval.reporting.intervals import ranks
+    from sim_eval.reporting.summary import COLUMNS, phase_grid, summarize, summary_cells
+    from sim_eval.reporting.tables import Grid, policy_label
 
     # Two runs on one manifest may have been planned in another order of tasks.
-    successes = [[result.success for result in sorted(each, key=lambda result: result.key)] for each in results]
+    in_order = [sorted(each, key=lambda result: result.key) for each in results]
+    successes = [[result.success for result in each] for each in in_order]
+    tasks = {result.key.task for result in in_order[0]}
+    scored = [summarize(", ".join(sorted(tasks)), each) for each in in_order]
     order = sorted(
-        zip(ranks(successes), runs, results, strict=True),
-        key=lambda entry: (
-            entry[0],
-            -sum(result.success for result in entry[2]),
-            entry[1].policy,
-            str(entry[1].folder),
-        ),
+        zip(ranks(successes), runs, scored, strict=True),
+        key=lambda entry: (entry[0], -entry[2].successes, entry[1].policy, str(entry[1].folder)),
     )
-    return tuple(row(rank, found, episodes) for rank, found, episodes in order)
-
-
-def row(rank: int, found: Run, results: Sequence[EpisodeResult]) -> tuple[str, ...]:
-    from sim_eval.reporting.tables import interval, rate
-
-    planned, completed = len(results), sum(result.error is None for result in results)
-    successes = sum(result.success for result in results)
-    firsts = [result.first_success for result in results if result.first_success is not None]
-    name = f"{found.policy}@{found.digest[:8]}" if found.digest else found.policy
-    name += f", {found.variant}" if found.variant else ""
-    return (
-        str(rank),
-        f"{name} (privileged)" if found.privileged else name,
-        f"{successes} / {planned}",
-        rate(successes, planned),
-        interval(successes, planned),
-        f"{successes} / {completed}",
-        rate(sum(result.success_end for result in results), planned),
-        f"{sum(firsts) / len(firsts):.1f}" if firsts else "-",
-        found.folder.name,
-    )
+    rows = [
+        (str(rank), policy_label(found), *summary_cells(summary), found.folder.name) for rank, found, summary in order
+    ]
+    phases = phase_grid(("furthest phase",), [((policy_label(found),), summary) for _, found, summary in order])
+    return Table(title, Grid(("rank", "policy", *COLUMNS, "run"), tuple(rows)), phases if len(tasks) == 1 else None)
 
 
 def main(arguments: LeaderboardArguments) -> int:
     """Runs the command; returns the exit code, 1 when no run could be ranked."""
     from sim_eval.evaluation.run_folder import atomic
+    from sim_eval.reporting.summary import COLUMNS_NOTE
     from sim_eval.reporting.tables import markdown, terminal
 
     board = build(find_runs(arguments.runs))
+    note = f"{COLUMNS_NOTE} {NOTE}"
     for table in board.tables:
-        print(f"{table.title}\n{terminal(HEADER, table.rows)}\n")
+        print(f"{table.title}\n" + "".join(f"{terminal(*grid)}\n\n" for grid in table.grids), end="")
     for folder, reason in board.left_out:
         print(f"left out: {folder}: {reason}", file=sys.stderr)
     if board.tables:
-        print(NOTE)
+        print(note)
     if arguments.markdown:
-        parts = [f"## {table.title}\n\n{markdown(HEADER, table.rows)}\n" for table in board.tables]
-        parts += [NOTE + "\n"] if board.tables else []
+        parts = []
+        for table in board.tables:
+            parts += [f"## {table.title}\n", *(f"{markdown(*grid)}\n" for grid in table.grids)]
+        parts += [note + "\n"] if board.tables else []
         left = "\n".join(f"- {folder.name}: {reason}" for folder, reason in board.left_out)
         parts += [f"## Left out\n\n{left}\n"] if left else []
         with atomic(arguments.markdown) as partial:

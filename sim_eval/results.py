@@ -20,15 +20,16 @@ from sim_eval.envs.contract import SimEvalError
 
 if TYPE_CHECKING:
     from sim_eval.evaluation.engine import RolloutProtocol
-    from sim_eval.reporting.comparison import Comparison, Panel, Setting, Tally, Tested, Training
+    from sim_eval.reporting.comparison import Comparison, Panel, Setting, Tested, Training
+    from sim_eval.reporting.summary import Part, Tally
 
 PAGE, MINUTES, DEMONSTRATIONS = "results.md", "minutes.svg", "demonstrations.svg"
 SETTING_HEADER = ("changes", "demonstrations")
-Column: TypeAlias = tuple[str, str]  # task and goal; goal "" is the whole task
-Scores: TypeAlias = "Mapping[Column, Sequence[Tally]]"
+Scores: TypeAlias = "Mapping[Part, Sequence[Tally]]"
 
 INTERVALS = (
-    "Success rate and Wilson's 95 % interval; n counts episodes, one that broke off with an error being a failure."
+    "Success rate and Clopper-Pearson's 95 % interval; n counts episodes, one that broke off with an error being a "
+    "failure."
 )
 POOLED = (
     "All seeds' episodes together, and in brackets each seed's own rate. The interval takes every episode as "
@@ -208,7 +209,23 @@ def score_tables(group: Sequence[Tested]) -> list[str]:
         ((each.training.folder.name,), {column: [tally] for column, tally in each.scores(at_end=True).items()})
         for each in ordered
     ]
-    return [*parts, "### Success at the last step", AT_END, score_table(("training",), ends)]
+    parts += ["### Success at the last step", AT_END, score_table(("training",), ends)]
+    return [*parts, "### Errors, steps and phases", *detail_tables(ordered)]
+
+
+def detail_tables(ordered: Sequence[Tested]) -> list[str]:
+    """Both denominators, steps to success and the furthest phases: a row a training, task and goal."""
+    from sim_eval.reporting.summary import COLUMNS, COLUMNS_NOTE, part_name, phase_grid, summaries, summary_cells
+    from sim_eval.reporting.tables import markdown
+
+    rows = [
+        ((each.training.folder.name, part_name((summary.task, summary.goal))), summary)
+        for each in ordered
+        for summary in summaries(each.results)
+    ]
+    figures = [(*left, *summary_cells(summary)) for left, summary in rows]
+    phases = phase_grid(("training", "furthest phase"), rows)
+    return [COLUMNS_NOTE, markdown(("training", "task", *COLUMNS), figures), markdown(*phases)]
 
 
 def training_cells(training: Training) -> tuple[str, ...]:
@@ -236,7 +253,7 @@ def seeds_row(members: Sequence[Tested]) -> tuple[tuple[str, ...], Scores]:
     """One setting: what it was, and each column's tallies, one a seed."""
     setting = members[0].training.setting
     seeds = ", ".join(str(each.training.record.seed) for each in members)
-    scores: dict[Column, list[Tally]] = {}
+    scores: dict[Part, list[Tally]] = {}
     for each in members:
         for column, tally in each.scores().items():
             scores.setdefault(column, []).append(tally)
@@ -246,18 +263,18 @@ def seeds_row(members: Sequence[Tested]) -> tuple[tuple[str, ...], Scores]:
 def score_table(header: Sequence[str], rows: Sequence[tuple[tuple[str, ...], Scores]]) -> str:
     """Markdown: cells under the header, then a column a task and goal. n stands in the head where a column has one."""
     from sim_eval.reporting.comparison import pool, span
-    from sim_eval.reporting.tables import interval, markdown, rate
+    from sim_eval.reporting.tables import counted, markdown
 
     columns = sorted({column for _, scores in rows for column in scores})
     samples = {column: [pool(scores[column]).episodes for _, scores in rows if column in scores] for column in columns}
 
-    def cell(column: Column, tallies: Sequence[Tally]) -> str:
+    def cell(column: Part, tallies: Sequence[Tally]) -> str:
         if not tallies:
             return "-"
         both = pool(tallies)
         own = f" ({', '.join(f'{100 * each.rate:.1f}' for each in tallies)})" if len(tallies) > 1 else ""
         sample = f", n = {both.episodes}" if len(set(samples[column])) > 1 else ""
-        return f"{rate(both.successes, both.episodes)} {interval(both.successes, both.episodes)}{own}{sample}"
+        return f"{counted(both.successes, both.episodes)}{own}{sample}"
 
     heads = [f"{': '.join(part for part in column if part)} (n = {span(samples[column])})" for column in columns]
     cells = [(*left, *(cell(column, scores.get(column, ())) for column in columns)) for left, scores in rows]

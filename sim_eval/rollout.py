@@ -169,8 +169,8 @@ def report(run_folder: RunFolder, arguments: RolloutArguments) -> int:
     import json
 
     from sim_eval.evaluation.run_folder import VIDEOS
-    from sim_eval.reporting.summary import summaries
-    from sim_eval.reporting.tables import interval, rate, terminal
+    from sim_eval.reporting.summary import COLUMNS, part_name, phase_grid, summaries, summary_cells
+    from sim_eval.reporting.tables import terminal
 
     results = run_folder.results
     videos = run_folder.folder / VIDEOS
@@ -179,21 +179,11 @@ def report(run_folder: RunFolder, arguments: RolloutArguments) -> int:
         values = {"out": run_folder.folder, "videos": shown, "tasks": [asdict(each) for each in summaries(results)]}
         print(json.dumps(values, default=str))
     else:
-        header = ("task", "success", "rate", "95 % interval", "at the end", "errors", "mean steps", "episodes/min")
-        rows = [
-            (
-                f"  {each.goal}" if each.goal else each.task,
-                f"{each.successes} / {each.episodes}",
-                rate(each.successes, each.episodes),
-                interval(each.successes, each.episodes),
-                str(each.successes_end),
-                str(each.errors),
-                f"{each.mean_steps:.1f}",
-                f"{each.episodes_per_minute:.1f}",
-            )
-            for each in summaries(results)
-        ]
-        print(terminal(header, rows))
+        rows = [(part_name((each.task, each.goal)), each) for each in summaries(results)]
+        cells = [(name, *summary_cells(each), f"{each.episodes_per_minute:.1f}") for name, each in rows]
+        print(terminal(("task", *COLUMNS, "episodes/min"), cells))
+        phases = phase_grid(("furthest phase",), [((name,), each) for name, each in rows])
+        print(f"\n{terminal(*phases)}\n")
         print(f"run folder: {run_folder.folder}\nvideos: {shown or 'none'}")
     if all(result.error for result in results):
         raise SimEvalError(f"every episode ended with an error; the first: {results[0].error}")

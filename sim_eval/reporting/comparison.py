@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from sim_eval.envs.contract import EpisodeKey, SimEvalError
 from sim_eval.envs.tasks import get_task
-from sim_eval.reporting.intervals import success_interval
-from sim_eval.reporting.summary import summaries
+from sim_eval.reporting.summary import Tally, summaries
 
 if TYPE_CHECKING:
     from sim_eval.evaluation.engine import EpisodeResult, RolloutProtocol
@@ -25,23 +24,6 @@ UNRECORDED = ("learning-rate", "normalization", "steps")
 
 LeftOut: TypeAlias = tuple[Path, str]
 Key = TypeVar("Key", str, int, tuple[int, tuple[tuple[str, int], ...]])
-
-
-@dataclass(frozen=True)
-class Tally:
-    """Successes among episodes; at least one episode."""
-
-    successes: int
-    episodes: int
-
-    @property
-    def rate(self) -> float:
-        return self.successes / self.episodes
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval of the rate."""
-        return success_interval(self.successes, self.episodes)
 
 
 def pool(tallies: Iterable[Tally]) -> Tally:

@@ -31,7 +31,7 @@ def draw_minutes(path: Path, panels: Sequence[Panel], split: str) -> None:
     Raises:
         SimEvalError: matplotlib is not installed, or the file cannot be written.
     """
-    text = "thin line: one seed; thick line and band: all seeds together, Wilson 95 % interval"
+    text = "thin line: one seed; thick line and band: all seeds together, Clopper-Pearson 95 % interval"
     _figure(path, panels, _minutes, f"Success on the {split} split while training", text, "training minutes")
 
 
@@ -41,7 +41,7 @@ def draw_demonstrations(path: Path, panels: Sequence[Panel], split: str) -> None
     Raises:
         SimEvalError: matplotlib is not installed, or the file cannot be written.
     """
-    text = "small mark: one seed; large mark and whisker: all seeds together, Wilson 95 % interval"
+    text = "small mark: one seed; large mark and whisker: all seeds together, Clopper-Pearson 95 % interval"
     title = f"Success on the {split} split by amount of data"
     _figure(path, panels, _demonstrations, title, text, "demonstrations of the task")
 

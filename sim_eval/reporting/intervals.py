@@ -1,31 +1,110 @@
-"""How sure a success rate is, and whether two differ."""
+"""How sure a success rate is, whether two differ on the same episodes, and how many episodes would tell."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import sqrt
 
-SIGNIFICANCE = 0.05
+SIGNIFICANCE, POWER = 0.05, 0.8
+MOST = 100_000  # episodes beyond which nobody waits for a difference
 
 
 def success_interval(successes: int, episodes: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a success rate; (0, 1) without episodes."""
+    """Clopper and Pearson's exact 95 % interval of a success rate (1934); (0, 1) without episodes."""
     from scipy.stats import binomtest
 
     if episodes == 0:
         return 0.0, 1.0
-    interval = binomtest(successes, episodes).proportion_ci(confidence_level=1 - SIGNIFICANCE, method="wilson")
+    interval = binomtest(successes, episodes).proportion_ci(confidence_level=1 - SIGNIFICANCE, method="exact")
     return float(interval.low), float(interval.high)
 
 
-def paired_p_value(first: Sequence[bool], second: Sequence[bool]) -> float:
-    """Exact two-sided McNemar test that two policies are equally good, from their successes on the same episodes."""
+def discordant(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int]:
+    """How many episodes only the first, and only the second, of two policies won; both on the same episodes."""
+    pairs = list(zip(first, second, strict=True))
+    return sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
+
+
+def paired_p_value(only_first: int, only_second: int) -> float:
+    """Exact two-sided McNemar test that two policies are equally good, from the episodes that only one of them won."""
     from scipy.stats import binomtest
 
-    only_first = sum(a and not b for a, b in zip(first, second, strict=True))
-    only_second = sum(b and not a for a, b in zip(first, second, strict=True))
     if only_first + only_second == 0:
         return 1.0
     return float(binomtest(only_first, only_first + only_second).pvalue)
+
+
+def paired_difference_interval(only_first: int, only_second: int, episodes: int) -> tuple[float, float]:
+    """Tango's score 95 % interval of the difference of two rates on the same episodes, first less second.
+
+    Tango (1998), Statistics in Medicine 17:891-908. It inverts a test by normal approximation: close to significance
+    it can leave zero out while the exact test does not yet reject.
+    """
+    if episodes == 0:
+        return -1.0, 1.0
+    return (
+        _lower_difference(only_first, only_second, episodes),
+        -_lower_difference(only_second, only_first, episodes) or 0.0,
+    )
+
+
+def _lower_difference(only_first: int, only_second: int, episodes: int) -> float:
+    """The difference below the observed one that the score test just does not reject."""
+    from scipy.optimize import brentq
+    from scipy.stats import norm
+
+    quantile = float(norm.isf(SIGNIFICANCE / 2))
+    gap = only_first - only_second
+
+    def excess(difference: float) -> float:
+        # The rate at which only the second wins is what the difference makes most likely.
+        b = (2 * episodes - gap) * difference - only_first - only_second
+        root = sqrt(b * b + 8 * episodes * only_second * difference * (1 - difference))
+        second = (root - b) / (4 * episodes)
+        variance = episodes * (2 * second + difference * (1 - difference))
+        return gap - episodes * difference - quantile * sqrt(max(variance, 0.0))
+
+    # At the observed difference itself the excess is never positive, and zero only where a policy won all or nothing.
+    nearly = gap / episodes - 1e-9
+    return float(brentq(excess, -1.0, nearly)) if nearly > -1 else -1.0
+
+
+def paired_power(only_first: float, only_second: float, episodes: int) -> float:
+    """The chance that the exact McNemar test tells two policies apart.
+
+    Not conditional on how many episodes turn out discordant: Duffy (1984), Biometrics 40:1005-1015.
+
+    Args:
+        only_first, only_second: the chance in an episode that only the one, only the other policy wins.
+    """
+    import numpy as np
+    from scipy.stats import binom
+
+    either = only_first + only_second
+    if either == 0 or episodes == 0:
+        return 0.0
+    low, high = binom.ppf([1e-9, 1 - 1e-9], episodes, either)
+    counts = np.arange(low, high + 1)
+    # The test rejects when the rarer side has this many or fewer: 2 P(X <= limit) < 5 %, X of so many fair coins.
+    limits = binom.ppf(SIGNIFICANCE / 2, counts, 0.5) - 1
+    share = only_first / either
+    rejected = binom.cdf(limits, counts, share) + binom.sf(counts - limits - 1, counts, share)
+    return float(np.sum(binom.pmf(counts, episodes, either) * rejected))
+
+
+def episodes_to_separate(only_first: int, only_second: int, episodes: int) -> int | None:
+    """Episodes in all after which the exact McNemar test at 5 % has a power of 80 %, if the rates are as observed.
+
+    Returns:
+        None: as many won by either alone, so nothing points to a difference, or more than 100,000 are needed.
+    """
+    from bisect import bisect_left
+
+    if only_first == only_second:
+        return None
+    chances = only_first / episodes, only_second / episodes
+    found = bisect_left(range(MOST + 1), POWER, key=lambda number: paired_power(*chances, number))
+    return found if found <= MOST else None
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -42,7 +121,7 @@ def ranks(successes: Sequence[Sequence[bool]]) -> list[int]:
     told apart so share a rank.
     """
     pairs = [(a, b) for a in range(len(successes)) for b in range(a)]
-    corrected = holm([paired_p_value(successes[a], successes[b]) for a, b in pairs])
+    corrected = holm([paired_p_value(*discordant(successes[a], successes[b])) for a, b in pairs])
     better = [0] * len(successes)
     for (a, b), p in zip(pairs, corrected, strict=True):
         if p < SIGNIFICANCE:

@@ -1,26 +1,75 @@
-"""What the episodes of a run add up to."""
+"""What the episodes of a run add up to, and how that stands in a table."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from statistics import median
+from typing import TYPE_CHECKING, TypeAlias
 
-from sim_eval.envs.tasks import get_task
+from sim_eval.envs.tasks import all_tasks, get_task
 from sim_eval.reporting.intervals import success_interval
+from sim_eval.reporting.tables import Grid, counted, interval, rate
 
 if TYPE_CHECKING:
+    from sim_eval.envs.contract import EpisodeKey
     from sim_eval.evaluation.engine import EpisodeResult
+
+Part: TypeAlias = tuple[str, str]  # task and goal; goal "" is the whole task
+NOTHING = "none"  # the furthest phase of an episode that reached none
+
+# What a summary says in every table: its `summary_cells`.
+COLUMNS = (
+    "success / planned",
+    "rate",
+    "95 % interval",
+    "success / completed",
+    "at the end",
+    "steps to success",
+    "errors",
+)
+COLUMNS_NOTE = (
+    "Intervals are Clopper-Pearson's 95 %. Rates are over all planned episodes, one that broke off with an error being "
+    "a failure; completed ones had no error. Success counts at any step; at the end: at the last one. "
+    "Steps to success: the median over the successes."
+)
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Successes among episodes; at least one episode."""
+
+    successes: int
+    episodes: int
+
+    @property
+    def rate(self) -> float:
+        return self.successes / self.episodes
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Clopper and Pearson's 95 % interval of the rate."""
+        return success_interval(self.successes, self.episodes)
 
 
 @dataclass(frozen=True)
 class TaskSummary:
-    """What the episodes of one task, or of one goal of it, add up to.
+    """What the episodes of one task, or of one goal of it, add up to. Intervals are Clopper and Pearson's 95 %.
 
     Attributes:
         task: the task's name.
         goal: one of the sentences that ask for the goal; empty: all goals together.
-        interval: Wilson's 95 % interval of the rate.
+        successes: episodes in which the task's rule held at some step.
+        episodes: all that were planned; an episode with an error is a failure among them.
+        rate, interval: of the successes among all episodes.
+        completed: episodes without an error.
+        rate_completed, interval_completed: of the successes among those; the rate is None when there are none.
+        successes_end: episodes in which the rule held at the last step.
+        rate_end, interval_end: of those among all episodes.
+        errors: episodes that broke off.
+        steps_to_success: control steps to the first success, the median over the successes; None: there are none.
+        phases: phase -> episodes that came no further, along the way; first "none".
         mean_steps: control steps an episode took on average.
         episodes_per_minute: while episodes ran, loading not counted.
     """
@@ -31,8 +80,15 @@ class TaskSummary:
     episodes: int
     rate: float
     interval: tuple[float, float]
+    completed: int
+    rate_completed: float | None
+    interval_completed: tuple[float, float]
     successes_end: int
+    rate_end: float
+    interval_end: tuple[float, float]
     errors: int
+    steps_to_success: float | None
+    phases: Mapping[str, int]
     mean_steps: float
     episodes_per_minute: float
 
@@ -40,6 +96,9 @@ class TaskSummary:
 def summarize(task: str, results: Sequence[EpisodeResult], goal: str = "") -> TaskSummary:
     """Adds up one or more episodes; an episode with an error counts as a failure."""
     count, successes = len(results), sum(result.success for result in results)
+    ends, errors = sum(result.success_end for result in results), sum(result.error is not None for result in results)
+    completed = count - errors
+    firsts = [result.first_success for result in results if result.first_success is not None]
     return TaskSummary(
         task=task,
         goal=goal,
@@ -47,18 +106,71 @@ def summarize(task: str, results: Sequence[EpisodeResult], goal: str = "") -> Ta
         episodes=count,
         rate=successes / count,
         interval=success_interval(successes, count),
-        successes_end=sum(result.success_end for result in results),
-        errors=sum(result.error is not None for result in results),
+        completed=completed,
+        rate_completed=successes / completed if completed else None,
+        interval_completed=success_interval(successes, completed),
+        successes_end=ends,
+        rate_end=ends / count,
+        interval_end=success_interval(ends, count),
+        errors=errors,
+        steps_to_success=median(firsts) if firsts else None,
+        phases=furthest_phases(task, results),
         mean_steps=sum(result.steps for result in results) / count,
         episodes_per_minute=60 * count / max(sum(result.seconds for result in results), 1e-9),
     )
 
 
+def furthest_phases(task: str, results: Iterable[EpisodeResult]) -> dict[str, int]:
+    """Phase -> episodes that came no further; in the task's order, if this installation knows the task."""
+    counts = Counter(result.phase for result in results)
+    known = all_tasks()[task].phases if task in all_tasks() else ()
+    return {phase: counts[phase] for phase in dict.fromkeys((NOTHING, *known, *counts))}
+
+
+def parts(keys: Sequence[EpisodeKey]) -> Iterator[tuple[Part, list[EpisodeKey]]]:
+    """The episodes of each task, in the order of the keys; after a task with several goals, those of each goal."""
+    for name in dict.fromkeys(key.task for key in keys):
+        task, mine = get_task(name), [key for key in keys if key.task == name]
+        yield (name, ""), mine
+        for index, sentences in enumerate(task.goals if len(task.goals) > 1 else ()):
+            if chosen := [key for key in mine if task.goal(key) == index]:
+                yield (name, sentences[0]), chosen
+
+
 def summaries(results: Sequence[EpisodeResult]) -> Iterator[TaskSummary]:
     """One a task, in the order of the results; after a task with several goals, one a goal."""
-    for name in dict.fromkeys(result.key.task for result in results):
-        task, mine = get_task(name), [result for result in results if result.key.task == name]
-        yield summarize(name, mine)
-        for index, sentences in enumerate(task.goals if len(task.goals) > 1 else ()):
-            if chosen := [result for result in mine if task.goal(result.key) == index]:
-                yield summarize(name, chosen, sentences[0])
+    by_key = {result.key: result for result in results}
+    for (task, goal), keys in parts(list(by_key)):
+        yield summarize(task, [by_key[key] for key in keys], goal)
+
+
+def summary_cells(summary: TaskSummary) -> tuple[str, ...]:
+    """Cells under :data:`COLUMNS`."""
+    return (
+        f"{summary.successes} / {summary.episodes}",
+        rate(summary.successes, summary.episodes),
+        interval(summary.successes, summary.episodes),
+        f"{summary.successes} / {summary.completed}",
+        counted(summary.successes_end, summary.episodes),
+        "-" if summary.steps_to_success is None else f"{summary.steps_to_success:g}",
+        str(summary.errors),
+    )
+
+
+def phase_grid(head: Sequence[str], rows: Sequence[tuple[Sequence[str], TaskSummary]]) -> Grid:
+    """A table of the furthest phase: cells under the head, then how many episodes came so far and no further.
+
+    "-" stands where a task has no such phase.
+    """
+    phases = list(dict.fromkeys(phase for _, summary in rows for phase in summary.phases))
+    cells = [
+        (*left, *(str(summary.phases[phase]) if phase in summary.phases else "-" for phase in phases))
+        for left, summary in rows
+    ]
+    return Grid((*head, *phases), tuple(cells))
+
+
+def part_name(part: Part) -> str:
+    """A task, or beneath it a goal, in a table's first column."""
+    task, goal = part
+    return f"  {goal}" if goal else task

@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from sim_eval.reporting.intervals import success_interval
+
+if TYPE_CHECKING:
+    from sim_eval.evaluation.run_folder import Run
+
+
+class Grid(NamedTuple):
+    """A table's header and its rows, cell by cell."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
 
 
 def rate(successes: int, episodes: int) -> str:
@@ -12,12 +23,25 @@ def rate(successes: int, episodes: int) -> str:
 
 
 def interval(successes: int, episodes: int) -> str:
-    low, high = success_interval(successes, episodes)
-    return f"[{100 * low:.1f}, {100 * high:.1f}]"
+    return limits(success_interval(successes, episodes))
 
 
-def mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def limits(bounds: tuple[float, float]) -> str:
+    """An interval of fractions, in per cent."""
+    low, high = (round(100 * bound, 1) + 0.0 for bound in bounds)  # no "-0.0"
+    return f"[{low:.1f}, {high:.1f}]"
+
+
+def counted(successes: int, episodes: int) -> str:
+    """A rate with its interval."""
+    return f"{rate(successes, episodes)} {interval(successes, episodes)}"
+
+
+def policy_label(run: Run) -> str:
+    """Whose run it is: name, weights, how it was run otherwise than its checkpoint says, and whether it sees all."""
+    weights = f"@{run.digest[:8]}" if run.digest else ""
+    variant = f", {run.variant}" if run.variant else ""
+    return f"{run.policy}{weights}{variant}{' (privileged)' if run.privileged else ''}"
 
 
 def terminal(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -102,7 +102,7 @@ class VideoRecorder:
 
 
 @cache
-def _font() -> FreeTypeFont | ImageFont:
+def text_font() -> FreeTypeFont | ImageFont:
     from PIL import ImageFont
 
     return ImageFont.load_default(size=16)
@@ -120,7 +120,7 @@ class Layout:
     def __init__(self, sizes: Mapping[str, tuple[int, int]], lines: Sequence[str], outcome: str) -> None:
         from PIL import Image, ImageDraw
 
-        width, font = 2 * PANEL, _font()
+        width, font = 2 * PANEL, text_font()
         self._step_at = (MARGIN, MARGIN // 2 + LINE * len(lines))
         self._places: dict[str, tuple[int, int, int]] = {}  # camera name -> top, width, height
         top = LINE * (len(lines) + 1) + MARGIN
@@ -143,7 +143,7 @@ class Layout:
         from PIL import Image, ImageDraw
 
         canvas = self._canvas.copy()
-        ImageDraw.Draw(canvas).text(self._step_at, step, INK, _font())
+        ImageDraw.Draw(canvas).text(self._step_at, step, INK, text_font())
         for name, (top, width, height) in self._places.items():
             picture = Image.fromarray(panels[name]).resize((width, height), Image.Resampling.BILINEAR)
             canvas.paste(picture, (0, top))
@@ -152,7 +152,7 @@ class Layout:
 
 def shorten(line: str, width: int) -> str:
     """The line, cut with an ellipsis to fit into so many pixels."""
-    font = _font()
+    font = text_font()
     if font.getlength(line) <= width:
         return line
     while line and font.getlength(line + "…") > width:

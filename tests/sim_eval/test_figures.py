@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sim_eval.envs.contract import SimEvalError
-from sim_eval.reporting.comparison import Panel, Point, Series, Tally
+from sim_eval.reporting.comparison import Panel, Point, Series
 from sim_eval.reporting.figures import STYLES, draw_demonstrations, draw_minutes
+from sim_eval.reporting.summary import Tally
 
 
 def panel(task: str, *experts: str, seeds: int = 2) -> Panel:

@@ -1,0 +1,192 @@
+"""Runs of the same episodes against each other: which may be paired, and what the pairs say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, combinations, zip_longest
+from string import ascii_uppercase
+from typing import TYPE_CHECKING
+
+from sim_eval.envs.contract import SimEvalError
+from sim_eval.reporting.intervals import (
+    SIGNIFICANCE,
+    discordant,
+    episodes_to_separate,
+    holm,
+    paired_difference_interval,
+    paired_p_value,
+)
+from sim_eval.reporting.summary import Tally, parts
+
+if TYPE_CHECKING:
+    from sim_eval.envs.contract import EpisodeKey
+    from sim_eval.evaluation.engine import EpisodeResult, RolloutProtocol
+    from sim_eval.evaluation.run_folder import Run
+
+ALL_TASKS = "all tasks"
+Pair = tuple[str, str]  # letters of two runs
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Two runs on the same episodes of a task, or of one goal of it.
+
+    Attributes:
+        task, goal: as in a summary; the task may be "all tasks".
+        pair: the letters of the two runs.
+        first, second: their successes; an episode with an error is a failure.
+        only_first, only_second: episodes that one of them won alone.
+        difference: of the rates, first less second.
+        interval: Tango's 95 % interval of the difference.
+        p_value: exact McNemar.
+        p_holm: corrected for all contrasts of one table.
+        needed: episodes in all for a power of 80 % at 5 %, if the rates are as observed, this contrast alone; None:
+            nothing points to a difference, or more than 100,000.
+    """
+
+    task: str
+    goal: str
+    pair: Pair
+    first: Tally
+    second: Tally
+    only_first: int
+    only_second: int
+    difference: float
+    interval: tuple[float, float]
+    p_value: float
+    p_holm: float
+    needed: int | None
+
+    @property
+    def separated(self) -> bool:
+        return self.p_holm < SIGNIFICANCE
+
+    @property
+    def more(self) -> int | None:
+        """Episodes beyond those there are that would separate the two; 0: they are separated."""
+        if self.separated:
+            return 0
+        return None if self.needed is None else max(0, self.needed - self.first.episodes)
+
+
+def lettered(runs: Sequence[Run]) -> dict[str, Run]:
+    """The runs by letter, A first.
+
+    Raises:
+        SimEvalError: fewer than two, more than letters, or one twice.
+    """
+    if not 2 <= len(runs) <= len(ascii_uppercase):
+        raise SimEvalError(f"name 2 to {len(ascii_uppercase)} run folders to compare, not {len(runs)}")
+    folders = [run.folder.resolve() for run in runs]
+    if twice := next((folder for folder in folders if folders.count(folder) > 1), None):
+        raise SimEvalError(f"{twice} is named twice: name each run once")
+    return dict(zip(ascii_uppercase, runs, strict=False))
+
+
+def check_pairable(runs: Mapping[str, Run], across: Sequence[str] = ()) -> None:
+    """Refuses runs that are not of the same episodes under the same protocol, or not whole.
+
+    Args:
+        across: fields of the protocol that may differ, since they are what is compared.
+
+    Raises:
+        SimEvalError: names every difference.
+    """
+    letters = list(runs)
+    known = protocol_fields(runs[letters[0]].protocol)
+    if unknown := [name for name in across if name not in known]:
+        raise SimEvalError(f"--across {unknown[0]}: the protocol has no such field; it has {', '.join(known)}")
+    problems = [
+        f"{letter} ({run.folder}) is partial, {len(run.episodes)} of {len(run.manifest.keys)} episodes: "
+        f"resume it by rollout --out {run.folder}"
+        for letter, run in runs.items()
+        if not run.complete
+    ]
+    for letter in letters[1:]:
+        problems += differences((letters[0], letter), runs, across)
+    if problems:
+        raise SimEvalError(f"these runs cannot be paired: {'; '.join(problems)}")
+
+
+def differences(pair: Pair, runs: Mapping[str, Run], across: Sequence[str]) -> Iterator[str]:
+    """Why two runs cannot be paired, one clause each."""
+    a, b = pair
+    for here, there in (pair, (b, a)):
+        if alone := sorted(set(runs[here].manifest.keys) - set(runs[there].manifest.keys)):
+            last = f" to {alone[-1]}" if len(alone) > 1 else ""
+            yield (
+                f"{len(alone)} episodes of {here} ({runs[here].folder}) are not in {there} ({runs[there].folder}), "
+                f"{alone[0]}{last}: roll out both with the same --task, --split, --first and --episodes"
+            )
+    mine, theirs = protocol_fields(runs[a].protocol), protocol_fields(runs[b].protocol)
+    for name in mine:
+        if mine[name] != theirs[name] and name not in across:
+            yield (
+                f"{name} is {mine[name]} in {a} ({runs[a].folder}) and {theirs[name]} in {b} ({runs[b].folder}): "
+                f"roll out both alike, or compare --across {name}"
+            )
+
+
+def protocol_fields(protocol: RolloutProtocol) -> dict[str, object]:
+    """The protocol's fields and the simulator options', by name."""
+    values = asdict(protocol)
+    return {**values, **values.pop("simulator")}
+
+
+def contrasts(runs: Mapping[str, Run], at_end: bool = False) -> tuple[Contrast, ...]:
+    """Every pair of runs on each task, each goal of a task that has several, and all tasks if there are several.
+
+    Args:
+        runs: by letter, of the same episodes.
+        at_end: count success at the last step, not at any.
+    """
+    keys = next(iter(runs.values())).manifest.keys
+    chosen = list(parts(keys))
+    if len({key.task for key in keys}) > 1:
+        chosen.append(((ALL_TASKS, ""), list(keys)))
+    won = {letter: {each.key: succeeded(each, at_end) for each in run.episodes} for letter, run in runs.items()}
+    found = [
+        contrast(part, pair, [[won[letter][key] for key in mine] for letter in pair])
+        for part, mine in chosen
+        for pair in combinations(runs, 2)
+    ]
+    corrected = holm([each.p_value for each in found])
+    return tuple(replace(each, p_holm=p) for each, p in zip(found, corrected, strict=True))
+
+
+def succeeded(result: EpisodeResult, at_end: bool) -> bool:
+    return result.success_end if at_end else result.success
+
+
+def contrast(part: tuple[str, str], pair: Pair, won: Sequence[Sequence[bool]]) -> Contrast:
+    """One contrast, as if it stood alone.
+
+    Args:
+        won: the first run's, then the second's successes on the same episodes.
+    """
+    first, second = won
+    episodes, alone = len(first), discordant(first, second)
+    p_value = paired_p_value(*alone)
+    return Contrast(
+        *part,
+        pair,
+        Tally(sum(first), episodes),
+        Tally(sum(second), episodes),
+        *alone,
+        difference=(sum(first) - sum(second)) / episodes,
+        interval=paired_difference_interval(*alone, episodes),
+        p_value=p_value,
+        p_holm=p_value,
+        needed=episodes_to_separate(*alone, episodes),
+    )
+
+
+def disagreements(first: Run, second: Run) -> list[EpisodeKey]:
+    """The episodes that only one of two runs won, those of the first and those of the second by turns."""
+    won = {each.key: each.success for each in second.episodes}
+    alone = [
+        [each.key for each in first.episodes if each.success is wins and won[each.key] is not wins]
+        for wins in (True, False)
+    ]
+    return [key for key in chain.from_iterable(zip_longest(*alone)) if key is not None]

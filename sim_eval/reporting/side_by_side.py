@@ -1,0 +1,205 @@
+"""Videos of episodes that two runs ended differently: left the one, right the other, captions with the outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sim_eval.envs.contract import SimEvalError, Simulator, Task
+from sim_eval.envs.tasks import get_task
+from sim_eval.evaluation.engine import run_episode
+from sim_eval.evaluation.run_folder import TRAJECTORIES, VIDEOS, atomic, episode_name
+from sim_eval.policies.policy import ActionChunk, PolicyRequest, PolicySpec
+from sim_eval.reporting.tables import policy_label
+from sim_eval.reporting.video import (
+    GREEN,
+    INK,
+    LINE,
+    MARGIN,
+    RED,
+    Picture,
+    VideoRecorder,
+    shorten,
+    text_font,
+    write_video,
+)
+
+if TYPE_CHECKING:
+    from sim_eval.envs.contract import EpisodeKey, FloatArray, SimulatorOptions
+    from sim_eval.evaluation.engine import EpisodeResult
+    from sim_eval.evaluation.run_folder import Run
+
+BAND = LINE + MARGIN  # pixels of the caption above each side
+
+
+@dataclass(frozen=True)
+class Side:
+    """One half of a picture.
+
+    Attributes:
+        letter: how the run is called.
+        run: whose episode.
+    """
+
+    letter: str
+    run: Run
+
+    def result(self, key: EpisodeKey) -> EpisodeResult:
+        return next(each for each in self.run.episodes if each.key == key)
+
+    def caption(self, key: EpisodeKey) -> str:
+        """Who it is and what came of the episode, in one line."""
+        result = self.result(key)
+        if result.error is not None:
+            came = f"error: {result.error}"
+        elif result.first_success is None:
+            came = f"failure after {result.steps} steps, furthest phase: {result.phase}"
+        else:
+            came = f"success at step {result.first_success}" + ("" if result.success_end else ", lost at the end")
+        return f"{self.letter}  {came}  -  {policy_label(self.run)}"
+
+
+class RecordedActions:
+    """Answers with what a trajectory holds: the episode again, without the policy.
+
+    Args:
+        actions: float64 [T, dim], one a control step.
+        replan: control steps that the engine takes of each answer.
+    """
+
+    def __init__(self, actions: FloatArray, replan: int) -> None:
+        self.spec = PolicySpec("recorded actions")
+        self._actions = actions
+        self._replan = replan
+
+    def predict(self, requests: Sequence[PolicyRequest]) -> list[ActionChunk]:
+        return [ActionChunk(self._actions[request.replan * self._replan :]) for request in requests]
+
+
+class SideBySide:
+    """Writes ``<task>_<split>_<index>_<A>-<outcome>_<B>-<outcome>.mp4``; close it in the end.
+
+    A side comes from the run's own video, or, where it kept none, from its recorded actions played back in the
+    simulator. The side that ends first stays at its last picture.
+
+    Args:
+        folder: for the videos.
+        scratch: for what is played back; the caller removes it.
+    """
+
+    def __init__(self, folder: Path, scratch: Path) -> None:
+        self._folder = folder
+        self._scratch = scratch
+        self._simulators: dict[tuple[Task, SimulatorOptions], Simulator] = {}
+        self._stack = ExitStack()
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def write(self, key: EpisodeKey, sides: tuple[Side, Side]) -> Path:
+        """The video of one episode.
+
+        Raises:
+            SimEvalError: a run kept neither video nor trajectory of it, or played back it ends otherwise.
+        """
+        ends = [f"{side.letter}-{_outcome(side.result(key))}" for side in sides]
+        path = self._folder / f"{'_'.join([episode_name(key), *ends])}.mp4"
+        halves = []
+        for side in sides:
+            rate, frames = read_video(self._video(key, side))
+            halves.append(captioned(frames, side.caption(key), side.result(key).success))
+        with atomic(path) as partial:
+            write_video(partial, beside(*halves), rate)  # one task, one control rate
+        return path
+
+    def _video(self, key: EpisodeKey, side: Side) -> Path:
+        name = f"{episode_name(key)}_{_outcome(side.result(key))}.mp4"
+        kept = side.run.folder / VIDEOS / name
+        if kept.exists():
+            return kept
+        self._play(key, side)
+        return self._scratch / side.letter / name
+
+    def _play(self, key: EpisodeKey, side: Side) -> None:
+        run = side.run
+        actions, simulator = read_actions(run, key), self._simulator(get_task(key.task), run.protocol.simulator)
+        recorder = VideoRecorder(self._scratch / side.letter, run.policy, "all", run.protocol.telling)
+        played = run_episode(simulator, RecordedActions(actions, run.protocol.replan), key, run.protocol, recorder)
+        if played.success != side.result(key).success:
+            raise SimEvalError(
+                f"{key} of {run.folder} ends as a {_outcome(played)} when played back, but is recorded as a "
+                f"{_outcome(side.result(key))}: this machine or its libraries differ from the run's"
+            )
+
+    def _simulator(self, task: Task, options: SimulatorOptions) -> Simulator:
+        if (task, options) not in self._simulators:
+            self._simulators[task, options] = self._stack.enter_context(closing(task.make(options)))
+        return self._simulators[task, options]
+
+
+def _outcome(result: EpisodeResult) -> str:
+    return "success" if result.success else "failure"
+
+
+def read_actions(run: Run, key: EpisodeKey) -> FloatArray:
+    """The actions that an episode of a run executed, float64 [T, dim].
+
+    Raises:
+        SimEvalError: its trajectory is missing or damaged.
+    """
+    import h5py
+
+    path = run.folder / TRAJECTORIES / f"{episode_name(key)}.h5"
+    try:
+        with h5py.File(path) as file:
+            return np.asarray(file["actions"][()], dtype=np.float64)
+    except (OSError, KeyError) as error:
+        raise SimEvalError(f"{path} is missing or damaged, and the run kept no video: roll {key} out again") from error
+
+
+def read_video(path: Path) -> tuple[float, Iterator[Picture]]:
+    """A video's pictures a second, and the pictures, uint8 [H, W, 3].
+
+    Raises:
+        SimEvalError: it cannot be read.
+    """
+    import imageio_ffmpeg
+
+    reader = imageio_ffmpeg.read_frames(str(path))
+    try:
+        about = next(reader)
+    except (OSError, RuntimeError) as error:
+        raise SimEvalError(f"{path} is damaged: delete it, and the episode is played back instead") from error
+    width, height = about["size"]
+    return float(about["fps"]), (np.frombuffer(data, np.uint8).reshape(height, width, 3) for data in reader)
+
+
+def captioned(frames: Iterator[Picture], caption: str, success: bool) -> Iterator[Picture]:
+    """Pictures below a line of text on green or red."""
+    from PIL import Image, ImageDraw
+
+    band: Picture | None = None
+    for frame in frames:
+        if band is None:
+            canvas = Image.new("RGB", (frame.shape[1], BAND), GREEN if success else RED)
+            line = shorten(caption, frame.shape[1] - 2 * MARGIN)
+            ImageDraw.Draw(canvas).text((MARGIN, BAND // 2), line, INK, text_font(), anchor="lm")
+            band = np.asarray(canvas)
+        yield np.vstack([band, frame])
+
+
+def beside(left: Iterator[Picture], right: Iterator[Picture]) -> Iterator[Picture]:
+    """Both in one picture until both have ended; the lower one is filled up with black."""
+    pictures = [next(left), next(right)]
+    height = max(len(picture) for picture in pictures)
+    while True:
+        yield np.hstack([np.pad(picture, ((0, height - len(picture)), (0, 0), (0, 0))) for picture in pictures])
+        fresh = [next(side, None) for side in (left, right)]
+        if all(new is None for new in fresh):
+            return
+        pictures = [old if new is None else new for old, new in zip(pictures, fresh, strict=True)]
