@@ -131,7 +131,8 @@ def differences(pair: Pair, runs: Mapping[str, Run], across: Sequence[str]) -> I
 def protocol_fields(protocol: RolloutProtocol) -> dict[str, object]:
     """The protocol's fields and the simulator options', by name."""
     values = asdict(protocol)
-    return {**values, **values.pop("simulator")}
+    shown = values.pop("simulator")
+    return {**values, **shown}
 
 
 def contrasts(runs: Mapping[str, Run], at_end: bool = False) -> tuple[Contrast, ...]:

@@ -16,7 +16,7 @@ from sim_eval.envs.contract import EpisodeKey, SimEvalError, SimulatorOptions
 from sim_eval.evaluation.engine import EpisodeResult, RolloutProtocol
 from sim_eval.evaluation.manifest import Manifest
 from sim_eval.evaluation.run_folder import open_run
-from sim_eval.leaderboard import HEADER, LeaderboardArguments, Table, build, find_runs, main
+from sim_eval.leaderboard import LeaderboardArguments, Table, build, find_runs, main
 from sim_eval.policies.policy import PolicySpec
 
 PROTOCOL = RolloutProtocol()
@@ -48,8 +48,8 @@ def make_run(
 
 
 def cells(table: Table, policy: str) -> dict[str, str]:
-    (row,) = [row for row in table.rows if row[1].split()[0] == policy]
-    return dict(zip(HEADER, row, strict=True))
+    (row,) = [row for row in table.ranking.rows if row[1].split()[0] == policy]
+    return dict(zip(table.ranking.header, row, strict=True))
 
 
 def test_rows_are_ranked_with_ties_and_labels(tmp_path: Path):
@@ -58,7 +58,7 @@ def test_rows_are_ranked_with_ties_and_labels(tmp_path: Path):
     make_run(tmp_path / "late", 37)
     make_run(tmp_path / "scripted", 40, privileged=True)
     (table,) = build(find_runs([tmp_path])).tables
-    assert [row[:2] for row in table.rows] == [
+    assert [row[:2] for row in table.ranking.rows] == [
         ("1", "scripted (privileged)"),
         ("1", "deep"),
         ("1", "late"),
@@ -66,8 +66,8 @@ def test_rows_are_ranked_with_ties_and_labels(tmp_path: Path):
     ]
     assert cells(table, "deep")["success / planned"] == "38 / 40"
     assert cells(table, "deep")["rate"] == "95.0 %"
-    assert cells(table, "deep")["95 % interval"] == "[83.5, 98.6]"
-    assert cells(table, "deep")["steps to success"] == "20.0"
+    assert cells(table, "deep")["95 % interval"] == "[83.1, 99.4]"
+    assert cells(table, "deep")["steps to success"] == "20"
     assert cells(table, "zero")["steps to success"] == "-"
 
 
@@ -75,13 +75,14 @@ def test_a_policy_run_otherwise_than_its_checkpoint_says_is_named_so(tmp_path: P
     make_run(tmp_path / "plain", 38)
     make_run(tmp_path / "quick", 30, variant="1 Euler steps")
     (table,) = build(find_runs([tmp_path])).tables
-    assert [row[1] for row in table.rows] == ["plain", "quick, 1 Euler steps"]
+    assert [row[1] for row in table.ranking.rows] == ["plain", "quick, 1 Euler steps"]
 
 
 def test_an_error_counts_as_a_failure_and_is_shown(tmp_path: Path):
     (table,) = build([make_run(tmp_path / "frail", 30, errors=4)]).tables
     row = cells(table, "frail")
     assert (row["success / planned"], row["success / completed"], row["rate"]) == ("30 / 40", "30 / 36", "75.0 %")
+    assert row["errors"] == "4"
 
 
 def test_partial_and_damaged_runs_are_left_out_with_the_reason(tmp_path: Path):
@@ -90,7 +91,7 @@ def test_partial_and_damaged_runs_are_left_out_with_the_reason(tmp_path: Path):
     damaged = make_run(tmp_path / "damaged", 20)
     (damaged / "episodes.jsonl").write_text("{}\n")
     board = build(find_runs([tmp_path]))
-    assert [row[1] for table in board.tables for row in table.rows] == ["whole"]
+    assert [row[1] for table in board.tables for row in table.ranking.rows] == ["whole"]
     reasons = {folder.name: reason for folder, reason in board.left_out}
     assert reasons["partial"].startswith("30 of 40 episodes")
     assert "line 1 is damaged" in reasons["damaged"]
@@ -111,7 +112,7 @@ def test_other_manifests_and_protocols_get_their_own_table(tmp_path: Path):
     make_run(tmp_path / "faithful", 20, protocol=RolloutProtocol(simulator=SimulatorOptions("faithful")))
     make_run(tmp_path / "b", 20)
     board = build(find_runs([tmp_path]))
-    assert sorted(sorted(row[1] for row in table.rows) for table in board.tables) == [
+    assert sorted(sorted(row[1] for row in table.ranking.rows) for table in board.tables) == [
         ["a", "b"],
         ["faithful"],
         ["longer"],
@@ -146,10 +147,10 @@ def test_the_command_prints_and_writes_markdown(tmp_path: Path, capsys: pytest.C
     arguments = LeaderboardArguments((tmp_path,), tmp_path / "board.md")
     assert main(arguments) == 0
     text = (tmp_path / "board.md").read_text()
-    assert "| 1 | deep | 38 / 40 | 95.0 % | [83.5, 98.6] |" in text
+    assert "| 1 | deep | 38 / 40 | 95.0 % | [83.1, 99.4] |" in text
     assert "- partial: 30 of 40 episodes" in text
     shown = capsys.readouterr()
-    assert "[83.5, 98.6]" in shown.out
+    assert "[83.1, 99.4]" in shown.out
     assert "partial" in shown.err
     assert main(replace(arguments, runs=(tmp_path / "partial",), markdown=None)) == 1
 

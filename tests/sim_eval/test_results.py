@@ -14,13 +14,13 @@ from sim_eval.envs.contract import SimEvalError, SimulatorOptions
 from sim_eval.evaluation.engine import RolloutProtocol
 from sim_eval.reporting.comparison import (
     Point,
-    Tally,
     command_options,
     compare,
     demonstrations_panels,
     minutes_panels,
 )
 from sim_eval.reporting.intervals import success_interval
+from sim_eval.reporting.summary import Tally
 from sim_eval.results import ResultsArguments, main
 
 GREEN, RED = "stack the green cube on the red cube", "stack the red cube on the green cube"
@@ -62,8 +62,8 @@ def test_a_run_is_joined_to_the_training_of_its_weights_and_counted_by_goal(tmp_
     }
     (row,) = table(write(tmp_path), "## Test split")
     assert row["training"] == "a"
-    assert row[f"{STACK} (n = 4)"] == "75.0 % [30.1, 95.4]"
-    assert row[f"{STACK}: {RED} (n = 2)"] == "100.0 % [34.2, 100.0]"
+    assert row[f"{STACK} (n = 4)"] == "75.0 % [19.4, 99.4]"
+    assert row[f"{STACK}: {RED} (n = 2)"] == "100.0 % [15.8, 100.0]"
     assert left_out(tmp_path) == {
         "b": f"no complete test run of its weights: python -m sim_eval.rollout --policy {tmp_path / 'train' / 'b'}"
     }
@@ -162,6 +162,9 @@ def test_a_success_that_did_not_last_stands_in_its_own_table(tmp_path: Path):
     assert at_any[f"{STACK} (n = 4)"].startswith("75.0 %")
     assert at_end[f"{STACK} (n = 4)"].startswith("25.0 %")
     assert at_end[f"{STACK}: {RED} (n = 2)"].startswith("50.0 %")
+    whole = table(page, "### Errors, steps and phases")[0]
+    assert (whole["success / planned"], whole["success / completed"], whole["errors"]) == ("3 / 4", "3 / 4", "0")
+    assert (whole["steps to success"], whole["at the end"]) == ("20", at_end[f"{STACK} (n = 4)"])
 
 
 def test_what_is_not_counted_is_named_with_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -51,6 +51,7 @@ def test_it_prints_one_json_object_and_writes_videos(
     (task,) = json.loads(shown.out)["tasks"]
     assert (task["task"], task["episodes"]) == ("robosuite/LiftWide", 2)
     assert task["interval"][0] <= task["rate"] <= task["interval"][1]
+    assert sum(task["phases"].values()) == task["completed"] + task["errors"] == 2
     assert "success" in shown.err  # the progress bar
     videos = sorted(path.name for path in (tmp_path / "run" / "videos").iterdir())
     outcomes = ["success" if line["success"] else "failure" for line in identities(tmp_path / "run")]

@@ -1,0 +1,257 @@
+"""What may be paired, what the table says against counts by hand, and what the videos of disagreements show."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import imageio.v2 as imageio
+import numpy as np
+import pytest
+from fake_simulator import PLANE, FakePolicy, PlaneSimulator, constant
+from numpy.typing import NDArray
+from trainings_and_runs import LIFT, STACK, make_run
+
+from sim_eval.compare import CompareArguments, contrast_grid, main
+from sim_eval.envs.contract import SimEvalError, SimulatorOptions
+from sim_eval.envs.tasks import all_tasks
+from sim_eval.evaluation.engine import Recorders, RolloutProtocol, run_episode
+from sim_eval.evaluation.manifest import Manifest
+from sim_eval.evaluation.run_folder import VIDEOS, Run, TrajectoryRecorder, open_run, read_run
+from sim_eval.policies.policy import PolicyRequest, PolicySpec
+from sim_eval.reporting.pairing import check_pairable, contrasts, disagreements, lettered
+from sim_eval.reporting.side_by_side import BAND
+from sim_eval.reporting.video import PANEL, VideoRecorder
+
+PROTOCOL = RolloutProtocol()
+
+
+def runs_of(*folders: Path) -> dict[str, Run]:
+    return lettered([read_run(folder) for folder in folders])
+
+
+def refusal(*folders: Path, across: tuple[str, ...] = ()) -> str:
+    with pytest.raises(SimEvalError) as refused:
+        check_pairable(runs_of(*folders), across)
+    return str(refused.value)
+
+
+def test_pairs_are_joined_by_key_whatever_the_order_of_the_tasks(tmp_path: Path):
+    a = make_run(tmp_path / "a", "a", {0, 1, 2, 3, 4}, tasks=(STACK, LIFT), episodes=10)
+    b = make_run(tmp_path / "b", "b", {4, 5}, tasks=(LIFT, STACK), episodes=10)
+    found = contrasts(runs_of(a, b))
+    # Stack's goals take turns: of the even episodes A won 0, 2 and 4 and B won 4; of the odd ones 1 and 3, and 5.
+    assert [(each.task, bool(each.goal), each.only_first, each.only_second, each.first.episodes) for each in found] == [
+        (STACK, False, 4, 1, 10),
+        (STACK, True, 2, 0, 5),
+        (STACK, True, 2, 1, 5),
+        (LIFT, False, 4, 1, 10),
+        ("all tasks", False, 8, 2, 20),
+    ]
+    assert found[-1].difference == pytest.approx(0.3)
+    assert found[-1].p_value == pytest.approx(2 * (1 + 10 + 45) / 2**10)
+    assert found[0].p_value == pytest.approx(2 * (1 + 5) / 2**5)
+
+
+def test_holm_runs_over_the_whole_table(tmp_path: Path):
+    successes = {"a": set(range(40)), "b": set(range(8, 40)), "c": set(range(20, 40))}
+    folders = [make_run(tmp_path / name, name, won, tasks=(LIFT,), episodes=40) for name, won in successes.items()]
+    found = {each.pair: each for each in contrasts(runs_of(*folders))}
+    assert found["A", "B"].p_value == pytest.approx(2 / 2**8)
+    assert found["A", "B"].p_holm == found["A", "B"].p_value  # the largest of three
+    assert found["B", "C"].p_holm == pytest.approx(2 * 2 / 2**12)
+    assert all(each.separated for each in found.values())
+    assert {each.more for each in found.values()} == {0}
+    (alone,) = contrasts(runs_of(*folders[:2]))
+    assert alone.p_holm == alone.p_value
+
+
+def test_success_at_the_end_is_a_comparison_of_its_own(tmp_path: Path):
+    a = make_run(tmp_path / "a", "a", {0, 1, 2, 3}, tasks=(LIFT,), lasting={0})
+    b = make_run(tmp_path / "b", "b", {0, 1, 2, 3}, tasks=(LIFT,))
+    (any_step,), (at_end,) = contrasts(runs_of(a, b)), contrasts(runs_of(a, b), at_end=True)
+    assert (any_step.only_first, any_step.only_second) == (0, 0)
+    assert (at_end.only_first, at_end.only_second, at_end.difference) == (0, 3, -0.75)
+
+
+def test_how_many_more_episodes_is_said_in_words(tmp_path: Path):
+    won = [set(range(30)), set(range(25)), set(range(30)), set(range(1, 31))]
+    folders = [make_run(tmp_path / str(n), str(n), each, tasks=(LIFT,), episodes=40) for n, each in enumerate(won)]
+    grid = contrast_grid(contrasts(runs_of(*folders)))
+    cells = {row[2]: row[-1] for row in grid.rows}
+    assert cells["A - C"] == "no difference seen"
+    assert cells["A - D"] == "no difference seen"  # one won by each alone
+    assert cells["A - B"].endswith(" more")
+    assert 0 < int(cells["A - B"].split()[0]) < 40
+
+
+def test_runs_of_other_episodes_are_refused_with_the_keys(tmp_path: Path):
+    a = make_run(tmp_path / "a", "a", {0}, tasks=(LIFT,), episodes=4)
+    b = make_run(tmp_path / "b", "b", {0}, tasks=(LIFT,), episodes=6)
+    c = make_run(tmp_path / "c", "c", {0}, tasks=(LIFT,), episodes=4, split="val")
+    says = refusal(a, b)
+    assert f"2 episodes of B ({b}) are not in A ({a}), {LIFT}/test/00004 to {LIFT}/test/00005" in says
+    assert "of A" not in says
+    assert f"4 episodes of A ({a}) are not in C ({c})" in refusal(a, a.parent / "b", c).replace("B (", "")
+    assert f"{LIFT}/val/00000 to {LIFT}/val/00003" in refusal(a, c)
+
+
+def test_other_protocols_are_refused_field_by_field_unless_they_are_what_is_compared(tmp_path: Path):
+    other = RolloutProtocol(replan=8, simulator=SimulatorOptions("faithful"))
+    a = make_run(tmp_path / "a", "a", {0}, tasks=(LIFT,))
+    b = make_run(tmp_path / "b", "a", {0}, tasks=(LIFT,), protocol=other)
+    says = refusal(a, b)
+    assert f"replan is 4 in A ({a}) and 8 in B ({b})" in says
+    assert "render is fast in A" in says
+    assert "settle_steps" not in says
+    assert "simulator" not in says
+    assert "replan is" not in refusal(a, b, across=("replan",))
+    check_pairable(runs_of(a, b), ("replan", "render"))
+    assert "--across speed: the protocol has no such field; it has replan" in refusal(a, b, across=("speed",))
+
+
+def test_a_partial_run_is_refused(tmp_path: Path):
+    a = make_run(tmp_path / "a", "a", {0}, tasks=(LIFT,))
+    b = make_run(tmp_path / "b", "b", {0}, tasks=(LIFT,), finished=3)
+    assert f"B ({b}) is partial, 3 of 4 episodes: resume it by rollout --out {b}" in refusal(a, b)
+
+
+def test_one_run_is_no_comparison_and_neither_is_the_same_twice(tmp_path: Path):
+    a = make_run(tmp_path / "a", "a", {0}, tasks=(LIFT,))
+    with pytest.raises(SimEvalError, match="name 2 to 26 run folders to compare, not 1"):
+        runs_of(a)
+    with pytest.raises(SimEvalError, match="named twice"):
+        runs_of(a, a.parent / "." / "a")
+
+
+def test_disagreements_of_both_kinds_come_by_turns(tmp_path: Path):
+    a = make_run(tmp_path / "a", "a", {0, 1, 2, 7}, tasks=(LIFT,), episodes=8)
+    b = make_run(tmp_path / "b", "b", {5, 7}, tasks=(LIFT,), episodes=8)
+    assert [key.index for key in disagreements(read_run(a), read_run(b))] == [0, 5, 1, 2]
+
+
+def test_the_command_prints_and_keeps_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    a = make_run(tmp_path / "a", "a", {0, 1, 2}, tasks=(STACK, LIFT))
+    b = make_run(tmp_path / "b", "", {0}, tasks=(STACK, LIFT), protocol=replace(PROTOCOL, replan=8))
+    out = tmp_path / "out"
+    assert main(CompareArguments((a, b), out, across="replan")) == 0
+    shown, page = capsys.readouterr().out, (out / "compare.md").read_text()
+    assert "| A | policy@61000000 | 4 | 6 / 8 |" in page
+    assert "| B | policy | 8 | 2 / 8 |" in page
+    assert "| all tasks | 8 | A - B | 75.0 % [34.9, 96.8] | 25.0 % [3.2, 65.1] | 4 | 0 | +50.0 |" in page
+    assert "0.125" in shown
+    data = json.loads((out / "compare.json").read_text())
+    (overall,) = [each for each in data["comparisons"]["Success at any step"] if each["task"] == "all tasks"]
+    assert (overall["only_first"], overall["only_second"], overall["p_value"]) == (4, 0, 0.125)
+    assert data["runs"]["B"]["protocol"]["replan"] == 8
+    assert data["runs"]["A"]["tasks"][0]["phases"]["none"] == 4
+    assert sorted(path.name for path in out.iterdir()) == ["compare.json", "compare.md"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere", "there"], "nowhere/manifest.json cannot be read"),
+        (["nowhere", "there", "--videos", "2"], "--videos needs --out"),
+        (["nowhere", "there", "--videos", "-1"], "--videos must be 0 or more"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], words: str):
+    command = [sys.executable, "-m", "sim_eval.compare", *arguments]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert words in done.stderr
+
+
+def roll(folder: Path, policy: FakePolicy, videos: bool, breaks_at: int | None = None) -> Path:
+    """Two episodes on the plane, with everything the rollout command keeps."""
+    simulator = PlaneSimulator(PLANE, breaks_at)
+    recorders = Recorders(TrajectoryRecorder(folder), *[VideoRecorder(folder / VIDEOS, "fake", "all")] * videos)
+    with open_run(folder, Manifest.plan([PLANE.name], "test", 0, 2), policy.spec, PROTOCOL, {}, []) as run:
+        for key in run.remaining:
+            run.append(run_episode(simulator, policy, key, PROTOCOL, recorders))
+    return folder
+
+
+@pytest.fixture
+def plane(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fake task, registered."""
+    monkeypatch.setitem(all_tasks(), PLANE.name, PLANE)
+
+
+def swerve() -> FakePolicy:
+    """Other actions at every step, and never at the goal: what is played back wrongly shows."""
+
+    def answer(request: PolicyRequest) -> NDArray[np.float64]:
+        return np.stack([np.linspace(-0.3, 0.2, 8) + 0.01 * request.replan, np.full(8, 0.4)], axis=1)
+
+    return FakePolicy(answer, PolicySpec("swerve"))
+
+
+def frames(video: Path) -> NDArray[np.int16]:
+    return np.array(imageio.mimread(video, memtest=False)).astype(np.int16)
+
+
+@pytest.mark.usefixtures("plane")
+def test_a_disagreement_is_shown_side_by_side(tmp_path: Path):
+    good, bad = roll(tmp_path / "good", constant(1.0, 0.0), True), roll(tmp_path / "bad", swerve(), True)
+    assert main(CompareArguments((good, bad), tmp_path / "out", videos=1)) == 0
+    (video,) = (tmp_path / "out" / "videos").iterdir()  # two disagree, one was asked for
+    assert video.name == "fake-Plane_test_00000_A-success_B-failure.mp4"
+    assert f"(videos/{video.name})" in (tmp_path / "out" / "compare.md").read_text()
+    both = frames(video)
+    left = frames(good / VIDEOS / "fake-Plane_test_00000_success.mp4")
+    right = frames(bad / VIDEOS / "fake-Plane_test_00000_failure.mp4")
+    assert len(both) == len(right) == PLANE.horizon + 1 > len(left)
+    assert both.shape[2] == 2 * left.shape[2] == 4 * PANEL
+    for number in (0, 5, len(left) - 1, len(left), len(right) - 1):
+        held = left[min(number, len(left) - 1)]
+        picture = both[number, BAND : BAND + len(held)]
+        assert np.abs(picture[:, : 2 * PANEL] - held).mean() < 3  # the codec's loss, twice
+        assert np.abs(picture[:, 2 * PANEL :] - right[number]).mean() < 3
+    edges = both[0, 2:6].mean(axis=0)
+    assert edges[: 2 * PANEL].mean(axis=0).argmax() == 1  # green
+    assert edges[2 * PANEL :].mean(axis=0).argmax() == 0  # red
+    assert (both[0, :BAND].min(axis=-1) > 150).sum() > 50  # letters
+
+
+@pytest.mark.usefixtures("plane")
+def test_without_videos_the_recorded_actions_are_played_back(tmp_path: Path):
+    good = {kept: roll(tmp_path / f"good{kept}", constant(1.0, 0.0), kept) for kept in (True, False)}
+    bad = {kept: roll(tmp_path / f"bad{kept}", swerve(), kept) for kept in (True, False)}
+    shown = {}
+    for kept in (True, False):
+        assert main(CompareArguments((good[kept], bad[kept]), tmp_path / str(kept), videos=1)) == 0
+        (video,) = (tmp_path / str(kept) / "videos").iterdir()
+        shown[kept] = frames(video)
+    assert shown[True].shape == shown[False].shape
+    for one, other in zip(shown[True][::6], shown[False][::6], strict=True):
+        assert np.abs(one - other)[BAND + 72 :].max() < 40  # above it the policy's name differs
+    assert not list((tmp_path / "badFalse").rglob("*.mp4"))  # nothing is added to the run
+
+
+@pytest.mark.usefixtures("plane")
+def test_an_episode_that_broke_off_is_played_back_as_far_as_it_came(tmp_path: Path):
+    good = roll(tmp_path / "good", constant(1.0, 0.0), False)
+    broken = roll(tmp_path / "broken", constant(1.0, 0.0), False, breaks_at=5)
+    assert main(CompareArguments((good, broken), tmp_path / "out", videos=1)) == 0
+    (video,) = (tmp_path / "out" / "videos").iterdir()
+    assert video.name.endswith("A-success_B-failure.mp4")
+
+
+@pytest.mark.usefixtures("plane")
+def test_what_cannot_be_shown_is_said_and_the_figures_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    good, bad = roll(tmp_path / "good", constant(1.0, 0.0), False), roll(tmp_path / "bad", swerve(), False)
+    (good / "trajectories" / "fake-Plane_test_00000.h5").unlink()
+    (good / "trajectories" / "fake-Plane_test_00001.h5").write_bytes(
+        (bad / "trajectories" / "fake-Plane_test_00001.h5").read_bytes()
+    )
+    assert main(CompareArguments((good, bad), tmp_path / "out", videos=2)) == 0
+    shown = capsys.readouterr()
+    assert "fake-Plane_test_00000.h5 is missing or damaged" in shown.err
+    assert "ends as a failure when played back, but is recorded as a success" in shown.err
+    assert "0 videos" in shown.out
+    assert (tmp_path / "out" / "compare.md").exists()

@@ -1,0 +1,83 @@
+"""Both denominators, both meanings of success, steps and phases, against episodes counted by hand."""
+
+from __future__ import annotations
+
+import pytest
+from trainings_and_runs import LIFT, STACK
+
+from sim_eval.envs.contract import EpisodeKey
+from sim_eval.evaluation.engine import EpisodeResult
+from sim_eval.reporting.intervals import success_interval
+from sim_eval.reporting.summary import COLUMNS, phase_grid, summaries, summarize, summary_cells
+
+
+def episode(task: str, index: int, first: int | None, phase: str, end: bool = False, error: str | None = None):
+    return EpisodeResult(
+        EpisodeKey(task, "test", index), "go", first is not None, end, 30, first, phase, 8, error, seconds=2.0
+    )
+
+
+# Stack's goals take turns by index.
+STACKS = [
+    episode(STACK, 0, 10, "place", end=True),
+    episode(STACK, 1, None, "lift"),
+    episode(STACK, 2, 90, "place"),
+    episode(STACK, 3, 12, "place", end=True),
+    episode(STACK, 4, None, "none", error="simulator: diverged"),
+]
+
+
+def test_every_figure_has_its_denominator():
+    whole = summarize(STACK, STACKS)
+    assert (whole.successes, whole.episodes, whole.rate) == (3, 5, 0.6)
+    assert (whole.completed, whole.rate_completed, whole.errors) == (4, 0.75, 1)
+    assert (whole.successes_end, whole.rate_end) == (2, 0.4)
+    assert whole.interval == success_interval(3, 5)
+    assert whole.interval_completed == success_interval(3, 4)
+    assert whole.interval_end == success_interval(2, 5)
+
+
+def test_steps_to_success_are_the_median_of_the_successes():
+    assert summarize(STACK, STACKS).steps_to_success == 12  # one that took long does not move it
+    assert summarize(STACK, STACKS[1:2]).steps_to_success is None
+
+
+def test_phases_stand_in_the_tasks_order_and_add_up_to_all_episodes():
+    assert list(summarize(STACK, STACKS).phases.items()) == [
+        ("none", 1),
+        ("reach", 0),
+        ("grasp", 0),
+        ("lift", 1),
+        ("place", 3),
+    ]
+    strange = summarize("strange/Task", [episode("strange/Task", 0, None, "wiped")])
+    assert strange.phases == {"none": 0, "wiped": 1}  # a task of a package that is not installed here
+
+
+def test_phases_of_several_tasks_share_a_table():
+    lift, stack = summarize(LIFT, [episode(LIFT, 0, 9, "lift")]), summarize(STACK, STACKS)
+    grid = phase_grid(("task",), [(("a",), lift), (("b",), stack)])
+    assert grid.header == ("task", "none", "reach", "grasp", "lift", "place")
+    assert grid.rows == (("a", "0", "0", "0", "1", "-"), ("b", "1", "0", "0", "1", "3"))
+
+
+def test_goals_follow_their_task():
+    found = list(summaries([*STACKS, episode(LIFT, 0, 9, "lift")]))
+    assert [(each.task, bool(each.goal), each.episodes) for each in found] == [
+        (STACK, False, 5),
+        (STACK, True, 3),
+        (STACK, True, 2),
+        (LIFT, False, 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("results", "cells"),
+    [
+        (STACKS, ("3 / 5", "60.0 %", "[14.7, 94.7]", "3 / 4", "40.0 % [5.3, 85.3]", "12", "1")),
+        (STACKS[4:], ("0 / 1", "0.0 %", "[0.0, 97.5]", "0 / 0", "0.0 % [0.0, 97.5]", "-", "1")),
+    ],
+)
+def test_cells_say_it_in_a_row(results: list[EpisodeResult], cells: tuple[str, ...]):
+    assert summary_cells(summarize(STACK, results)) == cells
+    assert len(cells) == len(COLUMNS)
