@@ -52,14 +52,6 @@ class CompareArguments:
     across: Annotated[str, tyro.conf.arg(metavar="FIELD[,FIELD...]")] = ""
 
 
-@dataclass(frozen=True)
-class Section:
-    """A heading and what stands beneath it."""
-
-    title: str
-    grids: tuple[Grid, ...]
-
-
 def main(arguments: CompareArguments) -> int:
     """Runs the command; returns the exit code."""
     at_least("videos", arguments.videos, 0)
@@ -76,19 +68,19 @@ def main(arguments: CompareArguments) -> int:
     if arguments.out:
         make_folder(arguments.out)
     measures = {AT_ANY: contrasts(runs), AT_END: contrasts(runs, at_end=True)}
-    sections = [
-        Section("Runs", (run_grid(runs, across),)),
-        *(Section(title, (contrast_grid(found),)) for title, found in measures.items()),
-        Section("Furthest phase", (furthest_grid(runs),)),
-    ]
-    for section in sections:
-        print(section.title, *(terminal(*grid) for grid in section.grids), "", sep="\n")
+    tables = {
+        "Runs": run_grid(runs, across),
+        **{title: contrast_grid(found) for title, found in measures.items()},
+        "Furthest phase": furthest_grid(runs),
+    }
+    for title, grid in tables.items():
+        print(f"{title}\n{terminal(*grid)}\n")
     note = f"{COLUMNS_NOTE} {NOTE}"
     print(note)
     if arguments.out:
         videos = write_videos(runs, arguments.out / "videos", arguments.videos) if arguments.videos else []
         with atomic(arguments.out / PAGE) as partial:
-            partial.write_text(page(sections, note, [path.relative_to(arguments.out) for path in videos]))
+            partial.write_text(page(tables, note, [path.relative_to(arguments.out) for path in videos]))
         write_json(arguments.out / DATA, to_json(runs, measures, videos))
         print(f"{PAGE}, {DATA} and {len(videos)} videos in {arguments.out}")
     return 0
@@ -199,13 +191,13 @@ def write_videos(runs: Mapping[str, Run], folder: Path, count: int) -> list[Path
     return written
 
 
-def page(sections: Sequence[Section], note: str, videos: Sequence[Path]) -> str:
-    """The whole of ``compare.md``."""
+def page(tables: Mapping[str, Grid], note: str, videos: Sequence[Path]) -> str:
+    """The whole of ``compare.md``; videos relative to it."""
     from sim_eval.reporting.tables import markdown
 
     parts = ["# Comparison", note]
-    for section in sections:
-        parts += [f"## {section.title}", *(markdown(*grid) for grid in section.grids)]
+    for title, grid in tables.items():
+        parts += [f"## {title}", markdown(*grid)]
     if videos:
         parts += ["## Disagreements", "\n".join(f"- [{path.stem}]({path})" for path in videos)]
     return "\n\n".join(parts) + "\n"

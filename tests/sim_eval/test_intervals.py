@@ -67,7 +67,7 @@ def test_unpaired_runs_are_refused():
         discordant([True], [True, False])
 
 
-# The first two are worked in Fagerland, Lydersen and Laake's textbook (2017, chapter 8).
+# Worked in Fagerland, Lydersen and Laake's textbook (2017, chapter 8).
 @pytest.mark.parametrize(
     ("only_first", "only_second", "episodes", "published"),
     [(1, 7, 21, (-0.517, -0.026)), (6, 16, 161, (-0.124, -0.005))],
