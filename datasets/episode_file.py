@@ -1,25 +1,23 @@
 """One episode on disk: HDF5 in robomimic's layout, with depth, calibrated cameras and simulator states.
 
-One file an episode, so that a crash can cost at most the episode that was running. HDF5's user block, which other
-readers skip, holds a SHA-256 of the rest: damage is told before HDF5, which may loop for ever on it, parses the file.
+One file an episode, so that a crash can cost at most the episode that was running.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from sim_eval.datasets.sealed_file import sealed, unsealed
 from sim_eval.envs.contract import (
     ActionSpec,
     CameraView,
@@ -33,7 +31,6 @@ from sim_eval.envs.contract import (
 
 SUFFIX = ".hdf5"
 TEMPORARY_SUFFIX = ".tmp"
-USER_BLOCK = 512
 MARK = b"sim_eval episode 1 sha256 "
 
 Array: TypeAlias = NDArray[np.generic]
@@ -109,14 +106,12 @@ def write_episode(path: Path, episode: Episode) -> None:
     Raises:
         SimEvalError: the episode contradicts itself, or the disk refuses.
     """
-    # HDF5 is built in memory: the disk then sees one plain write, whose failure is a plain OSError.
-    body = _pack(episode)
+    content = _pack(episode)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as stream:
-            stream.write(_user_block(body))
-            stream.write(body)
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         read_header(temporary)  # compares the checksum, so it tells what the disk spoiled
@@ -167,27 +162,8 @@ def read_header(path: Path) -> EpisodeHeader:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[h5py.Group]:
-    with h5py.File(io.BytesIO(_content(path)), "r") as file:
+    with unsealed(path, MARK, "episode", "delete it and collect it again") as file:
         yield file["data"]
-
-
-def _content(path: Path) -> bytes:
-    """The file's bytes, known to be what was written."""
-    try:
-        with path.open("rb") as stream:
-            block = stream.read(USER_BLOCK)
-            ours = block.startswith(MARK)
-            body = stream.read() if ours else b""
-    except OSError as error:
-        raise SimEvalError(f"cannot read {path} ({error.strerror}): check the path and permissions") from error
-    if not ours or block != _user_block(body):
-        reason = "it is truncated or damaged" if ours else "sim_eval did not write it, or its beginning is lost"
-        raise SimEvalError(f"{path} is not a sound episode ({reason}): delete it and collect it again")
-    return block + body
-
-
-def _user_block(body: bytes) -> bytes:
-    return (MARK + hashlib.sha256(body).hexdigest().encode()).ljust(USER_BLOCK, b"\0")
 
 
 def _header(data: h5py.Group) -> EpisodeHeader:
@@ -235,13 +211,14 @@ def _unstack(header: EpisodeHeader, obs: h5py.Group) -> list[Observation]:
 
 
 def _pack(episode: Episode) -> bytes:
-    """The HDF5 file as bytes, without its user block."""
+    """The whole file as bytes."""
     try:
         arrays = _arrays(episode)
         lengths = {name: len(array) for name, array in arrays.items()}
         if len(set(lengths.values())) != 1:
             raise ValueError(f"its parts differ in length: {lengths}")
-        with h5py.File("episode", "w", driver="core", backing_store=False, userblock_size=USER_BLOCK) as file:
+
+        def fill(file: h5py.File) -> None:
             data = file.create_group("data")
             data.attrs.update(total=len(episode.actions), env_args=episode.provenance["env_args"])
             demo = data.create_group("demo_0")
@@ -253,8 +230,8 @@ def _pack(episode: Episode) -> bytes:
             )
             for name, array in arrays.items():
                 _store(demo, name, array)
-            file.flush()
-            return cast(bytes, file.id.get_file_image())
+
+        return sealed(MARK, fill)
     except (KeyError, IndexError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise SimEvalError(f"episode {episode.key} cannot be stored ({reason}): mend what recorded it") from error

@@ -169,9 +169,10 @@ class Status:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The simulator's full state: float64 [n] and its SHA-256."""
+    """The simulator's full state: float64 [n] and its SHA-256; ``names`` says what each number is, when known."""
 
     state: FloatArray
+    names: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:

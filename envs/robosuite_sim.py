@@ -31,6 +31,7 @@ from sim_eval.envs.contract import (
 from sim_eval.envs.rendering import RgbdRenderer, choose_backend
 
 if TYPE_CHECKING:
+    import mujoco
     from robosuite.environments.manipulation.manipulation_env import ManipulationEnv
 
 CONTROL_HZ = 20
@@ -117,6 +118,15 @@ def reseed(env: ManipulationEnv, rng: np.random.Generator) -> None:
             pending.extend(getattr(sampler, "samplers", {}).values())
 
 
+def state_names(model: mujoco.MjModel) -> tuple[str, ...]:
+    """What the numbers of robosuite's flat state are: time, joint positions, joint velocities."""
+    names = ["time"]
+    for kind, starts, size in (("qpos", model.jnt_qposadr, model.nq), ("qvel", model.jnt_dofadr, model.nv)):
+        for joint, (start, end) in enumerate(zip(starts, [*starts[1:], size], strict=True)):
+            names += [f"{kind} {model.joint(joint).name}[{place}]" for place in range(end - start)]
+    return tuple(names)
+
+
 class RobosuiteSimulator:
     """One robosuite task, running; see :class:`sim_eval.envs.contract.Simulator`."""
 
@@ -152,6 +162,7 @@ class RobosuiteSimulator:
         self._site = self._env.robots[0].eef_site_id["right"]
         self._joints = self._env.robots[0]._ref_joint_pos_indexes
         self._fingers = self._env.robots[0]._ref_gripper_joint_pos_indexes["right"]
+        self._state_names = state_names(self._model)
         self._goal, self._instruction = 0, task.goals[0][0]
         self._seen: dict[str, CameraView] = {}  # pictures of this instant, so that two onlookers cost one rendering
 
@@ -185,7 +196,7 @@ class RobosuiteSimulator:
         return Observation(views, self._proprio(), self._instruction, self._task.workspace)
 
     def snapshot(self) -> Snapshot:
-        return Snapshot(np.array(self._env.sim.get_state().flatten(), np.float64))
+        return Snapshot(np.array(self._env.sim.get_state().flatten(), np.float64), self._state_names)
 
     def privileged(self) -> Mapping[str, FloatArray]:
         """Robot fields as in proprioception, and ``<object>_pos`` [3], ``<object>_mat`` [3, 3] in the world frame."""

@@ -7,7 +7,7 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -18,8 +18,11 @@ Arguments = TypeVar("Arguments")
 BAD_INPUT, INTERRUPTED = 2, 130
 
 
-def parse(arguments: type[Arguments], program: str) -> Arguments:
+def parse(arguments: type[Arguments], program: str, words: Sequence[str] | None = None) -> Arguments:
     """The command line as the dataclass ``arguments``; ``--help`` prints and exits.
+
+    Args:
+        words: the options; None: of this process.
 
     Raises:
         SimEvalError: the command line does not fit it.
@@ -30,7 +33,7 @@ def parse(arguments: type[Arguments], program: str) -> Arguments:
     drawn = io.StringIO()
     try:
         with contextlib.redirect_stderr(drawn):
-            return tyro.cli(arguments, prog=program)
+            return tyro.cli(arguments, prog=program, args=words)
     except SystemExit as stop:
         if not stop.code:
             raise

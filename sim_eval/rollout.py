@@ -134,7 +134,8 @@ def play(
     from tqdm import tqdm
 
     from sim_eval.evaluation.engine import Recorders, run_episode
-    from sim_eval.evaluation.run_folder import VIDEOS, TrajectoryRecorder
+    from sim_eval.evaluation.run_folder import VIDEOS
+    from sim_eval.evaluation.trajectory import TrajectoryRecorder
     from sim_eval.reporting.video import VideoRecorder
 
     trajectories = TrajectoryRecorder(run_folder.folder)
@@ -146,7 +147,7 @@ def play(
         with bar:
             for key in run_folder.remaining:
                 bar.set_description(key.task)
-                result = run_episode(simulators[key.task], policy, key, protocol, recorder)
+                result = run_episode(simulators[key.task], trajectories.watch(policy), key, protocol, recorder)
                 run_folder.append(result)
                 if result.error:
                     bar.write(f"{key}: {result.error}", file=sys.stderr)

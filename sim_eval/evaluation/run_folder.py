@@ -17,20 +17,12 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from types import UnionType
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 
 from sim_eval import __version__
-from sim_eval.envs.contract import (
-    EnvironmentSpec,
-    EpisodeKey,
-    FloatArray,
-    SimEvalError,
-    Simulator,
-    SimulatorOptions,
-    Status,
-)
+from sim_eval.envs.contract import EnvironmentSpec, EpisodeKey, SimEvalError, SimulatorOptions
 from sim_eval.evaluation.engine import EpisodeResult, RolloutProtocol
 from sim_eval.evaluation.manifest import Manifest
 from sim_eval.policies.policy import PolicySpec
@@ -153,16 +145,27 @@ def machine() -> dict[str, object]:
         "versions": versions,
         "platform": platform.platform(),
         "processor": _processor(),
+        "instructions": _instructions(),
         "torch_threads": torch.get_num_threads() if torch else None,
     }
 
 
 def _processor() -> str:
+    """Name and stepping: several generations of a processor may share their name."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:
         return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    parts = [told.get("model name", platform.machine())]
+    parts += [f"{name} {told[name]}" for name in ("cpu family", "model", "stepping") if name in told]
+    return ", ".join(parts)
+
+
+def _instructions() -> str:
+    """The processor's vector instructions, as NumPy sees them: libraries choose their kernels by them."""
+    found = cast(Any, np).show_config(mode="dicts")  # its stub knows no mode
+    return " ".join(found["SIMD Extensions"].get("found", ()))
 
 
 @dataclass(frozen=True)
@@ -363,38 +366,3 @@ def fresh_folder(policy: str, root: Path = Path("runs")) -> Path:
     stem = f"{policy.replace('/', '-')}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
     names = [stem, *(f"{stem}-{number}" for number in range(2, 100))]
     return next(root / name for name in names if not (root / name).exists())
-
-
-class TrajectoryRecorder:
-    """Writes ``trajectories/*.h5``: enough to replay an episode and to prove that it went as recorded.
-
-    Datasets, for T control steps: actions float64 [T, dim] as executed; state_hash [T + 1], SHA-256 of the simulator's
-    state before the first step and after each; phases int64 [T]; success bool [T]. Attributes: task, split, index.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder / TRAJECTORIES
-
-    def start(self, simulator: Simulator, key: EpisodeKey) -> None:
-        self._key = key
-        self._actions: list[FloatArray] = []
-        self._statuses: list[Status] = []
-        self._hashes = [simulator.snapshot().digest]
-
-    def before_act(self, simulator: Simulator, label: FloatArray, executed: FloatArray) -> None:
-        self._actions.append(executed.copy())
-
-    def after_act(self, simulator: Simulator, status: Status) -> None:
-        self._hashes.append(simulator.snapshot().digest)
-        self._statuses.append(status)
-
-    def finish(self, simulator: Simulator, success: bool) -> None:
-        import h5py
-
-        done = len(self._statuses)  # a step that broke the simulator is not part of the trajectory
-        with atomic(self._folder / f"{episode_name(self._key)}.h5") as partial, h5py.File(partial, "w") as file:
-            file.attrs.update(asdict(self._key))
-            file["actions"] = np.array(self._actions[:done]).reshape(done, simulator.spec.action.dim)
-            file["state_hash"] = np.array(self._hashes, dtype="S64")
-            file["phases"] = np.array([status.phase for status in self._statuses], dtype=np.int64)
-            file["success"] = np.array([status.success for status in self._statuses], dtype=bool)

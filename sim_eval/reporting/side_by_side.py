@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,10 @@ import numpy as np
 from sim_eval.envs.contract import SimEvalError, Simulator, Task
 from sim_eval.envs.tasks import get_task
 from sim_eval.evaluation.engine import run_episode
-from sim_eval.evaluation.run_folder import TRAJECTORIES, VIDEOS, atomic, episode_name
-from sim_eval.policies.policy import ActionChunk, PolicyRequest, PolicySpec
+from sim_eval.evaluation.replay import RecordedPolicy
+from sim_eval.evaluation.run_folder import VIDEOS, atomic, episode_name
+from sim_eval.evaluation.trajectory import read_trajectory, trajectory_path
+from sim_eval.policies.policy import PolicySpec
 from sim_eval.reporting.tables import policy_label
 from sim_eval.reporting.video import (
     GREEN,
@@ -30,7 +32,7 @@ from sim_eval.reporting.video import (
 )
 
 if TYPE_CHECKING:
-    from sim_eval.envs.contract import EpisodeKey, FloatArray, SimulatorOptions
+    from sim_eval.envs.contract import EpisodeKey, SimulatorOptions
     from sim_eval.evaluation.engine import EpisodeResult
     from sim_eval.evaluation.run_folder import Run
 
@@ -62,23 +64,6 @@ class Side:
         else:
             came = f"success at step {result.first_success}" + ("" if result.success_end else ", lost at the end")
         return f"{self.letter}  {came}  -  {policy_label(self.run)}"
-
-
-class RecordedActions:
-    """Answers with what a trajectory holds: the episode again, without the policy.
-
-    Args:
-        actions: float64 [T, dim], one a control step.
-        replan: control steps that the engine takes of each answer.
-    """
-
-    def __init__(self, actions: FloatArray, replan: int) -> None:
-        self.spec = PolicySpec("recorded actions")
-        self._actions = actions
-        self._replan = replan
-
-    def predict(self, requests: Sequence[PolicyRequest]) -> list[ActionChunk]:
-        return [ActionChunk(self._actions[request.replan * self._replan :]) for request in requests]
 
 
 class SideBySide:
@@ -127,9 +112,10 @@ class SideBySide:
 
     def _play(self, key: EpisodeKey, side: Side) -> None:
         run = side.run
-        actions, simulator = read_actions(run, key), self._simulator(get_task(key.task), run.protocol.simulator)
+        policy = RecordedPolicy(read_trajectory(trajectory_path(run.folder, key)), PolicySpec(run.policy))
+        simulator = self._simulator(get_task(key.task), run.protocol.simulator)
         recorder = VideoRecorder(self._scratch / side.letter, run.policy, "all", run.protocol.telling)
-        played = run_episode(simulator, RecordedActions(actions, run.protocol.replan), key, run.protocol, recorder)
+        played = run_episode(simulator, policy, key, run.protocol, recorder)
         if played.success != side.result(key).success:
             raise SimEvalError(
                 f"{key} of {run.folder} ends as a {_outcome(played)} when played back, but is recorded as a "
@@ -144,22 +130,6 @@ class SideBySide:
 
 def _outcome(result: EpisodeResult) -> str:
     return "success" if result.success else "failure"
-
-
-def read_actions(run: Run, key: EpisodeKey) -> FloatArray:
-    """The actions that an episode of a run executed, float64 [T, dim].
-
-    Raises:
-        SimEvalError: its trajectory is missing or damaged.
-    """
-    import h5py
-
-    path = run.folder / TRAJECTORIES / f"{episode_name(key)}.h5"
-    try:
-        with h5py.File(path) as file:
-            return np.asarray(file["actions"][()], dtype=np.float64)
-    except (OSError, KeyError) as error:
-        raise SimEvalError(f"{path} is missing or damaged, and the run kept no video: roll {key} out again") from error
 
 
 def read_video(path: Path) -> tuple[float, Iterator[Picture]]:

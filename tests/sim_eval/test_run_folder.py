@@ -10,15 +10,15 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 from fake_simulator import PLANE, PlaneSimulator, wander
 
-from sim_eval.envs.contract import EpisodeKey, SimEvalError, SimulatorOptions
+from sim_eval.envs.contract import SimEvalError, SimulatorOptions
 from sim_eval.evaluation.engine import RolloutProtocol, run_episode
 from sim_eval.evaluation.manifest import Manifest
-from sim_eval.evaluation.run_folder import TrajectoryRecorder, fresh_folder, from_line, open_run, read_run, to_line
+from sim_eval.evaluation.run_folder import fresh_folder, from_line, open_run, read_run, to_line
+from sim_eval.evaluation.trajectory import TrajectoryRecorder, read_trajectory
 from sim_eval.policies.policy import PolicySpec
 
 MANIFEST = Manifest.plan([PLANE.name], "test", 0, 12)
@@ -32,7 +32,7 @@ def play(folder: Path, episodes: int = 100, pause: float = 0.0) -> int:
     with open_run(folder, MANIFEST, policy.spec, PROTOCOL, {PLANE.name: simulator.spec}, ["again"]) as run:
         todo = run.remaining[:episodes]
         for key in todo:
-            run.append(run_episode(simulator, policy, key, PROTOCOL, recorder))
+            run.append(run_episode(simulator, recorder.watch(policy), key, PROTOCOL, recorder))
             time.sleep(pause)
     return len(todo)
 
@@ -206,20 +206,21 @@ def test_a_trajectory_holds_what_replay_needs(tmp_path: Path):
     play(tmp_path, 1)
     (path,) = (tmp_path / "trajectories").iterdir()
     assert path.name == "fake-Plane_test_00000.h5"
-    result = read_run(tmp_path).episodes[0]
-    with h5py.File(path) as file:
-        actions, hashes = file["actions"][:], file["state_hash"][:].astype(str)
-        assert actions.dtype == np.float64
-        assert len(actions) == len(file["phases"]) == len(file["success"]) == result.steps
-        assert bool(file["success"][:].any()) == result.success
-        key = EpisodeKey(file.attrs["task"], file.attrs["split"], int(file.attrs["index"]))
+    result, recorded = read_run(tmp_path).episodes[0], read_trajectory(path)
+    assert recorded.actions.dtype == recorded.states.dtype == np.float64
+    assert len(recorded.actions) == len(recorded.phases) == len(recorded.success) == result.steps
+    assert bool(recorded.success.any()) == result.success
+    assert recorded.asked.tolist() == list(range(0, result.steps, PROTOCOL.replan))
+    assert len(set(recorded.seen)) == len(recorded.seen) == result.replans
+    assert recorded.policy == {"name": "wander", "digest": "abc", "variant": ""}
+    assert recorded.machine["versions"]["mujoco"]
     simulator = PlaneSimulator(PLANE)
-    simulator.reset(key)
-    replayed = [simulator.snapshot().digest]
-    for action in actions:
+    simulator.reset(recorded.key)
+    replayed = [simulator.snapshot().state]
+    for action in recorded.actions:
         simulator.act(action)
-        replayed.append(simulator.snapshot().digest)
-    assert replayed == list(hashes)
+        replayed.append(simulator.snapshot().state)
+    assert np.array_equal(replayed, recorded.states)
 
 
 def test_a_manifest_is_its_set_of_keys():

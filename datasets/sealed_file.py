@@ -1,0 +1,62 @@
+"""HDF5 files that tell damage and change.
+
+HDF5's user block, which other readers skip, holds a mark and a SHA-256 of the rest: damage is told before HDF5, which
+may loop for ever on it, parses the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import cast
+
+import h5py
+
+from sim_eval.envs.contract import SimEvalError
+
+USER_BLOCK = 512
+
+
+def sealed(mark: bytes, fill: Callable[[h5py.File], None]) -> bytes:
+    """A whole file, built in memory: the disk then sees one plain write, whose failure is a plain OSError.
+
+    Args:
+        mark: what kind of file it is, and in which version.
+        fill: writes its groups, datasets and attributes.
+    """
+    with h5py.File("sealed", "w", driver="core", backing_store=False, userblock_size=USER_BLOCK) as file:
+        fill(file)
+        file.flush()
+        body = cast(bytes, file.id.get_file_image())
+    return _user_block(mark, body) + body
+
+
+@contextlib.contextmanager
+def unsealed(path: Path, mark: bytes, kind: str, remedy: str) -> Iterator[h5py.File]:
+    """The file, known to be what :func:`sealed` made with the same mark.
+
+    Args:
+        kind, remedy: "episode", "delete it and collect it again": words of the error.
+
+    Raises:
+        SimEvalError: the file is missing, truncated, damaged or foreign.
+    """
+    try:
+        with path.open("rb") as stream:
+            block = stream.read(USER_BLOCK)
+            ours = block.startswith(mark)
+            body = stream.read() if ours else b""
+    except OSError as error:
+        raise SimEvalError(f"cannot read {path} ({error.strerror}): check the path and permissions") from error
+    if not ours or block != _user_block(mark, body):
+        reason = "it is truncated or damaged" if ours else "sim_eval did not write it, or its beginning is lost"
+        raise SimEvalError(f"{path} is not a sound {kind} ({reason}): {remedy}")
+    with h5py.File(io.BytesIO(block + body), "r") as file:
+        yield file
+
+
+def _user_block(mark: bytes, body: bytes) -> bytes:
+    return (mark + hashlib.sha256(body).hexdigest().encode()).ljust(USER_BLOCK, b"\0")
