@@ -7,7 +7,8 @@ matrices that map points of the named frame into the world; images are upright (
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Literal, Protocol, TypeAlias, cast
@@ -24,6 +25,21 @@ SPLITS = ("train", "val", "test")
 
 class SimEvalError(Exception):
     """Something a user can mend. The message names the file or field and the remedy; programs print it as one line."""
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Around code that takes a table of fields, read from a file or a message, apart.
+
+    Raises:
+        SimEvalError: a field is missing, or is not what it should be.
+    """
+    try:
+        yield
+    except KeyError as error:
+        raise SimEvalError(f"missing {error.args[0]}") from error
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise SimEvalError(f"a field is damaged ({error})") from error
 
 
 @dataclass(frozen=True)
@@ -135,6 +151,28 @@ class ActionSpec:
     def clip(self, actions: FloatArray) -> FloatArray:
         """Actions [..., dim] brought into the bounds."""
         return np.clip(actions, np.array(self.low), np.array(self.high))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, object]) -> ActionSpec:
+        """Reads what :func:`dataclasses.asdict` made.
+
+        Raises:
+            SimEvalError: a field is missing or damaged, or there is not one bound of each kind a name.
+        """
+        with reading():
+            spec = cls(
+                names=tuple(str(name) for name in cast(Sequence[str], data["names"])),
+                low=tuple(float(bound) for bound in cast(Sequence[float], data["low"])),
+                high=tuple(float(bound) for bound in cast(Sequence[float], data["high"])),
+                controller=str(data["controller"]),
+                control_hz=float(cast(float, data["control_hz"])),
+            )
+        if not len(spec.names) == len(spec.low) == len(spec.high):
+            raise SimEvalError(
+                f"action has {len(spec.names)} names, {len(spec.low)} low and {len(spec.high)} high bounds: "
+                "give one of each a dimension"
+            )
+        return spec
 
 
 @dataclass(frozen=True)

@@ -125,10 +125,10 @@ def as_dict(observation: Observation) -> GymObservation:
 
 
 def register_all() -> None:
-    """Registers every task as ``sim_eval/<Task>-v0``; building one imports its simulator, registering does not."""
-    from sim_eval.envs.tasks import task_names
+    """Registers our tasks as ``sim_eval/<Task>-v0``; building one imports its simulator, registering does not."""
+    from sim_eval.envs.tasks import own_tasks
 
-    for name in task_names():
+    for name in own_tasks():
         gym_id = f"sim_eval/{name.split('/')[-1]}-v0"
         if gym_id not in gymnasium.registry:
             gymnasium.register(gym_id, entry_point="sim_eval.envs.gym:SimulatorEnv", kwargs={"task": name})

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, cast
 
-from sim_eval.envs.contract import ActionSpec, EnvironmentSpec, EpisodeKey, FloatArray, Observation, SimEvalError
+from sim_eval.envs.contract import (
+    ActionSpec,
+    EnvironmentSpec,
+    EpisodeKey,
+    FloatArray,
+    Observation,
+    SimEvalError,
+    reading,
+)
+from sim_eval.envs.plugins import Plugin, find_plugin, plugin_names
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 BASELINES = ("zero", "random")
+SCRIPTED = "scripted"
+SCHEMES = ("ws", "wss")
+# Entry points of this group are policies of other packages: what the name stands for is called as
+# ``make(argument, device)``, with the text after "NAME:" ("" when there is none) and torch's device, and returns a
+# Policy.
+POLICY_GROUP = "sim_eval.policies"
 
 Weights: TypeAlias = Literal["float32", "bfloat16", "int8", "nf4"]
 
@@ -40,6 +56,33 @@ class PolicySpec:
     privileged: bool = False
     digest: str = ""
     variant: str = ""
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, object]) -> PolicySpec:
+        """Reads what :func:`dataclasses.asdict` made; ``privileged``, ``digest`` and ``variant`` may be left out.
+
+        Raises:
+            SimEvalError: another field is missing, or one is damaged.
+        """
+        with reading():
+            action = cast(Mapping[str, object] | None, data["action"])
+            spec = cls(
+                name=str(data["name"]),
+                robot=None if data["robot"] is None else str(data["robot"]),
+                cameras={
+                    name: (int(height), int(width))
+                    for name, (height, width) in cast(Mapping[str, tuple[int, int]], data["cameras"]).items()
+                },
+                proprio={name: int(length) for name, length in cast(Mapping[str, int], data["proprio"]).items()},
+                action=None if action is None else ActionSpec.from_dict(action),
+                tasks=tuple(cast(Sequence[str], data["tasks"])),
+                privileged=bool(data.get("privileged", False)),
+                digest=str(data.get("digest", "")),
+                variant=str(data.get("variant", "")),
+            )
+            if any(length < 1 for length in (*sum(spec.cameras.values(), ()), *spec.proprio.values())):
+                raise ValueError("sizes of cameras and lengths of proprio must be 1 or more")
+        return spec
 
 
 @dataclass(frozen=True)
@@ -142,32 +185,80 @@ def shipped_checkpoints() -> list[str]:
     return sorted(folder.parent.name for folder in CHECKPOINTS.glob("*/config.json"))
 
 
-def load_policy(reference: str, device: str = "auto", inference: Inference = AS_SAVED) -> Policy:
-    """A policy by name (``scripted``, ``zero``, ``random``, a shipped checkpoint) or by checkpoint folder.
+def load_policy(
+    reference: str, device: str = "auto", inference: Inference = AS_SAVED, keys: Path | None = None
+) -> Policy:
+    """A policy by name, by checkpoint folder or by the address of a server.
 
     Args:
+        reference: ``scripted``, ``zero``, ``random``, a shipped checkpoint, ``NAME`` or ``NAME:ARGUMENT`` of another
+            package's policy (see :data:`POLICY_GROUP`), a checkpoint folder, or ``ws://host:port`` of a server that
+            speaks openpi's protocol.
         device: of a checkpoint's network.
         inference: of a checkpoint's network.
+        keys: of a server that is not sim_eval's own; see :mod:`sim_eval.policies.remote.keys`.
 
     Raises:
-        SimEvalError: no such name or folder, the folder is damaged, or a policy has no network to run otherwise.
+        SimEvalError: no such name or folder, the folder is damaged, the server does not answer, another package's
+            policy cannot be loaded, or the network of a policy is not ours to run otherwise.
     """
+    name, _, argument = reference.partition(":")
+    remote = name in SCHEMES and argument.startswith("//")
+    ours = (*shipped_checkpoints(), SCRIPTED, *BASELINES, *SCHEMES)
+    plugin = None if remote else find_plugin(POLICY_GROUP, name, name in ours)
     told = [entry.name for entry in fields(Inference) if getattr(inference, entry.name) != entry.default]
-    if told and reference in ("scripted", *BASELINES):
-        raise SimEvalError(f"policy '{reference}' has no network: leave --{told[0].replace('_', '-')} out")
+    if told and (remote or plugin or reference in (SCRIPTED, *BASELINES)):
+        lacks = "is run by its server" if remote else "is run by its own package" if plugin else "has no network"
+        raise SimEvalError(f"policy '{reference}' {lacks}: leave --{told[0].replace('_', '-')} out")
+    if keys is not None and not remote:
+        raise SimEvalError(f"policy '{reference}' is not a server: leave --keys out")
+    if remote:
+        with extra("serve"):
+            from sim_eval.policies.remote.client import RemotePolicy
+        return RemotePolicy(reference, keys)
+    if plugin:
+        return _of_another_package(plugin, reference, argument, device)
     if reference in BASELINES:
         from sim_eval.policies.baselines import RandomPolicy, ZeroPolicy
 
         return ZeroPolicy() if reference == "zero" else RandomPolicy()
-    if reference == "scripted":
+    if reference == SCRIPTED:
         from sim_eval.policies.scripted.expert import ScriptedPolicy
 
         return ScriptedPolicy()
-    shipped = reference in shipped_checkpoints()
-    folder = CHECKPOINTS / reference if shipped else Path(reference)
+    folder = CHECKPOINTS / reference if reference in ours else Path(reference)
     if not folder.is_dir():
-        names = ", ".join([*shipped_checkpoints(), "scripted", *BASELINES])
-        raise SimEvalError(f"unknown policy '{reference}': use one of {names}, or the folder of a checkpoint")
+        names = ", ".join([*shipped_checkpoints(), SCRIPTED, *BASELINES, *plugin_names(POLICY_GROUP)])
+        raise SimEvalError(
+            f"unknown policy '{reference}': use one of {names}, the folder of a checkpoint, or ws://host:port"
+        )
     from sim_eval.policies.spatialvla.checkpoint import load_checkpoint
 
     return load_checkpoint(folder, device, inference)
+
+
+def _of_another_package(plugin: Plugin, reference: str, argument: str, device: str) -> Policy:
+    if Path(reference).is_dir():
+        raise SimEvalError(
+            f"'{reference}' is a policy of package '{plugin.package}' and a folder here: write ./{reference} for the "
+            "folder"
+        )
+    with plugin.blamed():
+        policy: Policy = plugin.load()(argument, device)
+        if not isinstance(policy.spec, PolicySpec):
+            raise TypeError(f"its spec is a {type(policy.spec).__name__}, not a PolicySpec")
+    return policy
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Around the imports of what the extra ``sim_eval[name]`` installs.
+
+    Raises:
+        SimEvalError: it is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = str(error.name).partition(".")[0]
+        raise SimEvalError(f"this needs {missing}, which is missing: pip install 'sim_eval[{name}]'") from error

@@ -35,7 +35,8 @@ class RolloutArguments:
     """Score a policy in simulation: success rate, interval, videos.
 
     Attributes:
-        policy: deep_llama or another shipped checkpoint, a checkpoint folder, scripted, zero or random.
+        policy: deep_llama or another shipped checkpoint, a checkpoint folder, scripted, zero or random, another
+            package's policy (NAME or NAME:ARGUMENT), or a server of openpi's protocol, as python -m sim_eval.serve.
         task: tasks, separated by commas; without it those the checkpoint was trained on, or robosuite/LiftWide.
         episodes: episodes of each task.
         split: train, val or test; final numbers come from test, which is never trained on.
@@ -51,9 +52,10 @@ class RolloutArguments:
         compile: run the network's Euler step through torch.compile.
         telling: right, or wrong to tell the policy another goal's instruction than the one that is scored.
         threads: torch's CPU threads; with 1 the result does not depend on the machine's number of cores.
+        keys: TOML or JSON file that says how a server is asked that is not sim_eval's own.
     """
 
-    policy: Annotated[str, tyro.conf.arg(metavar="NAME|DIR")]
+    policy: Annotated[str, tyro.conf.arg(metavar="NAME|DIR|ws://HOST:PORT")]
     task: Annotated[str, tyro.conf.arg(metavar="T[,T...]")] = ""
     episodes: int = 20
     split: Annotated[str, tyro.conf.arg(metavar="{train,val,test}")] = "test"
@@ -69,6 +71,7 @@ class RolloutArguments:
     compile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     telling: Literal["right", "wrong"] = "right"
     threads: int = 1
+    keys: Path | None = None
 
 
 def main(arguments: RolloutArguments) -> int:
@@ -88,7 +91,7 @@ def main(arguments: RolloutArguments) -> int:
     names = [task.name for task in named]
     Manifest.plan(names or [DEFAULT_TASK], arguments.split, arguments.first, arguments.episodes)  # before the long load
     inference = Inference(arguments.euler_steps, arguments.weights, arguments.compile)
-    policy = load_policy(arguments.policy, arguments.device, inference)
+    policy = load_policy(arguments.policy, arguments.device, inference, arguments.keys)
     if torch := sys.modules.get("torch"):  # a policy without a network does not load it
         torch.set_num_threads(arguments.threads)
     names = names or list(policy.spec.tasks) or [DEFAULT_TASK]

@@ -10,10 +10,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ALLOWED = {
     "envs": {"sim_eval.envs"},
-    "policies": {"sim_eval.envs.contract", "sim_eval.envs.cameras", "sim_eval.policies"},
+    "policies": {"sim_eval.envs.contract", "sim_eval.envs.cameras", "sim_eval.envs.plugins", "sim_eval.policies"},
     "datasets": {"sim_eval.envs.contract", "sim_eval.datasets"},
 }
-PROGRAMS = ("collect", "train", "rollout", "leaderboard", "results", "compare", "verify")
+PROGRAMS = ("collect", "train", "rollout", "leaderboard", "results", "compare", "verify", "serve")
 
 
 def imports(file: Path) -> set[str]:

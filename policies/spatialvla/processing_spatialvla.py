@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import cast
 
@@ -22,6 +22,7 @@ from sim_eval.envs.contract import (
     Observation,
     SimEvalError,
     TrainingWindow,
+    reading,
 )
 from sim_eval.policies.policy import PolicySpec
 from sim_eval.policies.spatialvla.configuration_spatialvla import SpatialVLAConfig
@@ -194,32 +195,10 @@ class SpatialVLAProcessor:
         Raises:
             SimEvalError: a field is missing, damaged, or does not fit the config.
         """
-        try:
-            action = cast(Mapping[str, object], data["action"])
-            spec = PolicySpec(
-                name=str(data["name"]),
-                robot=cast(str | None, data["robot"]),
-                cameras={
-                    name: (int(height), int(width))
-                    for name, (height, width) in cast(Mapping[str, tuple[int, int]], data["cameras"]).items()
-                },
-                proprio={name: int(length) for name, length in cast(Mapping[str, int], data["proprio"]).items()},
-                action=ActionSpec(
-                    names=tuple(cast(Sequence[str], action["names"])),
-                    low=tuple(cast(Sequence[float], action["low"])),
-                    high=tuple(cast(Sequence[float], action["high"])),
-                    controller=str(action["controller"]),
-                    control_hz=float(cast(float, action["control_hz"])),
-                ),
-                tasks=tuple(cast(Sequence[str], data["tasks"])),
-                digest=digest,
-            )
+        spec = replace(PolicySpec.from_dict(data), digest=digest)
+        with reading():
             stats = NormalizationStats.from_dict(cast(Mapping[str, object], data["normalization"]))
             prompt = str(data["prompt"])
-        except KeyError as error:
-            raise SimEvalError(f"missing {error.args[0]}") from error
-        except (AttributeError, TypeError, ValueError) as error:
-            raise SimEvalError(f"a field is damaged ({error})") from error
         return cls(config, spec, stats, tokenizer, prompt)
 
     def _view(self, seen: Observation, camera: str) -> CameraView:

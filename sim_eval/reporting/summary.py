@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, TypeAlias
 
-from sim_eval.envs.tasks import all_tasks, get_task
+from sim_eval.envs.tasks import get_task, task_names
 from sim_eval.reporting.intervals import success_interval
 from sim_eval.reporting.tables import Grid, counted, interval, rate
 
@@ -123,7 +123,7 @@ def summarize(task: str, results: Sequence[EpisodeResult], goal: str = "") -> Ta
 def furthest_phases(task: str, results: Iterable[EpisodeResult]) -> dict[str, int]:
     """Phase -> episodes that came no further; in the task's order, if this installation knows the task."""
     counts = Counter(result.phase for result in results)
-    known = all_tasks()[task].phases if task in all_tasks() else ()
+    known = get_task(task).phases if task in task_names() else ()
     return {phase: counts[phase] for phase in dict.fromkeys((NOTHING, *known, *counts))}
 
 

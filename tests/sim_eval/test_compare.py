@@ -17,7 +17,7 @@ from trainings_and_runs import LIFT, STACK, make_run
 
 from sim_eval.compare import CompareArguments, contrast_grid, main
 from sim_eval.envs.contract import SimEvalError, SimulatorOptions
-from sim_eval.envs.tasks import all_tasks
+from sim_eval.envs.tasks import get_task, own_tasks
 from sim_eval.evaluation.engine import Recorders, RolloutProtocol, run_episode
 from sim_eval.evaluation.manifest import Manifest
 from sim_eval.evaluation.run_folder import VIDEOS, Run, open_run, read_run
@@ -181,7 +181,8 @@ def roll(folder: Path, policy: FakePolicy, videos: bool, breaks_at: int | None =
 @pytest.fixture
 def plane(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fake task, registered."""
-    monkeypatch.setitem(all_tasks(), PLANE.name, PLANE)
+    monkeypatch.setitem(own_tasks(), PLANE.name, PLANE)
+    get_task.cache_clear()
 
 
 def swerve() -> FakePolicy:

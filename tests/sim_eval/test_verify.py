@@ -18,6 +18,7 @@ from fake_simulator import PLANE, FakePolicy, PlaneSimulator, constant, wander
 from sim_eval import rollout
 from sim_eval.console import run
 from sim_eval.envs.contract import CameraView, EpisodeKey, FloatArray, Observation, SimulatorOptions, Status
+from sim_eval.envs.tasks import get_task
 from sim_eval.evaluation.engine import RolloutProtocol, run_episode
 from sim_eval.evaluation.manifest import Manifest
 from sim_eval.evaluation.replay import TOLERANCE, RecordedPolicy, deviates
@@ -48,7 +49,8 @@ class Program:
     def simulator(self, simulator: PlaneSimulator) -> None:
         """From now on the task is this simulator."""
         task = replace(PLANE, factory=lambda task, options: simulator)
-        self._monkeypatch.setattr("sim_eval.envs.tasks.all_tasks", lambda: {PLANE.name: task})
+        self._monkeypatch.setattr("sim_eval.envs.tasks.own_tasks", lambda: {PLANE.name: task})
+        get_task.cache_clear()
 
     def __call__(self, folder: Path, *options: str) -> tuple[int, str]:
         """Its exit code and what it printed; the progress bar only when it failed."""

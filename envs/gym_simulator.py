@@ -1,0 +1,186 @@
+"""The other way round from :mod:`sim_eval.envs.gym`: any ``gymnasium.Env`` of that Dict layout as a Simulator.
+
+PUSH = Task("acme/Push", goals=(("push the block",),), horizon=100, workspace=BOX, phases=("push",),
+            factory=lambda task, options: GymSimulator(task, PushEnv(options.height), "UR5", ACTION))
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from sim_eval.envs.contract import (
+    ActionSpec,
+    CameraView,
+    EnvironmentSpec,
+    EpisodeKey,
+    FloatArray,
+    Observation,
+    SimEvalError,
+    Snapshot,
+    Status,
+    Task,
+)
+
+VIEW_PARTS = ("rgb", "depth", "intrinsics", "camera_to_world")
+AnyEnv: TypeAlias = gymnasium.Env[Any, Any]
+
+
+class GymSimulator:
+    """See :class:`sim_eval.envs.contract.Simulator`.
+
+    The seed given to ``reset`` comes from the episode's key and must decide everything random. A task with several
+    goals hands the goal's index over as ``options["goal"]``, and the instruction must be one of that goal. Success is
+    ``info["is_success"]``; ``info["phase"]``, when there is one, counts the fulfilled phases. Once the environment has
+    terminated or truncated it is not stepped any more and stays as it is.
+
+    Args:
+        environment: its observations are ``views`` {camera: rgb, depth, intrinsics, camera_to_world}, ``proprio``
+            {field: vector, among them eef_pos} and ``instruction``, units and frames as in the contract.
+        robot: its name.
+        action: what the actions mean; its bounds are those of the action space.
+        state: the environment's full state [n], for snapshots. Without it a snapshot holds proprioception only, and
+            replaying an episode proves no more than that.
+
+    Raises:
+        SimEvalError: the environment's spaces are others; says where.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        environment: AnyEnv,
+        robot: str,
+        action: ActionSpec,
+        state: Callable[[AnyEnv], FloatArray] | None = None,
+    ) -> None:
+        self._task, self._environment, self._state = task, environment, state
+        self._spec = EnvironmentSpec(robot, *_layout(task.name, environment.observation_space), action)
+        box = environment.action_space
+        if (
+            not isinstance(box, spaces.Box)
+            or box.shape != (action.dim,)
+            or not (np.array_equal(box.low, action.low) and np.array_equal(box.high, action.high))
+        ):
+            raise SimEvalError(
+                f"{task.name}: the action space is {box}, the action's {action.dim} names have bounds {action.low} to "
+                f"{action.high}: make them equal"
+            )
+        self._seen: Observation | None = None
+        self._last: Status | None = None  # how it ended; None: it goes on
+
+    @property
+    def task(self) -> Task:
+        return self._task
+
+    @property
+    def spec(self) -> EnvironmentSpec:
+        return self._spec
+
+    def reset(self, key: EpisodeKey) -> None:
+        goal = self._task.goal(key)
+        options = {"goal": goal} if len(self._task.goals) > 1 else None
+        observation, _ = self._environment.reset(seed=int(key.rng("reset").integers(2**31)), options=options)
+        self._last = None
+        self._seen = self._read(observation)
+        if self._seen.instruction not in self._task.goals[goal]:
+            raise SimEvalError(
+                f"{self._task.name}: the environment asks for '{self._seen.instruction}', the task for "
+                f"'{self._task.goals[goal][0]}': give the task the environment's sentences"
+            )
+
+    def act(self, action: FloatArray) -> Status:
+        if self._last is not None:
+            return self._last
+        space = self._environment.action_space
+        observation, _, terminated, truncated, info = self._environment.step(np.asarray(action, space.dtype))
+        self._seen = self._read(observation)
+        success = bool(info["is_success"])
+        status = Status(success, int(info.get("phase", len(self._task.phases) if success else 0)))
+        if terminated or truncated:
+            self._last = status
+        return status
+
+    def observe(self, cameras: Sequence[str] | None = None) -> Observation:
+        """What the last step showed: Gymnasium's environments render at every step."""
+        seen = self._now()
+        views = {name: seen.views[name] for name in (seen.views if cameras is None else cameras)}
+        return Observation(views, seen.proprio, seen.instruction, seen.workspace)
+
+    def snapshot(self) -> Snapshot:
+        if self._state is not None:
+            return Snapshot(np.asarray(self._state(self._environment), np.float64))
+        return Snapshot(np.concatenate(list(self._now().proprio.values())))
+
+    def privileged(self) -> Mapping[str, FloatArray]:
+        """Nothing: Gymnasium has no place for it."""
+        return {}
+
+    def provenance(self) -> Mapping[str, str]:
+        known = self._environment.spec
+        name = known.id if known else type(self._environment.unwrapped).__name__
+        return {"env_args": json.dumps({"env_name": name, "env_kwargs": {}}), "model_file": ""}
+
+    def close(self) -> None:
+        self._environment.close()
+
+    def _now(self) -> Observation:
+        if self._seen is None:
+            raise SimEvalError(f"{self._task.name}: reset comes before looking")
+        return self._seen
+
+    def _read(self, observation: Any) -> Observation:
+        return Observation(
+            views={
+                name: CameraView(
+                    rgb=np.array(view["rgb"], np.uint8),
+                    depth=np.array(view["depth"], np.float32),
+                    intrinsics=np.array(view["intrinsics"], np.float64),
+                    camera_to_world=np.array(view["camera_to_world"], np.float64),
+                )
+                for name, view in observation["views"].items()
+            },
+            proprio={name: np.array(vector, np.float64) for name, vector in observation["proprio"].items()},
+            instruction=str(observation["instruction"]),
+            workspace=self._task.workspace,
+        )
+
+
+def _layout(task: str, space: gymnasium.Space[Any]) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
+    """Camera sizes and proprio lengths of an observation space."""
+    views, proprio = _part(task, space, "views"), _part(task, space, "proprio")
+    _part(task, space, "instruction")
+    _part(task, proprio, "eef_pos")
+    cameras = {}
+    for name in _keys(views):
+        shapes = [_part(task, _part(task, views, name), part).shape for part in VIEW_PARTS]
+        height, width = (*(shapes[0] or ()), 0, 0)[:2]
+        wanted = [(height, width, 3), (height, width), (3, 3), (4, 4)]
+        if shapes != wanted:
+            raise SimEvalError(
+                f"{task}: camera '{name}' has the shapes {shapes} for {', '.join(VIEW_PARTS)}: [H, W, 3], [H, W], "
+                "[3, 3] and [4, 4] are needed"
+            )
+        cameras[name] = (height, width)
+    lengths = {}
+    for name in _keys(proprio):
+        shape = _part(task, proprio, name).shape
+        if shape is None or len(shape) != 1:
+            raise SimEvalError(f"{task}: proprio '{name}' has the shape {shape}: a vector is needed")
+        lengths[name] = shape[0]
+    return cameras, lengths
+
+
+def _keys(space: gymnasium.Space[Any]) -> list[str]:
+    return list(space.spaces) if isinstance(space, spaces.Dict) else []
+
+
+def _part(task: str, space: gymnasium.Space[Any], name: str) -> gymnasium.Space[Any]:
+    if not isinstance(space, spaces.Dict) or name not in space.spaces:
+        raise SimEvalError(f"{task}: the observation space lacks '{name}'; see sim_eval.envs.gym for the layout")
+    return space.spaces[name]

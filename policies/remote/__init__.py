@@ -1,0 +1,1 @@
+"""Policies over the network, by openpi's websocket protocol: a client, a server, and the messages between them."""

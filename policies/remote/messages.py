@@ -1,0 +1,177 @@
+"""What stands in the messages of sim_eval's own server.
+
+Metadata: ``sim_eval`` {protocol, policy: its spec}. A request, flat: ``views/<camera>/rgb``, ``.../depth``,
+``.../intrinsics``, ``.../camera_to_world``, ``proprio/<field>``, ``workspace`` [2, 3] (lower, upper), ``prompt``,
+``episode`` {task, split, index}, ``replan``, ``action`` (what the answer must be in; may be left out where the policy's
+spec says it) and ``privileged/<field>``; units and frames as in :mod:`sim_eval.envs.contract`. An answer: ``actions``
+[horizon, action dim], ``disturbance`` [action dim] where the policy gives one, ``server_timing`` {infer_ms}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim_eval.envs.contract import (
+    ActionSpec,
+    CameraView,
+    EpisodeKey,
+    FloatArray,
+    Observation,
+    SimEvalError,
+    WorkspaceBox,
+    reading,
+)
+from sim_eval.policies.policy import ActionChunk, PolicyRequest, PolicySpec
+from sim_eval.policies.remote.wire import Message
+
+PROTOCOL = 1
+Value = TypeVar("Value")
+ANY = -1  # a length that is free
+
+
+def to_metadata(spec: PolicySpec) -> Message:
+    return {"sim_eval": {"protocol": PROTOCOL, "policy": asdict(spec)}}
+
+
+def from_metadata(metadata: Mapping[str, object]) -> PolicySpec | None:
+    """The served policy's spec; None: the server is not sim_eval's own.
+
+    Raises:
+        SimEvalError: it speaks another version, or the spec is damaged.
+    """
+    own = metadata.get("sim_eval")
+    if own is None:
+        return None
+    with reading():
+        table = cast(Mapping[str, Any], own)
+        if table["protocol"] != PROTOCOL:
+            raise SimEvalError(
+                f"it speaks version {table['protocol']} of sim_eval's messages, this is {PROTOCOL}: install the same "
+                "sim_eval on both sides"
+            )
+        return PolicySpec.from_dict(table["policy"])
+
+
+def from_request(request: PolicyRequest) -> Message:
+    """A question as a flat table."""
+    seen, box = request.observation, request.observation.workspace
+    return {
+        **{f"views/{name}/{part}": array for name, view in seen.views.items() for part, array in vars(view).items()},
+        **{f"proprio/{name}": vector for name, vector in seen.proprio.items()},
+        "workspace": np.array([box.lower, box.upper]),
+        "prompt": seen.instruction,
+        "episode": asdict(request.key),
+        "replan": request.replan,
+        "action": asdict(request.action),
+        **{f"privileged/{name}": array for name, array in (request.privileged or {}).items()},
+    }
+
+
+def to_request(message: Message, spec: PolicySpec) -> PolicyRequest:
+    """Reads what :func:`from_request` made, or another client's message of that layout.
+
+    Raises:
+        SimEvalError: an entry is missing, is something else, or is not what the policy's spec needs.
+    """
+    views = {name: _view(message, name) for name in _names(message, "views/", "/rgb")}
+    for name, size in spec.cameras.items():
+        _array(message, f"views/{name}/rgb", np.uint8, *size, 3)
+    proprio = {name: _array(message, f"proprio/{name}", np.float64, ANY) for name in _names(message, "proprio/")}
+    for name, length in {"eef_pos": 3, **spec.proprio}.items():
+        _array(message, f"proprio/{name}", np.float64, length)
+    lower, upper = _array(message, "workspace", np.float64, 2, 3)
+    return PolicyRequest(
+        observation=Observation(
+            views, proprio, _get(message, "prompt", str), WorkspaceBox(tuple(lower.tolist()), tuple(upper.tolist()))
+        ),
+        key=_key(_get(message, "episode", dict)),
+        replan=_get(message, "replan", int),
+        action=_action(message, spec),
+        privileged=_privileged(message),
+    )
+
+
+def from_chunk(chunk: ActionChunk, milliseconds: float) -> Message:
+    """An answer as a table."""
+    answer: Message = {
+        "actions": np.asarray(chunk.actions, np.float64),
+        "server_timing": {"infer_ms": milliseconds},
+    }
+    if chunk.disturbance is not None:
+        answer["disturbance"] = np.asarray(chunk.disturbance, np.float64)
+    return answer
+
+
+def to_chunk(answer: Message, name: str = "actions") -> ActionChunk:
+    """Reads what :func:`from_chunk` made, or another server's answer.
+
+    Args:
+        name: of the entry that holds the actions [horizon, action dim].
+
+    Raises:
+        SimEvalError: the entry is missing or is something else.
+    """
+    disturbance = _array(answer, "disturbance", np.float64, ANY) if "disturbance" in answer else None
+    return ActionChunk(_array(answer, name, np.float64, ANY, ANY), disturbance)
+
+
+def _names(message: Message, prefix: str, suffix: str = "") -> list[str]:
+    return [
+        key[len(prefix) : len(key) - len(suffix)]
+        for key in message
+        if key.startswith(prefix) and key.endswith(suffix) and len(key) > len(prefix) + len(suffix)
+    ]
+
+
+def _view(message: Message, name: str) -> CameraView:
+    rgb = _array(message, f"views/{name}/rgb", np.uint8, ANY, ANY, 3)
+    return CameraView(
+        rgb=rgb,
+        depth=_array(message, f"views/{name}/depth", np.float32, *rgb.shape[:2]),
+        intrinsics=_array(message, f"views/{name}/intrinsics", np.float64, 3, 3),
+        camera_to_world=_array(message, f"views/{name}/camera_to_world", np.float64, 4, 4),
+    )
+
+
+def _array(message: Message, name: str, dtype: type[np.generic], *shape: int) -> NDArray[Any]:
+    """The array of this name and shape, as dtype; nothing but float precision may be lost."""
+    value = _get(message, name, np.ndarray)
+    fits = len(value.shape) == len(shape) and all(
+        want in (ANY, have) for want, have in zip(shape, value.shape, strict=True)
+    )
+    if not fits or not np.can_cast(value.dtype, dtype, "safe" if dtype is np.uint8 else "same_kind"):
+        wanted = ", ".join("any" if length == ANY else str(length) for length in shape)
+        raise SimEvalError(f"'{name}' must be {np.dtype(dtype)} [{wanted}], not {value.dtype} {list(value.shape)}")
+    return value.astype(dtype, copy=False)
+
+
+def _get(message: Message, name: str, kind: type[Value]) -> Value:
+    if name not in message:
+        raise SimEvalError(f"the message lacks '{name}'; it has {', '.join(message)[:500] or 'nothing'}")
+    value = message[name]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise SimEvalError(f"'{name}' must be of type {kind.__name__}, not {type(value).__name__}")
+    return value
+
+
+def _privileged(message: Message) -> dict[str, FloatArray] | None:
+    names = _names(message, "privileged/")
+    return {name: _get(message, f"privileged/{name}", np.ndarray) for name in names} or None
+
+
+def _key(entries: Message) -> EpisodeKey:
+    return EpisodeKey(_get(entries, "task", str), _get(entries, "split", str), _get(entries, "index", int))
+
+
+def _action(message: Message, spec: PolicySpec) -> ActionSpec:
+    if "action" not in message and spec.action is not None:
+        return spec.action
+    try:
+        return ActionSpec.from_dict(_get(message, "action", dict))
+    except SimEvalError as error:
+        raise SimEvalError(f"'action': {error}") from error
