@@ -125,8 +125,11 @@ def write_episode(path: Path, episode: Episode) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def read_episode(path: Path) -> Episode:
+def read_episode(path: Path, pictures: bool = True) -> Episode:
     """A whole episode; its pictures are slices of one array a camera.
+
+    Args:
+        pictures: without them the observations have no views, and reading takes a fifth of the time.
 
     Raises:
         SimEvalError: the file is missing, truncated, damaged or foreign.
@@ -139,7 +142,7 @@ def read_episode(path: Path) -> Episode:
             workspace=header.workspace,
             robot=header.spec.robot,
             action=header.spec.action,
-            observations=_unstack(header, demo["obs"]),
+            observations=_unstack(header, demo["obs"], pictures),
             actions=demo["actions"][()],
             executed_actions=demo["executed_actions"][()],
             states=demo["states"][()],
@@ -190,10 +193,10 @@ def _header(data: h5py.Group) -> EpisodeHeader:
     )
 
 
-def _unstack(header: EpisodeHeader, obs: h5py.Group) -> list[Observation]:
+def _unstack(header: EpisodeHeader, obs: h5py.Group, pictures: bool) -> list[Observation]:
     cameras = {
         name: [obs[f"{name}_{part}"][()] for part in ("image", "depth", "intrinsics", "camera_to_world")]
-        for name in header.spec.cameras
+        for name in (header.spec.cameras if pictures else ())
     }
     proprio = {name: obs[f"robot0_{name}"][()] for name in header.spec.proprio}
     return [

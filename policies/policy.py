@@ -185,6 +185,12 @@ def shipped_checkpoints() -> list[str]:
     return sorted(folder.parent.name for folder in CHECKPOINTS.glob("*/config.json"))
 
 
+def checkpoint_folder(reference: str) -> Path | None:
+    """The folder of a shipped checkpoint, or the folder of that name; None: there is neither."""
+    folder = CHECKPOINTS / reference if reference in shipped_checkpoints() else Path(reference)
+    return folder if folder.is_dir() else None
+
+
 def load_policy(
     reference: str, device: str = "auto", inference: Inference = AS_SAVED, keys: Path | None = None
 ) -> Policy:
@@ -226,8 +232,8 @@ def load_policy(
         from sim_eval.policies.scripted.expert import ScriptedPolicy
 
         return ScriptedPolicy()
-    folder = CHECKPOINTS / reference if reference in ours else Path(reference)
-    if not folder.is_dir():
+    folder = checkpoint_folder(reference)
+    if folder is None:
         names = ", ".join([*shipped_checkpoints(), SCRIPTED, *BASELINES, *plugin_names(POLICY_GROUP)])
         raise SimEvalError(
             f"unknown policy '{reference}': use one of {names}, the folder of a checkpoint, or ws://host:port"

@@ -13,7 +13,7 @@ ALLOWED = {
     "policies": {"sim_eval.envs.contract", "sim_eval.envs.cameras", "sim_eval.envs.plugins", "sim_eval.policies"},
     "datasets": {"sim_eval.envs.contract", "sim_eval.datasets"},
 }
-PROGRAMS = ("collect", "train", "rollout", "leaderboard", "results", "compare", "verify", "serve")
+PROGRAMS = ("collect", "train", "rollout", "leaderboard", "results", "compare", "verify", "serve", "doctor")
 
 
 def imports(file: Path) -> set[str]:

@@ -1,0 +1,183 @@
+"""The whole examination: which checks a policy, a task and demonstrations call for, in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+
+from sim_eval.datasets.episode_file import Episode, read_episode
+from sim_eval.datasets.normalization import normalization_stats
+from sim_eval.diagnosis.answers import checkpoint, data_fit_findings, fit_findings, imitation_findings, task_finding
+from sim_eval.diagnosis.checkpoint_record import record_findings, was_trained_on
+from sim_eval.diagnosis.demonstrations import (
+    Catalogue,
+    catalogue_findings,
+    first_pictures,
+    replay,
+    replay_findings,
+)
+from sim_eval.diagnosis.field_statistics import against_data, against_environment, sound_statistics
+from sim_eval.diagnosis.findings import Finding, examine
+from sim_eval.diagnosis.geometry import Moment, scene_findings
+from sim_eval.diagnosis.machine import machine_findings
+from sim_eval.diagnosis.pace import policy_pace, simulator_pace, worker_findings
+from sim_eval.envs.contract import EpisodeKey, NormalizationStats, Simulator, SimulatorOptions, Task
+from sim_eval.evaluation.engine import RolloutProtocol
+from sim_eval.policies.policy import Policy, PolicyRequest, differences
+from sim_eval.policies.scripted.expert import ScriptedPolicy, all_experts
+
+Group: TypeAlias = tuple[str, list[Finding]]
+
+# Where the self-test looks: at the start of so many episodes, and so many times more with so many steps between.
+EPISODES, LOOKS, STEPS_BETWEEN = 2, 3, 8
+
+
+@dataclass(frozen=True)
+class Patient:
+    """What is examined.
+
+    Attributes:
+        policy: as the evaluation would run it; None: none.
+        folder: of the policy's checkpoint; None: it has none.
+        data: demonstrations; without headers: none were named.
+        tasks: where it is all tried.
+        simulator: how tasks are shown.
+        replayed: demonstrations of each task that are played again.
+        device: torch's, as asked for.
+    """
+
+    policy: Policy | None
+    folder: Path | None
+    data: Catalogue
+    tasks: tuple[Task, ...]
+    simulator: SimulatorOptions
+    replayed: int
+    device: str
+
+    @cached_property
+    def stats(self) -> NormalizationStats | None:
+        """The normalisation of a trained policy."""
+        own = checkpoint(self.policy) if self.policy else None
+        return own.processor.stats if own else None
+
+
+def examination(patient: Patient) -> Iterator[Group]:
+    """Groups of findings, each when it is done."""
+    yield "machine", list(machine_findings(patient.device))
+    if patient.data.headers or patient.data.problems:
+        yield "demonstrations", examine("files", lambda: catalogue_findings(patient.data))
+    if patient.policy and patient.stats:
+        yield f"policy {patient.policy.spec.name}", list(checkpoint_findings(patient, patient.policy, patient.stats))
+    for task in patient.tasks:
+        yield task.name, list(task_findings(patient, task))
+
+
+def checkpoint_findings(patient: Patient, policy: Policy, stats: NormalizationStats) -> Iterator[Finding]:
+    """What can be told of a trained policy without a simulator."""
+    spec, folder, headers = policy.spec, patient.folder, patient.data.headers
+    if folder is not None:
+        yield from examine("record", lambda: record_findings(folder, spec, stats))
+    if spec.action is not None:
+        action = spec.action
+        yield from examine("statistics", lambda: sound_statistics(stats, action))
+    if headers:
+        (header, *_) = headers.values()
+        yield from examine("fit to the data", lambda: fit_findings(spec, header.spec, "the data"))
+
+        def compared() -> Iterator[Finding]:
+            data = normalization_stats([read_episode(path, pictures=False) for path in headers], stats.mode)
+            fields = [name for name in ("action", *spec.proprio) if name in data.fields]
+            yield from against_data(stats, data, fields, was_trained_on(folder, list(headers.values())))
+
+        yield from examine("statistics of the data", compared)
+
+
+def task_findings(patient: Patient, task: Task) -> Iterator[Finding]:
+    """What can be told of policy and demonstrations in a task's environment."""
+    made: list[Simulator] = []
+
+    def make() -> Iterator[Finding]:
+        made.append(task.make(patient.simulator))
+        yield from ()
+
+    yield from examine("environment", make)
+    for simulator in made:
+        with closing(simulator):
+            yield from environment_findings(patient, simulator)
+
+
+def environment_findings(patient: Patient, simulator: Simulator) -> Iterator[Finding]:
+    policy, stats, data = patient.policy, patient.stats, patient.data.of(simulator.task.name)
+    moments: list[Moment] = []
+
+    def look() -> Iterator[Finding]:
+        moments.extend(look_around(simulator))
+        yield from scene_findings(moments)
+
+    yield from examine("cameras", look)
+    fits = policy is not None and not differences(policy.spec, simulator.spec)
+    if policy is not None:
+        spec = policy.spec
+        yield from task_finding(spec, simulator.task.name)
+        yield from examine("fit", lambda: fit_findings(spec, simulator.spec, "the environment"))
+        if stats is not None and moments:
+            known = [name for name in spec.proprio if name in simulator.spec.proprio]
+            proprio = [moment.observation.proprio for moment in moments]
+            own = stats
+            yield from examine("statistics here", lambda: against_environment(own, proprio, known))
+    if data:
+        yield from demonstration_findings(patient, simulator)
+    key = EpisodeKey(simulator.task.name, "val", 0)
+    if policy is not None and fits:
+        able = policy
+        yield from examine("policy latency", lambda: policy_pace(able, simulator, key))
+    yield from examine("simulator", lambda: simulator_pace(simulator, key))
+    yield from examine("suggested --workers", worker_findings)
+
+
+def demonstration_findings(patient: Patient, simulator: Simulator) -> Iterator[Finding]:
+    """A task's demonstrations in its environment, and the policy's answers to them."""
+    task, policy = simulator.task.name, patient.policy
+    header = next(iter(patient.data.of(task).values()))
+    yield from examine("fit of the data", lambda: data_fit_findings(header.spec, simulator.spec))
+    episodes: list[Episode] = []
+
+    def read() -> Iterator[Finding]:
+        episodes.extend(read_episode(path) for path in patient.data.chosen(task, patient.replayed))
+        if not episodes:
+            yield Finding("replays", "warning", "no demonstration is a success", "collect some that are")
+
+    yield from examine("demonstrations", read)
+    if not episodes:
+        return
+    protocol = RolloutProtocol(simulator=patient.simulator)
+    yield from examine("first pictures", lambda: first_pictures(simulator, episodes))
+    yield from examine(
+        "replays", lambda: replay_findings([replay(simulator, episode, protocol) for episode in episodes])
+    )
+    if policy is not None and patient.stats and not differences(policy.spec, header.spec):
+        able = policy
+        yield from examine("imitation", lambda: imitation_findings(able, episodes, protocol.replan))
+
+
+def look_around(simulator: Simulator) -> Iterator[Moment]:
+    """The start of some validation episodes and a little of their course, led by the task's expert if it has one."""
+    task, action = simulator.task.name, simulator.spec.action
+    expert = ScriptedPolicy() if task in all_experts() else None
+    for index in range(EPISODES):
+        key = EpisodeKey(task, "val", index)
+        simulator.reset(key)
+        for look in range(LOOKS):
+            for step in range(STEPS_BETWEEN if look else 0):
+                command = np.zeros(action.dim)
+                if expert is not None:
+                    request = PolicyRequest(simulator.observe(()), key, step, action, simulator.privileged())
+                    command = expert.predict([request])[0].actions[0]
+                simulator.act(action.clip(command))
+            yield Moment(simulator.observe(), simulator.privileged())

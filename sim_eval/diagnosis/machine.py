@@ -1,0 +1,178 @@
+"""The machine: Python, packages, OpenGL, torch, cores, memory, ffmpeg."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from sim_eval.diagnosis.findings import Finding, Level, examine, graded
+from sim_eval.envs.contract import SimEvalError
+
+ROOT = Path(__file__).resolve().parents[2]  # of a clone; a wheel has no lock and no pyproject.toml there
+# Another version of these changes pictures, physics or floating-point sums; of the others, nothing that is scored.
+DECIDING = ("numpy", "mujoco", "robosuite", "torch", "transformers", "tokenizers", "h5py")
+SOFTWARE_RENDERERS = ("llvmpipe", "softpipe", "swrast", "osmesa", "software")
+LEAST_MEMORY = 2e9  # bytes that a simulator and a tiny policy take together
+GIGABYTE = 1e9
+
+
+def machine_findings(device: str) -> Iterator[Finding]:
+    """Everything that can be told before a task or a policy is looked at."""
+    checks: Mapping[str, Callable[[], Iterable[Finding]]] = {
+        "Python": python_finding,
+        "packages": package_findings,
+        "OpenGL": opengl_finding,
+        "torch": lambda: torch_finding(device),
+        "cores and memory": resource_finding,
+        "ffmpeg": ffmpeg_finding,
+    }
+    for name, check in checks.items():
+        yield from examine(name, check)
+
+
+def python_finding() -> Iterator[Finding]:
+    version = platform.python_version()
+    level: Level = "ok" if sys.version_info[:2] == (3, 11) else "warning"
+    yield graded("Python", level, f"{version} on {platform.platform(terse=True)}", "use Python 3.11, which is tested")
+
+
+def package_findings() -> Iterator[Finding]:
+    """Installed versions against what the package requires, and against the lock where there is one."""
+    unmet = unmet_requirements(requirements(), installed)
+    yield graded(
+        "required packages",
+        "fault" if unmet else "ok",
+        "; ".join(unmet) or "all there",
+        "install them: make setup, or pip install sim_eval",
+    )
+    lock = ROOT / "requirements.lock"
+    if lock.is_file():
+        other = other_versions(locked(lock.read_text()), installed)
+        deciding = [told for name, told in other.items() if name in DECIDING]
+        yield graded(
+            "locked packages",
+            "warning" if deciding else "ok",
+            "; ".join(deciding) or f"the lock's versions of {', '.join(DECIDING)}",
+            "scores may differ from published ones: make setup installs the lock's versions",
+        )
+
+
+def installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def requirements() -> list[str]:
+    """What sim_eval requires, of a clone or of an installed package; extras left out."""
+    import tomllib
+
+    project = ROOT / "pyproject.toml"
+    if project.is_file():
+        return list(tomllib.loads(project.read_text())["project"]["dependencies"])
+    return [entry for entry in metadata.requires("sim_eval") or [] if "extra ==" not in entry]
+
+
+def unmet_requirements(required: Sequence[str], version_of: Callable[[str], str | None]) -> list[str]:
+    """One clause for each requirement that the installed versions do not meet."""
+    from packaging.requirements import Requirement
+
+    unmet = []
+    for entry in map(Requirement, required):
+        version = version_of(entry.name)
+        if version is None or not entry.specifier.contains(version, prereleases=True):
+            unmet.append(f"{entry} needed, {version or 'none'} there")
+    return unmet
+
+
+def locked(text: str) -> dict[str, str]:
+    """Package -> version of a lock's lines ``name==version``."""
+    lines = (line.split("#")[0].strip() for line in text.splitlines())
+    return dict(line.split("==") for line in lines if "==" in line)
+
+
+def other_versions(lock: Mapping[str, str], version_of: Callable[[str], str | None]) -> dict[str, str]:
+    """Package -> one clause, where another version is installed than the lock's; a build's suffix does not count."""
+    found = {}
+    for name, wanted in lock.items():
+        version = version_of(name)
+        if version is not None and version.split("+")[0] != wanted:
+            found[name] = f"{name} {version}, locked {wanted}"
+    return found
+
+
+def opengl_finding() -> Iterator[Finding]:
+    """Which OpenGL draws, asked of a context of its own."""
+    from sim_eval.envs.rendering import choose_backend
+
+    backend = choose_backend()
+    from mujoco.gl_context import GLContext
+    from OpenGL import GL
+
+    context = GLContext(16, 16)
+    context.make_current()
+    try:
+        renderer = GL.glGetString(GL.GL_RENDERER).decode()
+    finally:
+        context.free()
+    kind = "on the CPU" if any(name in renderer.lower() for name in SOFTWARE_RENDERERS) else "on a GPU"
+    yield Finding("OpenGL", "ok", f"{backend}, {renderer}, {kind}")
+
+
+def torch_finding(device: str) -> Iterator[Finding]:
+    import torch
+
+    from sim_eval.policies.spatialvla.checkpoint import resolve_device
+
+    place = resolve_device(device)
+    threads = f", {torch.get_num_threads()} threads" if place.type == "cpu" else ""
+    yield Finding("torch", "ok", f"{torch.__version__} on {place}{threads}")
+
+
+def resource_finding() -> Iterator[Finding]:
+    cores, memory = available_cores(), available_memory()
+    yield graded(
+        "cores and memory",
+        "ok" if memory >= LEAST_MEMORY else "warning",
+        f"{cores} cores, {memory / GIGABYTE:.1f} GB free",
+        f"free some memory: a worker takes up to {LEAST_MEMORY / GIGABYTE:.0f} GB",
+    )
+
+
+def available_cores() -> int:
+    """Cores that this process may run on, of which a container may grant a part only."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, period = [*_control_group("cpu.max").split(), "", ""][:2]
+    return max(1, min(allowed, int(quota) // int(period))) if quota.isdigit() and period.isdigit() else allowed
+
+
+def available_memory() -> int:
+    """Bytes that can still be taken, of which a container may grant a part only."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    limit, used = _control_group("memory.max"), _control_group("memory.current")
+    return max(0, min(free, int(limit) - int(used))) if limit.isdigit() and used.isdigit() else free
+
+
+def _control_group(name: str) -> str:
+    """A limit of the container, as Linux's control groups (version 2) tell it; empty where there are none."""
+    try:
+        return (Path("/sys/fs/cgroup") / name).read_text().strip()
+    except OSError:
+        return ""
+
+
+def ffmpeg_finding() -> Iterator[Finding]:
+    import imageio_ffmpeg
+
+    try:
+        measured = imageio_ffmpeg.get_ffmpeg_version()
+    except RuntimeError as error:
+        raise SimEvalError(f"no ffmpeg ({error}): pip install imageio-ffmpeg, or roll out with --video none") from error
+    yield Finding("ffmpeg", "ok", measured)

@@ -1,0 +1,74 @@
+"""How fast policy and simulator are, and how many workers the machine bears."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from statistics import median
+
+import numpy as np
+
+from sim_eval.diagnosis.findings import Finding
+from sim_eval.diagnosis.machine import GIGABYTE, available_cores, available_memory
+from sim_eval.envs.contract import EpisodeKey, Simulator
+from sim_eval.policies.policy import Policy, PolicyRequest
+
+WARM_UP, CHUNKS = 3, 20
+STEPS = 40  # timed control steps, and as many observations
+
+
+def policy_pace(policy: Policy, simulator: Simulator, key: EpisodeKey) -> Iterator[Finding]:
+    """The policy's latency for one observation at a time."""
+    simulator.reset(key)
+    observation = simulator.observe(tuple(policy.spec.cameras))
+    privileged = simulator.privileged() if policy.spec.privileged else None
+    requests = [
+        PolicyRequest(observation, key, replan, simulator.spec.action, privileged) for replan in range(WARM_UP + CHUNKS)
+    ]
+    seconds = [_timed(partial(policy.predict, [request])) for request in requests][WARM_UP:]
+    typical = median(seconds)
+    yield Finding(
+        "policy latency",
+        "ok",
+        f"{1000 * typical:.1f} ms a chunk (median of {CHUNKS}, {1000 * min(seconds):.1f} to {1000 * max(seconds):.1f})",
+    )
+
+
+def simulator_pace(simulator: Simulator, key: EpisodeKey) -> Iterator[Finding]:
+    """Control steps and pictures a second, measured apart."""
+    simulator.reset(key)
+    simulator.observe()  # makes the renderer
+    still = simulator.spec.action.clip(np.zeros(simulator.spec.action.dim))
+    acting, looking = [], []
+    for _ in range(STEPS):
+        acting.append(_timed(lambda: simulator.act(still)))
+        looking.append(_timed(simulator.observe))
+    cameras = len(simulator.spec.cameras)
+    yield Finding(
+        "simulator",
+        "ok",
+        f"{1 / median(acting):.0f} control steps/s, {cameras / median(looking):.0f} RGB-D frames/s ({cameras} cameras)",
+    )
+
+
+def _timed(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def suggested_workers(cores: int, free: int, needed: int) -> int:
+    """One worker a core, as long as the free memory (bytes) holds what each needs; at least one."""
+    return max(1, min(cores, free // max(needed, 1)))
+
+
+def worker_findings() -> Iterator[Finding]:
+    """The suggestion for this machine; a worker needs what this process, with policy and simulator, takes and frees."""
+    import psutil
+
+    needed = int(psutil.Process().memory_info().rss)
+    cores, free = available_cores(), available_memory() + needed
+    workers = suggested_workers(cores, free, needed)
+    memory = f"{free / GIGABYTE:.1f} GB free / {needed / GIGABYTE:.1f} GB a worker"
+    yield Finding("suggested --workers", "ok", f"{workers}, the lesser of {cores} cores and {memory}; at least 1")
