@@ -1,14 +1,15 @@
 """Score a policy: ``python -m sim_eval.rollout --policy deep_llama``.
 
 Writes a run folder with the result, the trajectory and the video of every episode, and prints the success rate with its
-interval. The same command with ``--out`` of an interrupted run continues it.
+interval. The same command with ``--out`` of an interrupted run continues it, with any number of ``--workers``.
 """
 
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -19,11 +20,13 @@ from sim_eval.envs.contract import SimEvalError, SimulatorOptions
 from sim_eval.policies.policy import Weights
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from sim_eval.envs.contract import Simulator
-    from sim_eval.evaluation.engine import RolloutProtocol
+    from sim_eval.envs.contract import Telling
+    from sim_eval.evaluation.engine import EpisodeResult
     from sim_eval.evaluation.run_folder import RunFolder
+    from sim_eval.evaluation.scoring import PolicySource, Scoring
+    from sim_eval.evaluation.workers import Body, Crew, Lost
     from sim_eval.policies.policy import Policy
 
 PROGRAM = "python -m sim_eval.rollout"
@@ -51,7 +54,16 @@ class RolloutArguments:
         weights: of the network; float32, bfloat16, int8 or nf4 (4 bits); the last two need sim_eval[quantized].
         compile: run the network's Euler step through torch.compile.
         telling: right, or wrong to tell the policy another goal's instruction than the one that is scored.
-        threads: torch's CPU threads; with 1 the result does not depend on the machine's number of cores.
+        threads: torch's CPU threads a process; with 1 the result does not depend on the machine's number of cores.
+        workers: processes that run episodes; 1 is this process, and with 2 or more it survives a crash of a simulator.
+        batch: 0 gives each worker its own copy of the policy; otherwise one policy answers up to so many workers at
+            once. Without it 0 on a CPU, and on a GPU the number of workers.
+        wait: milliseconds that a question to the one policy waits for others.
+        deterministic: no batch of more than 1, so that results are bit for bit those of one worker.
+        watchdog: seconds without a control step after which a worker counts as hung.
+        retries: of an episode whose worker died or hung, before it counts as failed.
+        backend: where workers run: processes of this machine, or Ray actors, which needs sim_eval[ray].
+        ray_address: host:port of a Ray cluster whose nodes share the run folder; without it one of this machine alone.
         keys: TOML or JSON file that says how a server is asked that is not sim_eval's own.
     """
 
@@ -71,6 +83,14 @@ class RolloutArguments:
     compile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     telling: Literal["right", "wrong"] = "right"
     threads: int = 1
+    workers: int = 1
+    batch: int | None = None
+    wait: float = 10.0
+    deterministic: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    watchdog: float = 300.0
+    retries: int = 2
+    backend: Literal["local", "ray"] = "local"
+    ray_address: str | None = None
     keys: Path | None = None
 
 
@@ -80,20 +100,31 @@ def main(arguments: RolloutArguments) -> int:
     at_least("first", arguments.first, 0)
     at_least("replan", arguments.replan, 1)
     at_least("threads", arguments.threads, 1)
+    at_least("workers", arguments.workers, 1)
+    at_least("batch", arguments.batch or 0, 0)
+    at_least("wait", arguments.wait, 0)
+    at_least("watchdog", arguments.watchdog, 1)
+    at_least("retries", arguments.retries, 0)
     at_least("euler-steps", 1 if arguments.euler_steps is None else arguments.euler_steps, 1)
+    if arguments.deterministic and (arguments.batch or 0) > 1:
+        raise SimEvalError(f"--deterministic answers one question at a time: leave --batch {arguments.batch} out")
+    if arguments.ray_address and arguments.backend != "ray":
+        raise SimEvalError("--ray-address is for --backend ray: add it")
+    if arguments.backend == "ray":
+        import_module("sim_eval.evaluation.ray_workers")  # without Ray it is refused here, before the long load
     from sim_eval.envs.tasks import get_task
     from sim_eval.evaluation.engine import RolloutProtocol
     from sim_eval.evaluation.manifest import Manifest
     from sim_eval.evaluation.run_folder import fresh_folder, open_run
-    from sim_eval.policies.policy import Inference, check_fit, load_policy
+    from sim_eval.evaluation.scoring import OneSimulator, PolicySource, Scoring
+    from sim_eval.policies.policy import Inference, check_fit
 
     named = [get_task(name.strip()) for name in arguments.task.split(",")] if arguments.task else []
     names = [task.name for task in named]
     Manifest.plan(names or [DEFAULT_TASK], arguments.split, arguments.first, arguments.episodes)  # before the long load
     inference = Inference(arguments.euler_steps, arguments.weights, arguments.compile)
-    policy = load_policy(arguments.policy, arguments.device, inference, arguments.keys)
-    if torch := sys.modules.get("torch"):  # a policy without a network does not load it
-        torch.set_num_threads(arguments.threads)
+    source = PolicySource(arguments.policy, arguments.device, inference, arguments.threads, arguments.keys)
+    policy = source.load()
     names = names or list(policy.spec.tasks) or [DEFAULT_TASK]
     manifest = Manifest.plan(names, arguments.split, arguments.first, arguments.episodes)
     size = next(iter(policy.spec.cameras.values()), (SimulatorOptions.height, SimulatorOptions.width))
@@ -103,14 +134,20 @@ def main(arguments: RolloutArguments) -> int:
         get_task(key.task).instruction(key, protocol.telling)  # a task without a wrong one is refused before the first
     folder = arguments.out or fresh_folder(policy.spec.name)
     again = replace(arguments, task=",".join(names), out=folder)
-    with ExitStack() as stack:
-        simulators = {name: stack.enter_context(closing(get_task(name).make(protocol.simulator))) for name in names}
-        environments = {name: simulator.spec for name, simulator in simulators.items()}
+    with closing(OneSimulator(protocol.simulator)) as simulators:
+        # Backwards, so that the one left open is the one that is needed first.
+        environments = {name: simulators.of(name).spec for name in reversed(names)}
         for spec in environments.values():
             check_fit(policy.spec, spec)
-        opened = open_run(folder, manifest, policy.spec, protocol, environments, command(again))
-        with opened as run_folder:
-            play(run_folder, policy, simulators, protocol, arguments)
+        with open_run(folder, manifest, policy.spec, protocol, environments, command(again)) as run_folder:
+            scoring = Scoring(policy.spec, protocol, folder, arguments.video)
+            if arguments.workers == 1 and arguments.backend == "local":
+                play(run_folder, map(scoring.player(policy, simulators), run_folder.remaining), protocol.telling)
+            else:
+                simulators.close()
+                with crew(arguments, scoring, source, policy) as workers:
+                    del policy  # the workers have copies of their own, or ask the one that the crew keeps
+                    play(run_folder, workers.run(run_folder.remaining), protocol.telling)
             return report(run_folder, arguments)
 
 
@@ -126,42 +163,92 @@ def command(arguments: RolloutArguments) -> list[str]:
     return words
 
 
-def play(
-    run_folder: RunFolder,
-    policy: Policy,
-    simulators: Mapping[str, Simulator],
-    protocol: RolloutProtocol,
-    arguments: RolloutArguments,
-) -> None:
-    """Runs what remains of the run, with a progress bar on stderr."""
+def batch_size(arguments: RolloutArguments, policy: Policy) -> int:
+    """How many workers one call of the policy answers at most; 0: each worker has its own copy.
+
+    A copy is the default where the workers' own cores compute it, and on Ray, which gives its GPUs to the workers. A
+    machine's own GPU has room for one, and a batch costs it hardly more than a single question.
+    """
+    device = getattr(policy, "device", None)
+    if arguments.batch is not None:
+        return arguments.batch
+    if device is None or device.type == "cpu" or arguments.backend == "ray":
+        return 0
+    return 1 if arguments.deterministic else arguments.workers
+
+
+@contextmanager
+def crew(arguments: RolloutArguments, scoring: Scoring, source: PolicySource, policy: Policy) -> Iterator[Crew]:
+    """The workers that the arguments ask for; none is left afterwards."""
+    from sim_eval.evaluation.batching import Batcher
+    from sim_eval.evaluation.workers import Crew, LocalProcess, Supervision
+
+    size = batch_size(arguments, policy)
+    batcher = Batcher(policy, size, arguments.wait / 1e3) if size else None
+    job = scoring if size else replace(scoring, source=source)
+    del policy
+    supervision = Supervision(arguments.watchdog, arguments.retries)
+    with ExitStack() as stack:
+        start: Callable[[], Body] = LocalProcess
+        if arguments.backend == "ray":
+            from sim_eval.evaluation.ray_workers import Cluster
+
+            start = stack.enter_context(closing(Cluster(arguments.ray_address, arguments.workers)))
+        yield stack.enter_context(closing(Crew(job, arguments.workers, supervision, batcher, start)))
+
+
+def play(run_folder: RunFolder, outcomes: Iterable[EpisodeResult | Lost], telling: Telling) -> None:
+    """Keeps what comes of the remaining episodes, with a progress bar on stderr."""
     from tqdm import tqdm
 
-    from sim_eval.evaluation.engine import Recorders, run_episode
-    from sim_eval.evaluation.run_folder import VIDEOS
-    from sim_eval.evaluation.trajectory import TrajectoryRecorder
-    from sim_eval.reporting.video import VideoRecorder
+    from sim_eval.envs.tasks import get_task
+    from sim_eval.evaluation.engine import EpisodeResult, lost_episode
+    from sim_eval.evaluation.run_folder import EPISODES
 
-    trajectories = TrajectoryRecorder(run_folder.folder)
-    videos = VideoRecorder(run_folder.folder / VIDEOS, policy.spec.name, arguments.video, protocol.telling)
-    recorder = trajectories if arguments.video == "none" else Recorders(trajectories, videos)
     planned = len(run_folder.manifest.keys)
-    bar = tqdm(total=planned, initial=len(run_folder.results), unit="episode", file=sys.stderr, dynamic_ncols=True)
+    if run_folder.torn:
+        print(f"{run_folder.folder / EPISODES}: removed a torn last line; its episode runs again", file=sys.stderr)
     try:
-        with bar:
-            for key in run_folder.remaining:
-                bar.set_description(key.task)
-                result = run_episode(simulators[key.task], trajectories.watch(policy), key, protocol, recorder)
-                run_folder.append(result)
-                if result.error:
-                    bar.write(f"{key}: {result.error}", file=sys.stderr)
-                successes = sum(result.success for result in run_folder.results)
-                bar.set_postfix_str(f"success {successes}/{len(run_folder.results)}", refresh=False)
+        with tqdm(
+            total=planned,
+            initial=len(run_folder.results),
+            bar_format="{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+            smoothing=0,  # episodes end in bursts: the time left is better told from all of them
+            file=sys.stderr,
+            dynamic_ncols=True,
+        ) as bar:
+            for outcome in outcomes:
+                if not isinstance(outcome, EpisodeResult):
+                    bar.write(str(outcome), file=sys.stderr)
+                    if outcome.key is None:
+                        continue
+                    run_folder.discard([outcome.key])
+                    if not outcome.final:
+                        continue
+                    task = get_task(outcome.key.task)
+                    outcome = lost_episode(task, outcome.key, telling, outcome.reason, outcome.seconds)
+                elif outcome.error:
+                    bar.write(f"{outcome.key}: {outcome.error}", file=sys.stderr)
+                run_folder.append(outcome)
+                played = len(run_folder.results) - bar.initial
+                shown = standing(run_folder.results, played, bar.format_dict["elapsed"])
+                bar.set_postfix_str(shown, refresh=False)
                 bar.update()
+        run_folder.finish()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"interrupted: {run_folder.kept()} of {planned} episodes kept in {run_folder.folder}; "
             f"the same command with --out {run_folder.folder} continues"
         ) from None
+
+
+def standing(results: Sequence[EpisodeResult], played: int, seconds: float) -> str:
+    """Where a run stands: successes so far, their rate with its interval, and how fast it goes."""
+    from sim_eval.reporting.tables import interval, rate
+
+    count, successes = len(results), sum(result.success for result in results)
+    shown = f"success {successes}/{count}: {rate(successes, count)} {interval(successes, count)}"
+    return f"{shown}, {60 * played / max(seconds, 1e-9):.1f} episodes/min"
 
 
 def report(run_folder: RunFolder, arguments: RolloutArguments) -> int:

@@ -22,6 +22,7 @@ from sim_eval.envs.contract import (
     Simulator,
     SimulatorOptions,
     Status,
+    Task,
     Telling,
 )
 from sim_eval.policies.policy import ActionChunk, Policy, PolicyRequest
@@ -81,6 +82,11 @@ class EpisodeResult:
     replans: int
     error: str | None
     seconds: float = field(compare=False)
+
+
+def lost_episode(task: Task, key: EpisodeKey, telling: Telling, error: str, seconds: float) -> EpisodeResult:
+    """The result of an episode whose process never came to its end: a failure, however far it was."""
+    return EpisodeResult(key, task.instruction(key, telling), False, False, 0, None, "none", 0, error, seconds)
 
 
 class Recorder(Protocol):

@@ -1,7 +1,7 @@
 """A run on disk: what was planned, how it was run, and what came of every episode.
 
 ``manifest.json`` (the keys; written first), ``run.json`` (what is needed to run it again), ``episodes.jsonl`` (one line
-an episode, as it ends), ``trajectories/*.h5`` and ``videos/``.
+an episode, as it ends; in the manifest's order once all have), ``trajectories/*.h5`` and ``videos/``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -40,6 +40,7 @@ RESULT_TYPES: dict[str, type | UnionType] = {
     "seconds": float,
 }
 MANIFEST, RUN, EPISODES, TRAJECTORIES, VIDEOS = "manifest.json", "run.json", "episodes.jsonl", "trajectories", "videos"
+OUTCOMES = ("success", "failure")  # the ends of videos' names
 PACKAGES = ("numpy", "mujoco", "robosuite", "torch", "transformers", "tokenizers", "h5py", "imageio-ffmpeg", "pillow")
 
 
@@ -120,7 +121,7 @@ def from_line(line: str) -> EpisodeResult:
 
 
 def identity(policy: PolicySpec, protocol: RolloutProtocol) -> dict[str, dict[str, object]]:
-    """What else than the manifest decides the episode lines of a run."""
+    """What else than the manifest decides the episode lines of a run. The number of workers does not."""
     return {
         "policy": {
             "name": policy.name,
@@ -129,20 +130,24 @@ def identity(policy: PolicySpec, protocol: RolloutProtocol) -> dict[str, dict[st
             "variant": policy.variant,
         },
         "protocol": asdict(protocol),
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, object]:
+    """Of what may change the last bit of a result: package -> version."""
+    found: dict[str, object] = {"sim_eval": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 def machine() -> dict[str, object]:
     """Versions, processor and threads: what may change the last bit of a result."""
-    versions = {"sim_eval": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     torch = sys.modules.get("torch")  # a policy without a network does not load it
     return {
-        "versions": versions,
+        "versions": versions(),
         "platform": platform.platform(),
         "processor": _processor(),
         "instructions": _instructions(),
@@ -245,13 +250,23 @@ def read_episodes(path: Path, manifest: Manifest) -> tuple[EpisodeResult, ...]:
 
 
 class RunFolder:
-    """A run being written. Made by :func:`open_run`; one process at a time."""
+    """A run being written. Made by :func:`open_run`; one process at a time.
 
-    def __init__(self, folder: Path, manifest: Manifest, finished: Sequence[EpisodeResult], log: IO[bytes]) -> None:
+    Attributes:
+        results: of the finished episodes: at first in the manifest's order, then as they were appended.
+        torn: ``episodes.jsonl`` ended in a line that a kill had torn; it is gone, and its episode runs again.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, log: IO[bytes]) -> None:
         self.folder = folder
         self.manifest = manifest
-        self.results = list(finished)
+        self.results = list(read_episodes(folder / EPISODES, manifest))
+        content = (folder / EPISODES).read_bytes()
+        whole = content.rfind(b"\n") + 1
+        self.torn = whole < len(content)
+        log.truncate(whole)  # a torn line would spoil the next one
         self._log = log
+        self.discard(self.remaining)
 
     @property
     def remaining(self) -> list[EpisodeKey]:
@@ -267,6 +282,31 @@ class RunFolder:
         except OSError as error:
             raise unwritable(self.folder / EPISODES, error) from error
         self.results.append(result)
+
+    def discard(self, keys: Iterable[EpisodeKey]) -> None:
+        """Removes the trajectories and videos, whole or partial, that broken tries of these episodes have left."""
+        names = {episode_name(key) for key in keys}
+        for path in [*(self.folder / TRAJECTORIES).glob("*"), *(self.folder / VIDEOS).glob("*")]:
+            stem = path.stem.removeprefix(PARTIAL)
+            for outcome in OUTCOMES:
+                stem = stem.removesuffix(f"_{outcome}")
+            if stem in names:
+                with suppress(FileNotFoundError):
+                    path.unlink()
+
+    def finish(self) -> None:
+        """Puts the lines of a complete run into the manifest's order, whatever order they came in."""
+        if self.remaining:
+            return
+        place = {key: number for number, key in enumerate(self.manifest.keys)}
+        ordered = sorted(self.results, key=lambda result: place[result.key])
+        text = "".join(to_line(result) + "\n" for result in ordered)
+        if (self.folder / EPISODES).read_text() != text:
+            with atomic(self.folder / EPISODES) as partial, partial.open("w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        self.results = ordered
 
     def kept(self) -> int:
         """How many episodes the file holds; after an interrupt ``results`` may lack the one just written."""
@@ -322,10 +362,7 @@ def open_run(
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise SimEvalError(f"{folder} is being written by another process: wait or choose another --out") from error
-        finished = read_episodes(folder / EPISODES, manifest)
-        whole = (folder / EPISODES).read_bytes().rfind(b"\n") + 1
-        log.truncate(whole)  # a line torn by a kill would spoil the next one
-        yield RunFolder(folder, manifest, finished, log)
+        yield RunFolder(folder, manifest, log)
 
 
 def _check_same_manifest(folder: Path, manifest: Manifest) -> None:

@@ -117,6 +117,11 @@ def test_another_run_in_the_folder_is_refused(
         (["--policy", "zero", "--euler-steps", "2"], "policy 'zero' has no network: leave --euler-steps out"),
         (["--policy", "zero", "--weights", "int8"], "policy 'zero' has no network: leave --weights out"),
         (["--policy", "random", "--compile"], "policy 'random' has no network: leave --compile out"),
+        (["--policy", "zero", "--workers", "0"], "--workers must be 1 or more"),
+        (["--policy", "zero", "--batch", "-1"], "--batch must be 0 or more"),
+        (["--policy", "zero", "--watchdog", "0"], "--watchdog must be 1 or more"),
+        (["--policy", "zero", "--retries", "-1"], "--retries must be 0 or more"),
+        (["--policy", "zero", "--deterministic", "--batch", "2"], "leave --batch 2 out"),
         (["--policy", "zero", "--video", "some"], "some"),
         (["--policy", "zero", "--speed", "9"], "--speed"),
         ([], "--policy"),
@@ -152,7 +157,7 @@ def test_run_json_has_a_command_that_parses_to_the_same_arguments(monkeypatch: p
     import tyro
 
     arguments = RolloutArguments("zero", "robosuite/Lift", 3, "val", 5, "none", Path("x"), "cpu", True, "faithful", 2)
-    arguments = replace(arguments, weights="int8", compile=True)
+    arguments = replace(arguments, weights="int8", compile=True, workers=3, batch=1, deterministic=True)
     assert tyro.cli(RolloutArguments, args=command(arguments)[3:]) == arguments
 
 

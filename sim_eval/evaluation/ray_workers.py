@@ -1,0 +1,99 @@
+"""Workers as Ray actors, on this machine or on a cluster whose nodes share the run folder.
+
+Ray places and starts them; what they do and how they are supervised is the same as on one machine: an actor connects
+back to the parent and runs :func:`sim_eval.evaluation.workers.work`.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from contextlib import suppress
+from multiprocessing.connection import Client, Connection, answer_challenge, deliver_challenge
+from pathlib import Path
+
+from sim_eval.envs.contract import SimEvalError
+from sim_eval.evaluation.workers import STARTING, environment, work
+
+try:
+    import ray
+except ImportError as error:
+    raise SimEvalError("--backend ray needs Ray: pip install 'sim_eval[ray]'") from error
+
+OBJECT_STORE = 100 * 1024 * 1024  # bytes; nothing is kept in it
+REACHED = 10.0  # seconds in which a cluster must answer
+
+
+class Seat:
+    """The actor."""
+
+    def work(self, folder: str, address: tuple[str, int], secret: bytes) -> None:
+        with suppress(OSError):  # the parent's folder, against which a policy's may be named; another node may lack it
+            os.chdir(folder)
+        work(Client(address, authkey=secret))
+
+
+class RayActor:
+    """A worker as an actor; see :class:`sim_eval.evaluation.workers.Body`."""
+
+    def __init__(self, gpus: float) -> None:
+        secret = secrets.token_bytes(32)
+        with socket.create_server((ray.util.get_node_ip_address(), 0)) as server:
+            server.settimeout(STARTING)
+            options = {"num_cpus": 1, "num_gpus": gpus, "runtime_env": {"env_vars": environment()}}
+            self._actor = ray.remote(Seat).options(**options).remote()
+            self._actor.work.remote(str(Path.cwd()), server.getsockname(), secret)
+            try:
+                caller, _ = server.accept()
+            except TimeoutError as error:
+                raise SimEvalError(f"Ray started no actor in {STARTING:g} s: see `ray status`") from error
+        caller.setblocking(True)
+        self.connection = Connection(caller.detach())
+        deliver_challenge(self.connection, secret)
+        answer_challenge(self.connection, secret)
+
+    def end(self, dead: bool) -> str:
+        ray.kill(self._actor)
+        return "its actor died"
+
+
+class Cluster:
+    """A connection to Ray. Call it for a worker; close it after the last.
+
+    Args:
+        address: host:port of a running cluster; None: one is started on this machine.
+        workers: how many actors there will be; they share the cluster's GPUs, if there are any.
+
+    Raises:
+        SimEvalError: there is no such cluster, or it has too few processors.
+    """
+
+    def __init__(self, address: str | None, workers: int) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            if address:
+                host, _, port = address.rpartition(":")
+                socket.create_connection((host, int(port)), REACHED).close()  # Ray itself would try for minutes
+                ray.init(address, logging_level="ERROR")
+            else:
+                ray.init(
+                    "local",
+                    logging_level="ERROR",
+                    num_cpus=workers,
+                    object_store_memory=OBJECT_STORE,
+                    include_dashboard=False,
+                )
+        except (OSError, RuntimeError, ValueError) as error:
+            raise SimEvalError(f"no Ray at {address or 'this machine'} ({error}): check --ray-address") from error
+        there = ray.cluster_resources()
+        if there.get("CPU", 0) < workers:
+            self.close()
+            raise SimEvalError(f"Ray has {there.get('CPU', 0):g} processors: ask for so many --workers or fewer")
+        self._gpus = min(1.0, there.get("GPU", 0) / workers)
+
+    def __call__(self) -> RayActor:
+        return RayActor(self._gpus)
+
+    def close(self) -> None:
+        ray.shutdown()
