@@ -61,7 +61,7 @@ def test_a_served_checkpoint_scores_bit_for_bit_as_the_local_one(tmp_path: Path)
     assert [line["error"] for line in episodes(tmp_path / "remote")] == [None, None]
     for file in sorted((tmp_path / "local" / "trajectories").iterdir()):
         with h5py.File(file) as here, h5py.File(tmp_path / "remote" / "trajectories" / file.name) as there:
-            for name in ("actions", "state_hash"):
+            for name in ("actions", "states", "seen"):
                 assert np.array_equal(here[name][()], there[name][()])
     runs = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("local", "remote")]
     assert runs[0]["policy"] == runs[1]["policy"]  # so resume takes the one for the other
