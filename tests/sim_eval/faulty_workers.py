@@ -100,6 +100,18 @@ class FaultyJob:
         return [int(path.name.partition("-")[2]) for path in self.notes.glob("worker-*")]
 
 
+@contextmanager
+def fake_task() -> Iterator[None]:
+    """The fake task is one of ours for as long as the context lasts."""
+    own_tasks()[PLANE.name] = PLANE
+    get_task.cache_clear()
+    try:
+        yield
+    finally:
+        own_tasks().pop(PLANE.name, None)
+        get_task.cache_clear()
+
+
 def alive(process: int) -> bool:
     """Whether it still does something; a zombie does not."""
     with suppress(OSError):
@@ -116,10 +128,9 @@ def play_in_workers(
     start: Callable[[], Body] = LocalProcess,
 ) -> None:
     """Runs what remains of the run."""
-    own_tasks()[PLANE.name] = PLANE
-    get_task.cache_clear()
     spec = wander().spec
     with (
+        fake_task(),
         open_run(job.run, MANIFEST, spec, PROTOCOL, {}, ["again"]) as run_folder,
         closing(Crew(job, size, Supervision(watchdog, retries), batcher, start)) as crew,
     ):
@@ -131,7 +142,7 @@ def play_alone(run: Path) -> None:
     simulator, policy = PlaneSimulator(PLANE), wander()
     recorder = TrajectoryRecorder(run)
     watched = recorder.watch(policy)
-    with open_run(run, MANIFEST, policy.spec, PROTOCOL, {}, ["again"]) as run_folder:
+    with fake_task(), open_run(run, MANIFEST, policy.spec, PROTOCOL, {}, ["again"]) as run_folder:
         outcomes = (run_episode(simulator, watched, key, PROTOCOL, recorder) for key in run_folder.remaining)
         play(run_folder, outcomes, "right")
 

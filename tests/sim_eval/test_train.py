@@ -167,7 +167,7 @@ def test_the_network_can_be_changed_and_says_so(data: Path, tmp_path: Path) -> N
     assert (
         train.main(arguments([data], tmp_path, steps=1, overrides=changed, threads=threads, expert="late_gemma")) == 0
     )
-    config = json.loads((tmp_path / "config.json").read_text())
+    config = json.loads((tmp_path / "config.json").read_text())["network"]
     assert (config["expert"]["horizon"], config["frame"], config["action_expert_type"]) == (4, "world", "late_gemma")
     assert config["vision"]["image_size"] == SIDE
     assert (read_record(tmp_path).overrides, read_record(tmp_path).threads) == (changed, threads)

@@ -8,17 +8,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fake_simulator import PLANE, FakePolicy, PlaneSimulator, wander
-from faulty_workers import MANIFEST, FaultyJob, alive, lines, play_alone, play_in_workers, trajectories
+from faulty_workers import MANIFEST, FaultyJob, alive, fake_task, lines, play_alone, play_in_workers, trajectories
 
 from sim_eval.envs.contract import FloatArray, SimEvalError
-from sim_eval.envs.tasks import get_task, own_tasks
 from sim_eval.evaluation import run_folder
 from sim_eval.evaluation.batching import Answer, Batcher, Failure, Question
 from sim_eval.evaluation.run_folder import read_run
@@ -29,16 +28,14 @@ HERE = Path(__file__).parent
 
 
 @pytest.fixture(autouse=True)
-def _no_fake_task_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(own_tasks(), PLANE.name, PLANE)
-    get_task.cache_clear()
+def _fake_task() -> Iterator[None]:
+    with fake_task():
+        yield
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run without workers."""
-    own_tasks()[PLANE.name] = PLANE
-    get_task.cache_clear()
     folder = tmp_path_factory.mktemp("alone")
     play_alone(folder)
     return folder
@@ -99,6 +96,7 @@ def test_whoever_dies_each_episode_counts_once(
 def program(job: FaultyJob) -> str:
     """Python for ``play_in_workers(job)``."""
     return (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's & ignores it
         f"import sys; sys.path[:0] = [{str(HERE)!r}, {str(HERE.parents[1])!r}]\n"
         "from pathlib import PosixPath; from faulty_workers import FaultyJob, play_in_workers\n"
         f"play_in_workers({job!r})"
