@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -148,6 +150,7 @@ def test_a_missing_library_is_named(
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("weights", ["float32", "int8"])
 @pytest.mark.parametrize("expert", ["deep_llama", "late_gemma"])
 def test_compiled_equals_eager_at_every_context_length(
