@@ -40,7 +40,7 @@ class TrainArguments:
         size: of a network from random weights.
         llava3d: published LLaVA-3D to start from, a folder or a repository such as ChaimZhu/LLaVA-3D-7B.
         gemma: published Gemma that late_gemma's decoder starts from then, such as google/gemma-2b.
-        batch_size: observations a step.
+        batch_size: observations a step, of each process.
         draws: (time, noise) draws an observation.
         balance: 1 draws every task equally often, 0 every control step of the data; 0.5 lies between.
         learning_rate: peak of the cosine.
