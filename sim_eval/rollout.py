@@ -205,13 +205,13 @@ def play(run_folder: RunFolder, outcomes: Iterable[EpisodeResult | Lost], tellin
     from sim_eval.evaluation.engine import EpisodeResult, lost_episode
     from sim_eval.evaluation.run_folder import EPISODES
 
-    planned = len(run_folder.manifest.keys)
+    planned, already = len(run_folder.manifest.keys), len(run_folder.results)
     if run_folder.torn:
         print(f"{run_folder.folder / EPISODES}: removed a torn last line; its episode runs again", file=sys.stderr)
     try:
         with tqdm(
             total=planned,
-            initial=len(run_folder.results),
+            initial=already,
             bar_format="{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
             smoothing=0,  # episodes end in bursts: the time left is better told from all of them
             file=sys.stderr,
@@ -230,7 +230,7 @@ def play(run_folder: RunFolder, outcomes: Iterable[EpisodeResult | Lost], tellin
                 elif outcome.error:
                     bar.write(f"{outcome.key}: {outcome.error}", file=sys.stderr)
                 run_folder.append(outcome)
-                played = len(run_folder.results) - bar.initial
+                played = len(run_folder.results) - already
                 shown = standing(run_folder.results, played, bar.format_dict["elapsed"])
                 bar.set_postfix_str(shown, refresh=False)
                 bar.update()
