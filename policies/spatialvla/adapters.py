@@ -47,8 +47,7 @@ def add_adapters(model: SpatialVLAForConditionalGeneration, parts: Collection[st
 def whole_weights(model: SpatialVLAForConditionalGeneration) -> dict[str, Tensor]:
     """The network's weights on the CPU with adapters added to the matrices beside which they stand.
 
-    Those of a model on the CPU are its own, not copies. All processes must ask
-    where the weights are divided among them.
+    Those of a model on the CPU are its own, not copies. All processes must ask where the weights are divided.
     """
     state: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
@@ -59,7 +58,7 @@ def whole_weights(model: SpatialVLAForConditionalGeneration) -> dict[str, Tensor
     for name, module in model.named_modules():
         if hasattr(module, "lora_A") and hasattr(module, "base_layer"):
             down, up = (state[f"{name}.lora_{side}.default.weight"].float() for side in "AB")
-            base = state[f"{name}.base_layer.weight"]
-            added = base.float() + float(module.scaling["default"]) * (up @ down)
-            state[f"{name}.base_layer.weight"] = added.to(base.dtype)
+            added = float(module.scaling["default"]) * (up @ down)
+            # In float32 whatever the base is kept in: bfloat16 would round most of what was learnt away.
+            state[f"{name}.base_layer.weight"] = state[f"{name}.base_layer.weight"].float() + added
     return {name.replace(".base_layer.", "."): tensor for name, tensor in state.items() if ".lora_" not in name}

@@ -53,6 +53,18 @@ def test_adapters_start_as_nothing_and_end_in_the_weights(
     assert not any("norm" in name and name.startswith(PARTS["vlm"]) for name in changed)
 
 
+def test_what_an_adapter_learnt_survives_a_base_in_bfloat16(model: Model, inputs: SpatialVLAInputs) -> None:
+    add_adapters(model, ["vlm"], rank=2)
+    convert(model, torch.bfloat16, frozen_only=True)
+    trainer = Trainer(model, TrainingConfig(batch_size=3, learning_rate=1e-5, warmup_steps=1, bfloat16=True), 0)
+    trainer.train_step(batch_of(inputs), 0.0)
+    layer = model.vlm.language_model.layers[0].self_attn.v_proj
+    learnt = layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    saved = whole_weights(model)["vlm.language_model.layers.0.self_attn.v_proj.weight"]
+    assert learnt.any()
+    torch.testing.assert_close(saved - layer.base_layer.weight.float(), learnt, atol=1e-8, rtol=0)
+
+
 def test_a_part_without_layers_takes_no_adapter(model: Model) -> None:
     with pytest.raises(SimEvalError, match="'projector' cannot be adapted: choose among vision, vlm, expert"):
         add_adapters(model, ["projector"], rank=2)
