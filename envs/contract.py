@@ -227,11 +227,13 @@ class SimulatorOptions:
     Attributes:
         render: "fast" (no shadows, decimated robot meshes) or "faithful" (the simulator's own look).
         height, width: pixels of every camera.
+        hide_goal: leave out the marks by which a simulator shows where the goal is.
     """
 
     render: RenderMode = "fast"
     height: int = 128
     width: int = 128
+    hide_goal: bool = False
 
 
 class Simulator(Protocol):
@@ -274,6 +276,7 @@ class Task:
         workspace: where the task happens, the table plane left out.
         phases: names of the phases on the way to success, the last being success.
         factory: makes the simulator; heavy imports happen inside.
+        others: sentences that ask for something else than a task's only goal, for when it is told wrong.
     """
 
     name: str
@@ -282,6 +285,7 @@ class Task:
     workspace: WorkspaceBox
     phases: tuple[str, ...]
     factory: Callable[[Task, SimulatorOptions], Simulator]
+    others: tuple[str, ...] = ()
 
     def make(self, options: SimulatorOptions = SimulatorOptions()) -> Simulator:
         return self.factory(self, options)
@@ -291,16 +295,18 @@ class Task:
         return key.index % len(self.goals)
 
     def instruction(self, key: EpisodeKey, telling: Telling = "right") -> str:
-        """The sentence that the key draws for its goal, or, when told wrong, one for the goal after it.
+        """The sentence that the key draws for its goal, or, when told wrong, one for the goal after it or of ``others``.
 
         Raises:
-            SimEvalError: told wrong, but the task has one goal only.
+            SimEvalError: told wrong, but the task has one goal and no other sentences.
         """
-        if telling == "wrong" and len(self.goals) == 1:
+        sentences = self.goals[self.goal(key)]
+        if telling == "wrong":
+            sentences = self.others if len(self.goals) == 1 else self.goals[(self.goal(key) + 1) % len(self.goals)]
+        if not sentences:
             raise SimEvalError(
                 f"{self.name} has one goal, so no instruction is wrong: choose a task with several, as robosuite/Stack"
             )
-        sentences = self.goals[(self.goal(key) + (telling == "wrong")) % len(self.goals)]
         return sentences[int(key.rng("instruction").integers(len(sentences)))]
 
 
