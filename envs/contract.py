@@ -295,7 +295,7 @@ class Task:
         return key.index % len(self.goals)
 
     def instruction(self, key: EpisodeKey, telling: Telling = "right") -> str:
-        """The sentence that the key draws for its goal, or, when told wrong, one for the goal after it or of ``others``.
+        """The sentence that the key draws for its goal; told wrong, one for the goal after it, or of ``others``.
 
         Raises:
             SimEvalError: told wrong, but the task has one goal and no other sentences.
