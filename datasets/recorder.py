@@ -21,7 +21,7 @@ from sim_eval.datasets.episode_file import (
 )
 from sim_eval.envs.contract import EpisodeKey, FloatArray, Observation, SimEvalError, Simulator, Status
 
-PACKAGES = ("sim_eval", "robosuite", "mujoco", "numpy", "h5py")
+PACKAGES = ("sim_eval", "robosuite", "metaworld", "mujoco", "numpy", "h5py")
 STALE_SECONDS = 600.0
 
 

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from sim_eval.train import TrainArguments
 
 GIGABYTE = 1e9
-STATE_FIELDS = ("eef_pos", "eef_rot6d", "gripper_qpos")
+STATE_FIELDS = ("eef_pos", "eef_rot6d", "gripper_qpos", "gripper_opening")  # those that a robot has
 # When the weights are tried on the val split, as shares of the training.
 ROUNDS = (0.2, 0.4, 0.6, 0.8, 1.0)
 FREE = ("data", "out", "device", "threads", "cache_features", "dry_run")  # options that change no result
@@ -122,7 +122,7 @@ def make_processor(windows: EpisodeWindows, arguments: TrainArguments) -> Spatia
     """
     if foreign := [str(episode.key) for episode in windows.episodes if episode.key.split != "train"]:
         raise SimEvalError(f"--data holds {foreign[0]}: only episodes of the train split may be trained on")
-    proprio = {name: windows.spec.proprio[name] for name in STATE_FIELDS}
+    proprio = {name: windows.spec.proprio[name] for name in STATE_FIELDS if name in windows.spec.proprio}
     base = network(arguments)
     # A tower from scratch takes the cameras' size; one that is published has its own, and pictures are made to fit it.
     side = max(max(size) for size in windows.spec.cameras.values())
