@@ -11,7 +11,6 @@ import numpy as np
 
 from sim_eval.datasets.checks import set_problems
 from sim_eval.datasets.episode_file import (
-    TEMPORARY_SUFFIX,
     Episode,
     EpisodeHeader,
     episode_files,
@@ -19,6 +18,7 @@ from sim_eval.datasets.episode_file import (
     read_header,
     write_episode,
 )
+from sim_eval.datasets.sealed_file import TEMPORARY_SUFFIX
 from sim_eval.envs.contract import EpisodeKey, FloatArray, Observation, SimEvalError, Simulator, Status
 
 PACKAGES = ("sim_eval", "robosuite", "metaworld", "mujoco", "numpy", "h5py")
