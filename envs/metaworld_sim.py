@@ -167,7 +167,7 @@ class MetaworldSimulator:
 
     def close(self) -> None:
         self._onlooker.close()
-        self._env.close()
+        self._env.close()  # type: ignore[no-untyped-call]
 
     @cached_property
     def _provenance(self) -> Mapping[str, str]:

@@ -44,4 +44,4 @@ def find_expert(task: str) -> Expert | None:
     name = task.removeprefix(SIMULATOR)
     if name not in ENV_POLICY_MAP:
         raise SimEvalError(f"Meta-World has no scripted policy for '{name}'")
-    return partial(act, ENV_POLICY_MAP[name]())
+    return partial(act, ENV_POLICY_MAP[name]())  # type: ignore[abstract]
