@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -32,17 +32,24 @@ class DemonstrationRecorder:
         folder: where the files go.
         keep_failures: also writes episodes that did not succeed.
         versions: package name -> version; default: the installed ones.
+        cameras: which are recorded; default: all.
 
     Attributes:
         written: the files of this recorder, in order.
         skipped: the episodes that were not kept, in order.
     """
 
-    def __init__(self, folder: Path, keep_failures: bool = False, versions: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        keep_failures: bool = False,
+        versions: Mapping[str, str] | None = None,
+        cameras: Sequence[str] | None = None,
+    ) -> None:
         self.written: list[Path] = []
         self.skipped: list[EpisodeKey] = []
         self._folder = folder
-        self._keep_failures = keep_failures
+        self._keep_failures, self._cameras = keep_failures, cameras
         self._versions = installed_versions() if versions is None else versions
         self._key: EpisodeKey | None = None
 
@@ -63,7 +70,7 @@ class DemonstrationRecorder:
             label: float64 [action dim], what it wanted.
             executed: float64 [action dim], what will move the robot.
         """
-        self._observations.append(simulator.observe())
+        self._observations.append(simulator.observe(self._cameras))
         self._states.append(simulator.snapshot().state.copy())
         self._labels.append(np.array(label, dtype=np.float64))
         self._executed.append(np.array(executed, dtype=np.float64))

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
 
 from sim_eval.console import at_least, make_folder, run
 from sim_eval.envs.contract import SimEvalError, SimulatorOptions
 
 if TYPE_CHECKING:
-    from sim_eval.envs.contract import Simulator
+    from sim_eval.envs.contract import EnvironmentSpec, Simulator
     from sim_eval.policies.policy import Policy
 
 # With fewer successes than one in so many tries, the demonstrator is not one.
@@ -35,6 +37,7 @@ class CollectArguments:
         disturb: push the demonstrator off its path but record clean labels (DART), so that a learner sees recoveries.
         render: fast, or faithful for the simulator's own look.
         size: height and width of every camera in pixels.
+        cameras: which of the environment's cameras are recorded, separated by commas; default: all.
         device: for a learned policy: auto, cpu, cuda.
     """
 
@@ -47,6 +50,7 @@ class CollectArguments:
     disturb: bool = True
     render: Literal["fast", "faithful"] = "fast"
     size: int = 128
+    cameras: Annotated[str, tyro.conf.arg(metavar="C[,C...]")] = ""
     device: str = "auto"
 
 
@@ -68,6 +72,20 @@ def main(arguments: CollectArguments) -> int:
         simulator.close()
 
 
+def chosen_cameras(names: str, spec: EnvironmentSpec) -> dict[str, tuple[int, int]]:
+    """Camera name -> (height, width) of those that are named, separated by commas; none named: all.
+
+    Raises:
+        SimEvalError: the environment has no camera of a name.
+    """
+    if not names:
+        return dict(spec.cameras)
+    wanted = [name.strip() for name in names.split(",")]
+    if unknown := [name for name in wanted if name not in spec.cameras]:
+        raise SimEvalError(f"--cameras: no camera '{unknown[0]}' here, there are {', '.join(spec.cameras)}")
+    return {name: spec.cameras[name] for name in wanted}
+
+
 def collect(simulator: Simulator, policy: Policy, arguments: CollectArguments) -> int:
     """Fills the folder up to the wanted number of episodes."""
     from tqdm import tqdm
@@ -78,13 +96,14 @@ def collect(simulator: Simulator, policy: Policy, arguments: CollectArguments) -
 
     task, split, wanted = arguments.task, arguments.split, arguments.episodes
     there = existing(arguments.out, task, split)
+    cameras = chosen_cameras(arguments.cameras, simulator.spec)
     for header in there.values():
-        if header.spec.cameras != simulator.spec.cameras:
+        if header.spec.cameras != cameras:
             raise SimEvalError(
-                f"{arguments.out} holds pictures of {dict(header.spec.cameras)}, this command makes "
-                f"{dict(simulator.spec.cameras)}: choose another --out or the same --size"
+                f"{arguments.out} holds pictures of {dict(header.spec.cameras)}, this command makes {cameras}: choose "
+                "another --out or the same --size and --cameras"
             )
-    recorder = DemonstrationRecorder(arguments.out, arguments.keep_failures)
+    recorder = DemonstrationRecorder(arguments.out, arguments.keep_failures, cameras=tuple(cameras))
     protocol = RolloutProtocol(simulator=SimulatorOptions(arguments.render, arguments.size, arguments.size))
     tries = successes = errors = index = steps = 0
     progress = tqdm(
