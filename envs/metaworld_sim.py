@@ -183,5 +183,6 @@ class MetaworldSimulator:
             "render": self._options.render,
             "hide_goal": self._options.hide_goal,
         }
-        model = mujoco.MjSpec.from_file(self._env.fullpath).to_xml()
-        return {"env_args": json.dumps(arguments), "model_file": model}
+        model = mujoco.MjSpec.from_file(self._env.fullpath)
+        model.compile()
+        return {"env_args": json.dumps(arguments), "model_file": model.to_xml()}
