@@ -49,6 +49,7 @@ CAMERAS = {"agentview": "topview", "wrist": "gripperPOV", "corner2": "corner2"}
 AGENTVIEW_POSITION, AGENTVIEW_TARGET, AGENTVIEW_FOVY = (0.65, -0.05, 0.75), (-0.02, 0.68, 0.08), 48.0
 # What the field counts as proprioception: the first four numbers of Meta-World's observation. The rest is object state.
 PROPRIO = {"eef_pos": 3, "gripper_opening": 1}
+WIDEST_METRES = 0.1  # between the claws; an opening of 1
 # Visual geoms are in the first two groups. Its objects are small meshes: a coarser grid would swallow their handles.
 GROUPS, CELL_METRES = (0, 1), 0.005
 
@@ -144,9 +145,7 @@ class MetaworldSimulator:
     def observe(self, cameras: Sequence[str] | None = None) -> Observation:
         self._onlooker.update(self._env.data)
         views = {name: self._onlooker.view(name) for name in (CAMERAS if cameras is None else cameras)}
-        seen = self._env._get_curr_obs_combined_no_goal()
-        proprio = {"eef_pos": seen[:3].copy(), "gripper_opening": seen[3:4].copy()}
-        return Observation(views, proprio, self._instruction, self._task.workspace)
+        return Observation(views, self._proprio(), self._instruction, self._task.workspace)
 
     def snapshot(self) -> Snapshot:
         data = self._env.data
@@ -168,6 +167,15 @@ class MetaworldSimulator:
     def close(self) -> None:
         self._onlooker.close()
         self._env.close()  # type: ignore[no-untyped-call]
+
+    def _proprio(self) -> dict[str, FloatArray]:
+        # As Meta-World computes them, without the objects that it computes at the same time.
+        data = self._env.data
+        apart = np.linalg.norm(data.body("rightclaw").xpos - data.body("leftclaw").xpos)
+        return {
+            "eef_pos": self._env.get_endeff_pos().copy(),
+            "gripper_opening": np.clip([apart / WIDEST_METRES], 0.0, 1.0),
+        }
 
     @cached_property
     def _provenance(self) -> Mapping[str, str]:

@@ -35,6 +35,8 @@ class CollectArguments:
         split: train or val; test episodes are never collected.
         keep_failures: keep failed episodes too.
         disturb: push the demonstrator off its path but record clean labels (DART), so that a learner sees recoveries.
+        rehearse: run each episode without recording first, and again only if it succeeds; faster where simulation is
+            cheap beside rendering and the demonstrator fails now and then.
         render: fast, or faithful for the simulator's own look.
         size: height and width of every camera in pixels.
         cameras: which of the environment's cameras are recorded, separated by commas; default: all.
@@ -48,6 +50,7 @@ class CollectArguments:
     split: Literal["train", "val"] = "train"
     keep_failures: bool = False
     disturb: bool = True
+    rehearse: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     render: Literal["fast", "faithful"] = "fast"
     size: int = 128
     cameras: Annotated[str, tyro.conf.arg(metavar="C[,C...]")] = ""
@@ -113,7 +116,10 @@ def collect(simulator: Simulator, policy: Policy, arguments: CollectArguments) -
         while len(there) + len(recorder.written) < wanted:
             if index not in there:
                 key = EpisodeKey(task, split, index)
-                result = run_episode(simulator, policy, key, protocol, recorder, arguments.disturb)
+                first = None if arguments.rehearse else recorder
+                result = run_episode(simulator, policy, key, protocol, first, arguments.disturb)
+                if arguments.rehearse and (result.success or arguments.keep_failures):
+                    result = run_episode(simulator, policy, key, protocol, recorder, arguments.disturb)
                 tries, successes, steps = tries + 1, successes + result.success, steps + result.steps
                 if result.error:
                     errors += 1
