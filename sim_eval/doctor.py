@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from sim_eval.console import at_least, run
+from sim_eval.console import at_least, named_tasks, run
 from sim_eval.envs.contract import SimEvalError, SimulatorOptions
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ class DoctorArguments:
 
     Attributes:
         policy: deep_llama or another shipped checkpoint, a checkpoint folder, scripted, zero or random.
-        task: tasks, separated by commas; without it those of the data, else the policy's, else robosuite/LiftWide.
+        task: tasks and suites of tasks, separated by commas; without it those of the data, else the policy's, else
+            robosuite/LiftWide.
         data: folders of demonstrations, best those that the policy was trained on.
         episodes: demonstrations of each task that are replayed.
         render: fast or faithful, as the evaluation will show the task.
@@ -86,8 +87,7 @@ def admit(arguments: DoctorArguments) -> Patient:
     from sim_eval.policies.policy import checkpoint_folder, load_policy
 
     data = catalogue(arguments.data)
-    named = [name.strip() for name in arguments.task.split(",") if name.strip()] or data.tasks
-    tasks = [get_task(name) for name in named]  # before the long load
+    tasks = [get_task(name) for name in named_tasks(arguments.task) or data.tasks]  # before the long load
     policy = load_policy(arguments.policy, arguments.device) if arguments.policy else None
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(arguments.threads)

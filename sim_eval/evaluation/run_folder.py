@@ -23,6 +23,7 @@ import numpy as np
 
 from sim_eval import __version__
 from sim_eval.envs.contract import EnvironmentSpec, EpisodeKey, SimEvalError, SimulatorOptions
+from sim_eval.envs.tasks import in_short
 from sim_eval.evaluation.engine import EpisodeResult, RolloutProtocol
 from sim_eval.evaluation.manifest import Manifest
 from sim_eval.policies.policy import PolicySpec
@@ -393,7 +394,7 @@ def _difference(there: Manifest, now: Manifest) -> str:
     def describe(manifest: Manifest) -> str:
         splits = sorted({key.split for key in manifest.keys})
         first = min(key.index for key in manifest.keys)
-        return f"{len(manifest.keys)} episodes of {', '.join(manifest.tasks)}, {'/'.join(splits)} from {first}"
+        return f"{len(manifest.keys)} episodes of {in_short(manifest.tasks)}, {'/'.join(splits)} from {first}"
 
     return f"{describe(there)} there, {describe(now)} now"
 
