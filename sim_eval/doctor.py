@@ -36,6 +36,7 @@ class DoctorArguments:
         data: folders of demonstrations, best those that the policy was trained on.
         episodes: demonstrations of each task that are replayed.
         render: fast or faithful, as the evaluation will show the task.
+        hide_goal: leave out marks of the goal, if the evaluation will.
         device: auto, cpu, cuda or another of torch's devices.
         threads: torch's CPU threads, as the evaluation will have them.
         json: write the findings to this file as well.
@@ -46,6 +47,7 @@ class DoctorArguments:
     data: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="DIR [DIR ...]")] = ()
     episodes: int = 3
     render: Literal["fast", "faithful"] = "fast"
+    hide_goal: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     device: str = "auto"
     threads: int = 1
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -93,12 +95,13 @@ def admit(arguments: DoctorArguments) -> Patient:
         torch.set_num_threads(arguments.threads)
     learnt = policy.spec.tasks if policy else ()
     sizes = [size for spec in (policy.spec if policy else None, data.spec) if spec for size in spec.cameras.values()]
+    size = sizes[0] if sizes else (SimulatorOptions.height, SimulatorOptions.width)
     return Patient(
         policy=policy,
         folder=checkpoint_folder(arguments.policy) if arguments.policy else None,
         data=data,
         tasks=tuple(tasks or [get_task(name) for name in learnt or (DEFAULT_TASK,)]),
-        simulator=SimulatorOptions(arguments.render, *sizes[0]) if sizes else SimulatorOptions(arguments.render),
+        simulator=SimulatorOptions(arguments.render, *size, arguments.hide_goal),
         replayed=arguments.episodes,
         device=arguments.device,
     )

@@ -50,6 +50,7 @@ class RolloutArguments:
         device: auto, cpu, cuda or another of torch's devices.
         json: print one JSON object instead of the table.
         render: fast (no shadows, lighter meshes) or faithful (the simulator's own look).
+        hide_goal: leave out the marks by which some simulators show where the goal is.
         replan: control steps executed before the policy is asked again.
         euler_steps: of the sampler; without it what the checkpoint was saved with.
         weights: of the network; float32, bfloat16, int8 or nf4 (4 bits); the last two need sim_eval[quantized].
@@ -83,6 +84,7 @@ class RolloutArguments:
     weights: Weights = "float32"
     compile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     telling: Literal["right", "wrong"] = "right"
+    hide_goal: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     threads: int = 1
     workers: int = 1
     batch: int | None = None
@@ -128,7 +130,7 @@ def main(arguments: RolloutArguments) -> int:
     names = names or list(policy.spec.tasks) or [DEFAULT_TASK]
     manifest = Manifest.plan(names, arguments.split, arguments.first, arguments.episodes)
     size = next(iter(policy.spec.cameras.values()), (SimulatorOptions.height, SimulatorOptions.width))
-    simulator = SimulatorOptions(arguments.render, *size)
+    simulator = SimulatorOptions(arguments.render, *size, arguments.hide_goal)
     protocol = RolloutProtocol(replan=arguments.replan, telling=arguments.telling, simulator=simulator)
     for key in manifest.keys:
         get_task(key.task).instruction(key, protocol.telling)  # a task without a wrong one is refused before the first
