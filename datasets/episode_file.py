@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from sim_eval.datasets.sealed_file import sealed, unsealed
+from sim_eval.datasets.sealed_file import sealed, unsealed, write_sealed
 from sim_eval.envs.contract import (
     ActionSpec,
     CameraView,
@@ -31,7 +30,6 @@ from sim_eval.envs.contract import (
 )
 
 SUFFIX = ".hdf5"
-TEMPORARY_SUFFIX = ".tmp"
 MARK = b"sim_eval episode 1 sha256 "
 
 Array: TypeAlias = NDArray[np.generic]
@@ -73,6 +71,11 @@ class Episode:
     shown: SimulatorOptions
 
     @property
+    def proprio(self) -> Mapping[str, FloatArray]:
+        """Field -> float64 [T, n]."""
+        return {name: np.stack([seen.proprio[name] for seen in self.observations]) for name in self.spec.proprio}
+
+    @property
     def spec(self) -> EnvironmentSpec:
         """What the environment offered, read off the first observation."""
         first = self.observations[0]
@@ -110,23 +113,7 @@ def write_episode(path: Path, episode: Episode) -> None:
     Raises:
         SimEvalError: the episode contradicts itself, or the disk refuses.
     """
-    content = _pack(episode)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        read_header(temporary)  # compares the checksum, so it tells what the disk spoiled
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        reason = error.strerror or error
-        raise SimEvalError(f"cannot write {path} ({reason}): free some space or choose another folder") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    write_sealed(path, _pack(episode), read_header, "free some space or choose another folder")
 
 
 def read_episode(path: Path, pictures: bool = True) -> Episode:
@@ -139,7 +126,7 @@ def read_episode(path: Path, pictures: bool = True) -> Episode:
         SimEvalError: the file is missing, truncated, damaged or foreign.
     """
     with _opened(path) as data:
-        header, demo = _header(data), data["demo_0"]
+        header, demo = header_of(data), data["demo_0"]
         return Episode(
             key=header.key,
             instruction=header.instruction,
@@ -165,7 +152,7 @@ def read_header(path: Path) -> EpisodeHeader:
         SimEvalError: the file is missing, truncated, damaged or foreign.
     """
     with _opened(path) as data:
-        return _header(data)
+        return header_of(data)
 
 
 @contextlib.contextmanager
@@ -174,7 +161,17 @@ def _opened(path: Path) -> Iterator[h5py.Group]:
         yield file["data"]
 
 
-def _header(data: h5py.Group) -> EpisodeHeader:
+def create_demo(file: h5py.File, episode: Episode) -> h5py.Group:
+    """The group of an episode in an empty file; with its ``rewards`` it holds all that :func:`header_of` reads."""
+    data = file.create_group("data")
+    data.attrs.update(total=len(episode.actions), env_args=episode.provenance["env_args"])
+    demo: h5py.Group = data.create_group("demo_0")
+    demo.attrs.update(num_samples=len(episode.actions), ep_meta=json.dumps(_meta(episode)))
+    return demo
+
+
+def header_of(data: h5py.Group) -> EpisodeHeader:
+    """The header in a file's ``data`` group."""
     demo = data["demo_0"]
     meta = json.loads(demo.attrs["ep_meta"])
     action = meta["action"]
@@ -205,8 +202,9 @@ def _shown(
     """How the task was shown; files of earlier versions say it less plainly."""
     if recorded is not None:
         return SimulatorOptions(**recorded)
+    told = json.loads(data.attrs["env_args"])
     size = next(iter(cameras.values()), (SimulatorOptions.height, SimulatorOptions.width))
-    return SimulatorOptions(json.loads(data.attrs["env_args"]).get("render", "fast"), *size)
+    return SimulatorOptions(told.get("render", "fast"), *size, told.get("hide_goal", False))
 
 
 def _unstack(header: EpisodeHeader, obs: h5py.Group, pictures: bool) -> list[Observation]:
@@ -238,13 +236,9 @@ def _pack(episode: Episode) -> bytes:
             raise ValueError(f"its parts differ in length: {lengths}")
 
         def fill(file: h5py.File) -> None:
-            data = file.create_group("data")
-            data.attrs.update(total=len(episode.actions), env_args=episode.provenance["env_args"])
-            demo = data.create_group("demo_0")
+            demo = create_demo(file, episode)
             demo.attrs.update(
-                num_samples=len(episode.actions),
                 model_file=episode.provenance["model_file"],
-                ep_meta=json.dumps(_meta(episode)),
                 camera_info=json.dumps(_camera_info(episode.observations[0])),
             )
             for name, array in arrays.items():
@@ -330,12 +324,3 @@ def _camera_info(first: Observation) -> dict[str, object]:
         }
         for name, view in first.views.items()
     }
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

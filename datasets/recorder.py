@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from sim_eval.datasets.checks import set_problems
 from sim_eval.datasets.episode_file import (
-    TEMPORARY_SUFFIX,
     Episode,
     EpisodeHeader,
     episode_files,
@@ -20,6 +19,7 @@ from sim_eval.datasets.episode_file import (
     read_header,
     write_episode,
 )
+from sim_eval.datasets.sealed_file import TEMPORARY_SUFFIX
 from sim_eval.envs.contract import (
     EpisodeKey,
     FloatArray,
@@ -30,7 +30,7 @@ from sim_eval.envs.contract import (
     Status,
 )
 
-PACKAGES = ("sim_eval", "robosuite", "mujoco", "numpy", "h5py")
+PACKAGES = ("sim_eval", "robosuite", "metaworld", "mujoco", "numpy", "h5py")
 STALE_SECONDS = 600.0
 
 
@@ -42,6 +42,7 @@ class DemonstrationRecorder:
         shown: how the simulator shows its task.
         keep_failures: also writes episodes that did not succeed.
         versions: package name -> version; default: the installed ones.
+        cameras: which are recorded; default: all.
 
     Attributes:
         written: the files of this recorder, in order.
@@ -54,12 +55,12 @@ class DemonstrationRecorder:
         shown: SimulatorOptions,
         keep_failures: bool = False,
         versions: Mapping[str, str] | None = None,
+        cameras: Sequence[str] | None = None,
     ) -> None:
         self.written: list[Path] = []
         self.skipped: list[EpisodeKey] = []
         self._folder = folder
-        self._keep_failures = keep_failures
-        self._shown = shown
+        self._shown, self._keep_failures, self._cameras = shown, keep_failures, cameras
         self._versions = installed_versions() if versions is None else versions
         self._key: EpisodeKey | None = None
 
@@ -80,7 +81,7 @@ class DemonstrationRecorder:
             label: float64 [action dim], what it wanted.
             executed: float64 [action dim], what will move the robot.
         """
-        self._observations.append(simulator.observe())
+        self._observations.append(simulator.observe(self._cameras))
         self._states.append(simulator.snapshot().state.copy())
         self._labels.append(np.array(label, dtype=np.float64))
         self._executed.append(np.array(executed, dtype=np.float64))

@@ -21,6 +21,7 @@ from sim_eval.envs.contract import SimEvalError, SimulatorOptions
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from sim_eval.datasets.episode_file import EpisodeHeader
     from sim_eval.envs.contract import EpisodeKey
     from sim_eval.evaluation.engine import EpisodeResult
     from sim_eval.evaluation.quota import Quota
@@ -44,6 +45,7 @@ class CollectArguments:
         render: fast, or faithful for the simulator's own look.
         hide_goal: leave out the marks by which some simulators show where the goal is.
         size: height and width of every camera in pixels.
+        cameras: which of the environment's cameras are recorded, separated by commas; default: all.
         device: for a learned policy: auto, cpu, cuda.
         workers: processes that run episodes; 1 is this process, and with 2 or more it survives a crash of a simulator.
     """
@@ -58,6 +60,7 @@ class CollectArguments:
     render: Literal["fast", "faithful"] = "fast"
     hide_goal: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     size: int = 128
+    cameras: Annotated[str, tyro.conf.arg(metavar="C[,C...]")] = ""
     device: str = "auto"
     workers: int = 1
 
@@ -68,6 +71,7 @@ def main(arguments: CollectArguments) -> int:
     at_least("size", arguments.size, 16)
     at_least("workers", arguments.workers, 1)
     from sim_eval.evaluation.engine import RolloutProtocol
+    from sim_eval.evaluation.quota import Quota
     from sim_eval.evaluation.scoring import Collecting, PolicySource
     from sim_eval.policies.policy import AS_SAVED
 
@@ -78,10 +82,21 @@ def main(arguments: CollectArguments) -> int:
     policy = source.load()
     make_folder(arguments.out)
     shown = SimulatorOptions(arguments.render, arguments.size, arguments.size, arguments.hide_goal)
-    quotas = plan(arguments, tasks, shown)
-    there = sum(len(quota.kept) for quota in quotas.values())
-    protocol = RolloutProtocol(simulator=shown)
-    job = Collecting(policy.spec, protocol, arguments.out, arguments.keep_failures, arguments.disturb, source=source)
+    there = found(arguments, tasks, shown)
+    quotas = {
+        task: Quota(task, arguments.split, arguments.episodes, [key.index for key in keys], arguments.keep_failures)
+        for task, keys in there.items()
+    }
+    job = Collecting(
+        policy.spec,
+        RolloutProtocol(simulator=shown),
+        arguments.out,
+        keep_failures=arguments.keep_failures,
+        disturb=arguments.disturb,
+        cameras=tuple(name.strip() for name in arguments.cameras.split(",") if name.strip()),
+        there={task: headers[min(headers)].spec.cameras for task, headers in there.items() if headers},
+        source=source,
+    )
     began = time.monotonic()
     try:
         with outcomes(job, policy, list(quotas.values()), arguments.workers) as ended:
@@ -92,31 +107,29 @@ def main(arguments: CollectArguments) -> int:
             f"interrupted: {kept} of {arguments.episodes * len(tasks)} episodes kept in {arguments.out}; "
             "the same command continues"
         ) from None
-    report(list(quotas.values()), there, time.monotonic() - began, arguments)
+    report(list(quotas.values()), sum(map(len, there.values())), time.monotonic() - began, arguments)
     return 0
 
 
-def plan(arguments: CollectArguments, tasks: Sequence[str], shown: SimulatorOptions) -> dict[str, Quota]:
-    """What is to be collected of each task, besides what the folder holds.
+def found(
+    arguments: CollectArguments, tasks: Sequence[str], shown: SimulatorOptions
+) -> dict[str, dict[EpisodeKey, EpisodeHeader]]:
+    """What the folder holds of each task.
 
     Raises:
-        SimEvalError: what it holds cannot be used together, or is not shown as this command shows it.
+        SimEvalError: it cannot be used together, or is not shown as this command shows it.
     """
     from sim_eval.datasets.recorder import existing
-    from sim_eval.evaluation.quota import Quota
 
-    indices: dict[str, list[int]] = {task: [] for task in tasks}
+    there: dict[str, dict[EpisodeKey, EpisodeHeader]] = {task: {} for task in tasks}
     for key, header in existing(arguments.out, tasks, arguments.split).items():
         if header.shown != shown:
             raise SimEvalError(
                 f"{arguments.out} holds episodes of {key.task} shown {header.shown}, this command shows them {shown}: "
                 "choose another --out or the same --render, --size and --hide-goal"
             )
-        indices[key.task].append(key.index)
-    return {
-        task: Quota(task, arguments.split, arguments.episodes, there, arguments.keep_failures)
-        for task, there in indices.items()
-    }
+        there[key.task][key] = header
+    return there
 
 
 @contextmanager

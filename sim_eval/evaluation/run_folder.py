@@ -42,7 +42,18 @@ RESULT_TYPES: dict[str, type | UnionType] = {
 }
 MANIFEST, RUN, EPISODES, TRAJECTORIES, VIDEOS = "manifest.json", "run.json", "episodes.jsonl", "trajectories", "videos"
 OUTCOMES = ("success", "failure")  # the ends of videos' names
-PACKAGES = ("numpy", "mujoco", "robosuite", "torch", "transformers", "tokenizers", "h5py", "imageio-ffmpeg", "pillow")
+PACKAGES = (
+    "numpy",
+    "mujoco",
+    "robosuite",
+    "metaworld",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "h5py",
+    "imageio-ffmpeg",
+    "pillow",
+)
 
 
 @contextmanager

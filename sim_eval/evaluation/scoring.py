@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sim_eval.envs.contract import EpisodeKey, SimEvalError, Simulator, SimulatorOptions
+from sim_eval.envs.contract import EnvironmentSpec, EpisodeKey, SimEvalError, Simulator, SimulatorOptions
 from sim_eval.envs.tasks import get_task
 from sim_eval.evaluation.batching import AskingPolicy
 from sim_eval.evaluation.engine import EpisodeResult, Recorder, Recorders, RolloutProtocol, run_episode
@@ -122,21 +122,44 @@ class Collecting(EpisodeJob):
     Attributes:
         keep_failures: also of episodes that failed.
         disturb: push the demonstrator off its path.
+        cameras: which are recorded; empty: all.
+        there: task -> cameras (name -> height, width) of the files that the folder holds of it.
     """
 
     keep_failures: bool
     disturb: bool
+    cameras: tuple[str, ...] = ()
+    there: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
 
     def player(self, policy: Policy, simulators: OneSimulator, *recorders: Recorder) -> Play:
         from sim_eval.datasets.recorder import DemonstrationRecorder
 
         recorder = Recorders(
-            *recorders, DemonstrationRecorder(self.folder, self.protocol.simulator, self.keep_failures)
+            *recorders,
+            DemonstrationRecorder(
+                self.folder, self.protocol.simulator, self.keep_failures, cameras=self.cameras or None
+            ),
         )
 
         def play(key: EpisodeKey) -> EpisodeResult:
             simulator = simulators.of(key.task)
             check_fit(policy.spec, simulator.spec)
+            self._check_cameras(key.task, simulator.spec)
             return run_episode(simulator, policy, key, self.protocol, recorder, self.disturb)
 
         return play
+
+    def _check_cameras(self, task: str, spec: EnvironmentSpec) -> None:
+        """Refuses a camera that is not there, or others than those of the files that are.
+
+        Raises:
+            SimEvalError: names them.
+        """
+        if unknown := [name for name in self.cameras if name not in spec.cameras]:
+            raise SimEvalError(f"--cameras: {task} has no camera '{unknown[0]}', it has {', '.join(spec.cameras)}")
+        recorded = {name: spec.cameras[name] for name in self.cameras or spec.cameras}
+        if (there := self.there.get(task, recorded)) != recorded:
+            raise SimEvalError(
+                f"{self.folder} holds pictures of {dict(there)}, this command makes {recorded}: choose another --out "
+                "or the same --cameras"
+            )
