@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import h5py
 import numpy as np
@@ -25,6 +25,7 @@ from sim_eval.envs.contract import (
     FloatArray,
     Observation,
     SimEvalError,
+    SimulatorOptions,
     WorkspaceBox,
 )
 
@@ -51,6 +52,7 @@ class Episode:
         phases: int64 [T], phases fulfilled after each action.
         provenance: ``env_args`` (JSON) and ``model_file`` (MJCF).
         versions: package name -> version that made it.
+        shown: how the task was shown.
     """
 
     key: EpisodeKey
@@ -66,6 +68,7 @@ class Episode:
     phases: NDArray[np.int64]
     provenance: Mapping[str, str]
     versions: Mapping[str, str]
+    shown: SimulatorOptions
 
     @property
     def proprio(self) -> Mapping[str, FloatArray]:
@@ -91,6 +94,7 @@ class EpisodeHeader:
     length: int
     success: bool
     versions: Mapping[str, str]
+    shown: SimulatorOptions
 
 
 def episode_name(key: EpisodeKey) -> str:
@@ -137,6 +141,7 @@ def read_episode(path: Path, pictures: bool = True) -> Episode:
             phases=demo["phases"][()],
             provenance={"env_args": data.attrs["env_args"], "model_file": demo.attrs["model_file"]},
             versions=header.versions,
+            shown=header.shown,
         )
 
 
@@ -187,7 +192,19 @@ def header_of(data: h5py.Group) -> EpisodeHeader:
         length=int(demo.attrs["num_samples"]),
         success=bool(np.any(demo["rewards"][()] > 0)),
         versions=meta["versions"],
+        shown=_shown(data, meta.get("shown"), cameras),
     )
+
+
+def _shown(
+    data: h5py.Group, recorded: Mapping[str, Any] | None, cameras: Mapping[str, tuple[int, int]]
+) -> SimulatorOptions:
+    """How the task was shown; files of earlier versions say it less plainly."""
+    if recorded is not None:
+        return SimulatorOptions(**recorded)
+    told = json.loads(data.attrs["env_args"])
+    size = next(iter(cameras.values()), (SimulatorOptions.height, SimulatorOptions.width))
+    return SimulatorOptions(told.get("render", "fast"), *size, told.get("hide_goal", False))
 
 
 def _unstack(header: EpisodeHeader, obs: h5py.Group, pictures: bool) -> list[Observation]:
@@ -289,6 +306,7 @@ def _meta(episode: Episode) -> dict[str, object]:
         "cameras": dict(episode.spec.cameras),
         "proprio": dict(episode.spec.proprio),
         "versions": dict(episode.versions),
+        "shown": asdict(episode.shown),
     }
 
 

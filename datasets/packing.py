@@ -40,7 +40,6 @@ class PackedEpisode:
     Attributes:
         path: of the packed file.
         header: what the episode is; the cameras' order is that of ``spec.cameras``.
-        env_args: of its simulator, JSON.
         actions: float64 [T, A], the labels.
         proprio: field -> float64 [T, n].
         intrinsics, camera_to_world: float64 [T, C, 3, 3] and [T, C, 4, 4].
@@ -49,7 +48,6 @@ class PackedEpisode:
 
     path: Path
     header: EpisodeHeader
-    env_args: str
     actions: FloatArray
     proprio: Mapping[str, FloatArray]
     intrinsics: FloatArray
@@ -200,7 +198,6 @@ def _read(path: Path) -> PackedEpisode:
             return PackedEpisode(
                 path=path,
                 header=header,
-                env_args=data.attrs["env_args"],
                 actions=demo["actions"][()],
                 proprio={name: demo[f"obs/{name}"][()] for name in header.spec.proprio},
                 intrinsics=demo["intrinsics"][()],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import math
 import os
 import shlex
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 from sim_eval.datasets.normalization import normalization_stats
 from sim_eval.datasets.windows import EpisodeWindows, numbered_batches
-from sim_eval.envs.contract import EpisodeKey, RenderMode, SimEvalError, SimulatorOptions
+from sim_eval.envs.contract import EpisodeKey, SimEvalError, SimulatorOptions
 from sim_eval.evaluation.engine import RolloutProtocol, run_episode
 from sim_eval.evaluation.run_folder import machine
 from sim_eval.evaluation.scoring import OneSimulator
@@ -105,16 +104,15 @@ def network(arguments: TrainArguments) -> SpatialVLAConfig:
 
 
 def shown_as(windows: EpisodeWindows) -> SimulatorOptions:
-    """How the demonstrations were rendered; validation shows its episodes alike.
+    """How the demonstrations were shown; validation shows its episodes alike.
 
     Raises:
-        SimEvalError: some were rendered otherwise than others.
+        SimEvalError: some were shown otherwise than others.
     """
-    looks = {json.loads(text).get("render", "fast") for text in {episode.env_args for episode in windows.episodes}}
+    looks = {episode.header.shown for episode in windows.episodes}
     if len(looks) > 1:
-        raise SimEvalError(f"--data mixes episodes rendered {' and '.join(sorted(looks))}: train on one look")
-    (height, width), *_ = windows.spec.cameras.values()
-    return SimulatorOptions(cast(RenderMode, looks.pop()), height, width)
+        raise SimEvalError(f"--data mixes episodes shown {' and '.join(sorted(map(str, looks)))}: train on one look")
+    return looks.pop()
 
 
 def make_processor(windows: EpisodeWindows, arguments: TrainArguments) -> SpatialVLAProcessor:

@@ -122,14 +122,8 @@ TASKS = tuple(
     )
     for name, sentence in SENTENCES.items()
 )
+GROUPS = {"easy": EASY, "medium": MEDIUM, "hard": HARD, "very_hard": VERY_HARD}
 SUITES = {
-    f"metaworld/{suite}": tuple(task_name(name) for name in names)
-    for suite, names in {
-        "MT10": MT10,
-        "easy": EASY,
-        "medium": MEDIUM,
-        "hard": HARD,
-        "very_hard": VERY_HARD,
-        "MT50": tuple(SENTENCES),
-    }.items()
+    task_name("MT50"): tuple(task_name(group) for group in GROUPS),
+    **{task_name(suite): tuple(task_name(name) for name in names) for suite, names in {"MT10": MT10, **GROUPS}.items()},
 }

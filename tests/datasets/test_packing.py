@@ -44,7 +44,7 @@ def test_a_packed_episode_is_the_same_bit_for_bit(tmp_path: Path, make_episode: 
         assert {k: v.tobytes() for k, v in mine.proprio.items()} == {k: v.tobytes() for k, v in theirs.proprio.items()}
         assert (mine.instruction, mine.workspace) == (theirs.instruction, theirs.workspace)
     assert small.actions.tobytes() == episode.actions.tobytes()
-    assert small.env_args == episode.provenance["env_args"]
+    assert small.header.shown == episode.shown
     assert small.header == read_header(tmp_path / "0.hdf5")
 
 

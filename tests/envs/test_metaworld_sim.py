@@ -10,11 +10,11 @@ import pytest
 
 from sim_eval.envs.cameras import project, unproject
 from sim_eval.envs.contract import EpisodeKey, SimEvalError, Simulator, SimulatorOptions
-from sim_eval.envs.tasks import get_task, suites
+from sim_eval.envs.tasks import get_task, suite_tasks, suites
 from sim_eval.envs.tasks.metaworld import SENTENCES
 from sim_eval.policies.scripted.expert import find_expert
 
-MT50 = suites()["metaworld/MT50"]
+MT50 = suite_tasks("metaworld/MT50")
 SITE_RADIUS = 0.02  # of reach's goal
 
 
@@ -98,7 +98,7 @@ def test_the_fields_tasks():
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3
 
     assert set(SENTENCES) == set(ALL_V3_ENVIRONMENTS)
-    assert {f"metaworld/{name}" for name in MT10_V3} == set(suites()["metaworld/MT10"])
+    assert {f"metaworld/{name}" for name in MT10_V3} == set(suite_tasks("metaworld/MT10"))
     groups = [suites()[f"metaworld/{group}"] for group in ("easy", "medium", "hard", "very_hard")]
     assert [len(group) for group in groups] == [28, 11, 6, 5]
     assert sorted(task for group in groups for task in group) == sorted(MT50)

@@ -254,7 +254,7 @@ def test_looks_are_not_mixed(data: Path, tmp_path: Path) -> None:
     other = tmp_path / "faithful"
     task = "robosuite/Lift"
     collect.main(collect.CollectArguments(task=task, out=other, episodes=1, size=SIDE, render="faithful"))
-    with pytest.raises(SimEvalError, match="faithful and fast"):
+    with pytest.raises(SimEvalError, match="faithful 64x64 and fast 64x64"):
         train.main(arguments([data, other], tmp_path / "out"))
 
 
