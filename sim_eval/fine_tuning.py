@@ -124,9 +124,14 @@ def make_processor(windows: EpisodeWindows, arguments: TrainArguments) -> Spatia
     if foreign := [str(episode.key) for episode in windows.episodes if episode.key.split != "train"]:
         raise SimEvalError(f"--data holds {foreign[0]}: only episodes of the train split may be trained on")
     proprio = {name: windows.spec.proprio[name] for name in STATE_FIELDS if name in windows.spec.proprio}
+    if unknown := [name for name in arguments.cameras if name not in windows.spec.cameras]:
+        raise SimEvalError(
+            f"--cameras: the data has no camera '{unknown[0]}', it has {', '.join(windows.spec.cameras)}"
+        )
+    cameras = {name: windows.spec.cameras[name] for name in arguments.cameras or windows.spec.cameras}
     base = network(arguments)
     # A tower from scratch takes the cameras' size; one that is published has its own, and pictures are made to fit it.
-    side = max(max(size) for size in windows.spec.cameras.values())
+    side = max(max(size) for size in cameras.values())
     fitted = replace(
         base,
         vision=replace(base.vision, image_size=side) if arguments.llava3d is None else base.vision,
@@ -136,7 +141,7 @@ def make_processor(windows: EpisodeWindows, arguments: TrainArguments) -> Spatia
     spec = PolicySpec(
         name=arguments.expert,
         robot=windows.spec.robot,
-        cameras=windows.spec.cameras,
+        cameras=cameras,
         proprio=proprio,
         action=windows.spec.action,
         tasks=tuple(sorted({episode.key.task for episode in windows.episodes})),

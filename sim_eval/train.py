@@ -44,6 +44,7 @@ class TrainArguments:
         draws: (time, noise) draws an observation.
         every: train on what was seen at every so many steps of a demonstration; the actions keep their rate.
         demonstrations: so many of each task, the first by key; default: all.
+        cameras: which of the recorded cameras the policy sees; default: all.
         cache: folder for packed demonstrations; default: .packed beside them. It may be deleted at any time.
         workers: processes that pack demonstrations, the first time that they are trained on.
         balance: 1 draws every task equally often, 0 every control step of the data; 0.5 lies between.
@@ -77,6 +78,7 @@ class TrainArguments:
     draws: int = 4
     every: int = 1
     demonstrations: int | None = None
+    cameras: Annotated[tuple[str, ...], tyro.conf.arg(metavar="C [...]")] = ()
     cache: Path | None = None
     workers: int = 1
     balance: float = 0.5

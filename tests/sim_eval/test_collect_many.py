@@ -195,3 +195,8 @@ def test_the_demonstrator_is_given_up_in_the_order_of_the_indices() -> None:
         assert key
         patient.end(outcome(key, False))
     assert (patient.hopeless, len(patient.kept)) == (False, 30)
+
+
+def test_rehearsed_the_same_episodes_are_kept(alone: Path, tmp_path: Path) -> None:
+    main(arguments(tmp_path / "out", rehearse=True))
+    assert contents(tmp_path / "out") == contents(alone)

@@ -191,6 +191,16 @@ def test_part_of_the_steps_and_of_the_demonstrations(data: Path, trained: Path, 
         train.main(arguments([data], tmp_path, steps=2))
 
 
+def test_a_policy_may_see_fewer_cameras_than_were_recorded(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "one"
+    flat = ("position.kind=2d", "position.crop=false", "position.mask_depth=false")
+    assert train.main(arguments([data], out, steps=1, cameras=("agentview",), overrides=flat)) == 0
+    policy = load_policy(str(out), "cpu")
+    assert dict(policy.spec.cameras) == {"agentview": (SIDE, SIDE)}
+    with pytest.raises(SimEvalError, match="no camera 'front', it has agentview, wrist"):
+        train.main(arguments([data], tmp_path / "none", cameras=("front",)))
+
+
 def test_the_network_can_be_changed_and_says_so(data: Path, tmp_path: Path) -> None:
     changed, threads = ("expert.horizon=4", "frame=world"), torch.get_num_threads()
     assert (
