@@ -119,6 +119,7 @@ class MetaworldSimulator:
         self._onlooker = Onlooker(self._env.model, CAMERAS, options, look)
         self._state_names = state_names(self._env.model)
         self._instruction = task.goals[0][0]
+        self._now: FloatArray | None = None  # what Meta-World reads off the state of this instant, but for the goal
 
     @property
     def task(self) -> Task:
@@ -132,11 +133,13 @@ class MetaworldSimulator:
     def reset(self, key: EpisodeKey) -> None:
         self._env = new_environment(self._name, key.rng("reset"))
         self._env.reset()
+        self._now = None
         self._instruction = self._task.instruction(key)
         self._onlooker.follow(self._env.model)
 
     def act(self, action: FloatArray) -> Status:
         info = self._env.step(np.asarray(action, np.float64))[4]
+        self._now = None
         self._onlooker.forget()
         success = bool(info["success"])
         return Status(success=success, phase=int(success))
@@ -144,7 +147,7 @@ class MetaworldSimulator:
     def observe(self, cameras: Sequence[str] | None = None) -> Observation:
         self._onlooker.update(self._env.data)
         views = {name: self._onlooker.view(name) for name in (CAMERAS if cameras is None else cameras)}
-        seen = self._env._get_curr_obs_combined_no_goal()
+        seen = self._read()
         proprio = {"eef_pos": seen[:3].copy(), "gripper_opening": seen[3:4].copy()}
         return Observation(views, proprio, self._instruction, self._task.workspace)
 
@@ -154,7 +157,7 @@ class MetaworldSimulator:
 
     def privileged(self) -> Mapping[str, FloatArray]:
         """``observation`` [39]: what Meta-World shows its scripted policies, hand, gripper, objects and goal."""
-        now = self._env._get_curr_obs_combined_no_goal()
+        now = self._read()
         return {"observation": np.concatenate([now, now, self._env._get_pos_goal()])}
 
     def segmentation(self, camera: str) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
@@ -168,6 +171,11 @@ class MetaworldSimulator:
     def close(self) -> None:
         self._onlooker.close()
         self._env.close()  # type: ignore[no-untyped-call]
+
+    def _read(self) -> FloatArray:
+        if self._now is None:
+            self._now = self._env._get_curr_obs_combined_no_goal()
+        return self._now
 
     @cached_property
     def _provenance(self) -> Mapping[str, str]:
