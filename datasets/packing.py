@@ -96,9 +96,8 @@ class PackedViews(Mapping[str, CameraView]):
             DEPTH.decode(data[middle - begin :], out=depth)
         except (OSError, EOFError, RuntimeError, ValueError) as error:
             raise _damaged(episode.path, error) from error
-        return CameraView(
-            rgb, depth, episode.intrinsics[self._step, camera], episode.camera_to_world[self._step, camera]
-        )
+        where = self._step, camera
+        return CameraView(rgb, depth, episode.intrinsics[where], episode.camera_to_world[where])
 
     def __contains__(self, name: object) -> bool:  # Mapping's own would decode
         return name in self._episode.header.spec.cameras
@@ -125,13 +124,11 @@ def open_packed(files: Sequence[Path], cache: Path | None = None, workers: int =
     """
     targets = {file: _target(file, cache) for file in files}
     missing = [file for file, target in targets.items() if not target.exists()]
-    bar = tqdm(total=len(missing), desc="packing demonstrations", delay=1, leave=False)
-    with bar:
-        for _ in _pack_all(missing, [targets[file] for file in missing], workers):
-            bar.update()
-    return {
-        file: _read(target) for file, target in tqdm(targets.items(), "opening demonstrations", delay=1, leave=False)
-    }
+    packing = _pack_all(missing, [targets[file] for file in missing], workers)
+    for _ in tqdm(packing, "packing demonstrations", len(missing), delay=1, leave=False):
+        pass
+    opening = tqdm(targets.items(), "opening demonstrations", delay=1, leave=False)
+    return {file: _read(target) for file, target in opening}
 
 
 def pack(source: Path, target: Path) -> None:

@@ -49,6 +49,7 @@ CAMERAS = {"agentview": "topview", "wrist": "gripperPOV", "corner2": "corner2"}
 AGENTVIEW_POSITION, AGENTVIEW_TARGET, AGENTVIEW_FOVY = (0.65, -0.05, 0.75), (-0.02, 0.68, 0.08), 48.0
 # What the field counts as proprioception: the first four numbers of Meta-World's observation. The rest is object state.
 PROPRIO = {"eef_pos": 3, "gripper_opening": 1}
+WIDEST_METRES = 0.1  # between the claws; an opening of 1
 # Visual geoms are in the first two groups. Its objects are small meshes: a coarser grid would swallow their handles.
 GROUPS, CELL_METRES = (0, 1), 0.005
 
@@ -119,7 +120,6 @@ class MetaworldSimulator:
         self._onlooker = Onlooker(self._env.model, CAMERAS, options, look)
         self._state_names = state_names(self._env.model)
         self._instruction = task.goals[0][0]
-        self._now: FloatArray | None = None  # what Meta-World reads off the state of this instant, but for the goal
 
     @property
     def task(self) -> Task:
@@ -133,13 +133,11 @@ class MetaworldSimulator:
     def reset(self, key: EpisodeKey) -> None:
         self._env = new_environment(self._name, key.rng("reset"))
         self._env.reset()
-        self._now = None
         self._instruction = self._task.instruction(key)
         self._onlooker.follow(self._env.model)
 
     def act(self, action: FloatArray) -> Status:
         info = self._env.step(np.asarray(action, np.float64))[4]
-        self._now = None
         self._onlooker.forget()
         success = bool(info["success"])
         return Status(success=success, phase=int(success))
@@ -147,9 +145,7 @@ class MetaworldSimulator:
     def observe(self, cameras: Sequence[str] | None = None) -> Observation:
         self._onlooker.update(self._env.data)
         views = {name: self._onlooker.view(name) for name in (CAMERAS if cameras is None else cameras)}
-        seen = self._read()
-        proprio = {"eef_pos": seen[:3].copy(), "gripper_opening": seen[3:4].copy()}
-        return Observation(views, proprio, self._instruction, self._task.workspace)
+        return Observation(views, self._proprio(), self._instruction, self._task.workspace)
 
     def snapshot(self) -> Snapshot:
         data = self._env.data
@@ -157,7 +153,7 @@ class MetaworldSimulator:
 
     def privileged(self) -> Mapping[str, FloatArray]:
         """``observation`` [39]: what Meta-World shows its scripted policies, hand, gripper, objects and goal."""
-        now = self._read()
+        now = self._env._get_curr_obs_combined_no_goal()
         return {"observation": np.concatenate([now, now, self._env._get_pos_goal()])}
 
     def segmentation(self, camera: str) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
@@ -172,10 +168,14 @@ class MetaworldSimulator:
         self._onlooker.close()
         self._env.close()  # type: ignore[no-untyped-call]
 
-    def _read(self) -> FloatArray:
-        if self._now is None:
-            self._now = self._env._get_curr_obs_combined_no_goal()
-        return self._now
+    def _proprio(self) -> dict[str, FloatArray]:
+        # As Meta-World computes them, without the objects that it computes at the same time.
+        data = self._env.data
+        apart = np.linalg.norm(data.body("rightclaw").xpos - data.body("leftclaw").xpos)
+        return {
+            "eef_pos": self._env.get_endeff_pos().copy(),
+            "gripper_opening": np.clip([apart / WIDEST_METRES], 0.0, 1.0),
+        }
 
     @cached_property
     def _provenance(self) -> Mapping[str, str]:

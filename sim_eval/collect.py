@@ -42,6 +42,8 @@ class CollectArguments:
         split: train or val; test episodes are never collected.
         keep_failures: keep failed episodes too.
         disturb: push the demonstrator off its path but record clean labels (DART), so that a learner sees recoveries.
+        rehearse: run each episode without recording first, and again only if it succeeds; faster where simulation is
+            cheap beside rendering and the demonstrator fails now and then.
         render: fast, or faithful for the simulator's own look.
         hide_goal: leave out the marks by which some simulators show where the goal is.
         size: height and width of every camera in pixels.
@@ -57,6 +59,7 @@ class CollectArguments:
     split: Literal["train", "val"] = "train"
     keep_failures: bool = False
     disturb: bool = True
+    rehearse: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     render: Literal["fast", "faithful"] = "fast"
     hide_goal: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     size: int = 128
@@ -93,6 +96,7 @@ def main(arguments: CollectArguments) -> int:
         arguments.out,
         keep_failures=arguments.keep_failures,
         disturb=arguments.disturb,
+        rehearse=arguments.rehearse,
         cameras=tuple(name.strip() for name in arguments.cameras.split(",") if name.strip()),
         there={task: headers[min(headers)].spec.cameras for task, headers in there.items() if headers},
         source=source,

@@ -122,17 +122,19 @@ class Collecting(EpisodeJob):
     Attributes:
         keep_failures: also of episodes that failed.
         disturb: push the demonstrator off its path.
+        rehearse: run each episode without recording first, and again only if it is to be kept.
         cameras: which are recorded; empty: all.
         there: task -> cameras (name -> height, width) of the files that the folder holds of it.
     """
 
     keep_failures: bool
     disturb: bool
+    rehearse: bool = False
     cameras: tuple[str, ...] = ()
     there: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
 
     def player(self, policy: Policy, simulators: OneSimulator, *recorders: Recorder) -> Play:
-        from sim_eval.datasets.recorder import DemonstrationRecorder
+        from sim_eval.datasets.recorder import DemonstrationRecorder, is_kept
 
         recorder = Recorders(
             *recorders,
@@ -145,6 +147,10 @@ class Collecting(EpisodeJob):
             simulator = simulators.of(key.task)
             check_fit(policy.spec, simulator.spec)
             self._check_cameras(key.task, simulator.spec)
+            if self.rehearse:
+                result = run_episode(simulator, policy, key, self.protocol, Recorders(*recorders), self.disturb)
+                if not is_kept(result.success, result.steps, self.keep_failures):
+                    return result
             return run_episode(simulator, policy, key, self.protocol, recorder, self.disturb)
 
         return play
