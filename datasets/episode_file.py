@@ -14,6 +14,8 @@ from typing import Any, TypeAlias
 
 import h5py
 import numpy as np
+from isal import isal_zlib
+from numcodecs.shuffle import Shuffle
 from numpy.typing import NDArray
 
 from sim_eval.datasets.sealed_file import sealed, unsealed, write_sealed
@@ -251,18 +253,26 @@ def _pack(episode: Episode) -> bytes:
 
 
 def _store(demo: h5py.Group, name: str, array: Array) -> None:
+    if array.ndim != 4:
+        demo.create_dataset(name, data=array)
+        return
     # Measured on 128 x 128 robosuite frames, 60 steps x 2 cameras: gzip-1 with shuffle makes 18 kB of a picture and
     # 19 kB of a depth map (lzf: 25 and 21, and only h5py reads it); one frame a chunk reads a whole episode in 40 ms as
     # larger chunks do, and a single frame of both cameras in 3 ms instead of 4 (4 frames) or 13 (16 frames).
-    picture = array.ndim == 4
-    demo.create_dataset(
+    pictures = demo.create_dataset(
         name,
-        data=array,
-        chunks=(1, *array.shape[1:]) if picture else None,
-        compression="gzip" if picture else None,
-        compression_opts=1 if picture else None,
-        shuffle=picture,
+        array.shape,
+        array.dtype,
+        chunks=(1, *array.shape[1:]),
+        compression="gzip",
+        compression_opts=1,
+        shuffle=True,
     )
+    # HDF5's own zlib takes half as long as rendering; ISA-L writes the same format in a quarter of that, 3 % larger.
+    shuffle = Shuffle(array.itemsize)
+    for step, picture in enumerate(array):
+        content = isal_zlib.compress(shuffle.encode(np.ascontiguousarray(picture)), 1)
+        pictures.id.write_direct_chunk((step, 0, 0, 0), content)
 
 
 def _arrays(episode: Episode) -> dict[str, Array]:
