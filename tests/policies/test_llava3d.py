@@ -190,18 +190,25 @@ def test_splice_puts_scene_tokens_in_the_placeholders_stead(model: SpatialVLAFor
     ids = torch.tensor([[5, 6, IMAGE_TOKEN, 7, 0], [0, 8, IMAGE_TOKEN, 9, 9], [IMAGE_TOKEN, 4, 0, 0, 0]])
     mask = torch.tensor([[1, 1, 1, 1, 0], [0, 1, 1, 1, 1], [1, 1, 0, 0, 0]]).bool()  # one is padded on the left
     scene = torch.randn(5, 32)
-    embeddings, valid = vlm.splice(scene, torch.tensor([0, 0, 0, 2, 2]), ids, mask)
+    ((order, embeddings, valid),) = vlm.splice(scene, torch.tensor([0, 0, 0, 2, 2]), ids, mask, 3)
     word = vlm.language_model.embed_tokens.weight
     rows = [
         [word[5], word[6], scene[0], scene[1], scene[2], word[7]],
         [word[8], word[9], word[9]],
         [scene[3], scene[4], word[4]],
     ]
+    assert order.tolist() == [0, 1, 2]
     assert valid.sum(1).tolist() == [6, 3, 3]
     for index, expected in enumerate(rows):
         assert torch.equal(embeddings[index][valid[index]], torch.stack(expected))
         assert valid[index, : len(expected)].all()
         assert not embeddings[index][~valid[index]].any()
+    # Two by two, the shorter ones first; nothing is padded here.
+    short, long = vlm.splice(scene, torch.tensor([0, 0, 0, 2, 2]), ids, mask, 2)
+    assert short[0].tolist() == [1, 2] and long[0].tolist() == [0]
+    assert short[2].shape == (2, 3) and short[2].all() and long[2].shape == (1, 6) and long[2].all()
+    assert torch.equal(short[1], torch.stack([torch.stack(rows[1]), torch.stack(rows[2])]))
+    assert torch.equal(long[1][0], torch.stack(rows[0]))
 
 
 def test_hidden_states_equal_the_stock_llama(
