@@ -354,6 +354,8 @@ class LLaVA3DModel(nn.Module):
         position, vision = self.config.position, self.config.vision
         pixels = self.locate_pixels(inputs.geometry)
         positions, kept = patch_positions(*pixels, vision.patch_size, position.depth_sampling)
+        if self.config.max_tokens == 0:
+            kept = torch.zeros_like(kept)
         features = self.encode_patches(pixel_values, kept)
         if position.kind == "2d":
             positions = picture_places(views, vision.grid, vision.grid).to(positions).repeat(batch, 1, 1)
@@ -365,7 +367,7 @@ class LLaVA3DModel(nn.Module):
         owner = kept.nonzero()[:, 0] // views
         if position.kind == "3d" and self.config.voxel_size is not None:
             features, owner = pool_voxels(features, positions, owner, self.config.voxel_size)
-        if self.config.max_tokens is not None:
+        if self.config.max_tokens:
             few = thin_out(owner, self.config.max_tokens)
             features, owner = features[few], owner[few]
         return self.mm_projector(features), owner
