@@ -150,23 +150,23 @@ def patch_positions(
     Returns:
         Positions [N, P, 3] (0 where not kept), and kept bool [N, P]; patches row by row.
     """
-    count, _, height, width = points.shape
     if sampling != "mean":
         # "corner" is LLaVA-3D's nearest resize, "center" torch's nearest-exact.
         first = patch_size // 2 if sampling == "center" else 0
         points = points[:, :, first::patch_size, first::patch_size]
         depths = depths[:, first::patch_size, first::patch_size]
-        height, width, patch_size = height // patch_size, width // patch_size, 1
+        patch_size = 1
     lower, upper = workspace[:, 0, :, None, None], workspace[:, 1, :, None, None]
-    valid = ((points >= lower) & (points <= upper)).all(1) & (depths > 0) & depths.isfinite()
-    image, row, column = valid.nonzero(as_tuple=True)
-    columns = width // patch_size
-    patches = (height // patch_size) * columns
-    patch = image * patches + (row // patch_size) * columns + column // patch_size
-    total = points.new_zeros(count * patches, 3).index_add(0, patch, points[image, :, row, column])
-    number = torch.bincount(patch, minlength=count * patches)
-    positions = total / number.clamp(min=1)[:, None]
-    return positions.view(count, patches, 3), (number > 0).view(count, patches)
+    valid = (depths > 0) & (depths < math.inf)
+    for axis in range(3):  # one after the other: a million pixels' three answers at once do not fit the cache
+        valid &= points[:, axis] >= lower[:, axis]
+        valid &= points[:, axis] <= upper[:, axis]
+    seen = valid[:, None]
+    total, number = (
+        F.avg_pool2d(values, patch_size, divisor_override=1)
+        for values in (torch.where(seen, points, 0.0), seen.to(points.dtype))
+    )
+    return (total / number.clamp(min=1)).flatten(2).transpose(1, 2), (number > 0).flatten(1)
 
 
 def cell_positions(
@@ -420,7 +420,7 @@ class LLaVA3DModel(nn.Module):
             valid = slots < length[views, None]
             source = ((ends - length)[views, None] + slots).clamp(max=max(len(tokens) - 1, 0))
             hidden = torch.cat([first.expand(len(views), 1, -1), tokens[source]], dim=1)
-            mask = additive_mask(F.pad(valid, (1, 0), value=True)[:, None].expand(-1, 1 + columns, -1), hidden.dtype)
+            mask = additive_mask(F.pad(valid, (1, 0), value=True)[:, None], hidden.dtype)
             hidden = tower.pre_layrnorm(hidden)
             for layer in tower.encoder.layers:
                 hidden = layer(hidden, mask)

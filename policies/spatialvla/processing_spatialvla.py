@@ -209,7 +209,7 @@ class SpatialVLAProcessor:
             height, width = view.depth.shape
             wanted = self.spec.cameras[camera]
             raise SimEvalError(f"camera '{camera}' must be {wanted[0]}x{wanted[1]} pixels, not {height}x{width}")
-        if _typical_depth(view.depth) > FARTHEST:
+        if (view.depth > FARTHEST).any() and _typical_depth(view.depth) > FARTHEST:
             raise SimEvalError(
                 f"camera '{camera}' gives depths of typically {_typical_depth(view.depth):.0f}: metres expected, "
                 "these look like millimetres; divide them by 1000"

@@ -205,10 +205,8 @@ def test_splice_puts_scene_tokens_in_the_placeholders_stead(model: SpatialVLAFor
         assert not embeddings[index][~valid[index]].any()
     # Two by two, the shorter ones first; nothing is padded here.
     short, long = vlm.splice(scene, torch.tensor([0, 0, 0, 2, 2]), ids, mask, 2)
-    assert (short[0].tolist(), long[0].tolist()) == ([1, 2], [0])
-    assert (short[2].shape, long[2].shape) == ((2, 3), (1, 6))
-    assert short[2].all()
-    assert long[2].all()
+    assert [group[0].tolist() for group in (short, long)] == [[1, 2], [0]]
+    assert [group[2].tolist() for group in (short, long)] == [[[True] * 3] * 2, [[True] * 6]]
     assert torch.equal(short[1], torch.stack([torch.stack(rows[1]), torch.stack(rows[2])]))
     assert torch.equal(long[1][0], torch.stack(rows[0]))
 
