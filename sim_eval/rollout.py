@@ -290,8 +290,8 @@ def report(run_folder: RunFolder, arguments: RolloutArguments) -> int:
         rows = [(part_name((each.task, each.goal)), each) for each in summaries(results)]
         cells = [(name, *summary_cells(each), f"{each.episodes_per_minute:.1f}") for name, each in rows]
         print(terminal(("task", *COLUMNS, "episodes/min"), cells))
-        phases = phase_grid(("furthest phase",), [((name,), each) for name, each in rows])
-        print(f"\n{terminal(*phases)}\n")
+        staged = [((name,), each) for name, each in rows if len(each.phases) > 2]  # more than none and success
+        print(f"\n{terminal(*phase_grid(('furthest phase',), staged))}\n" if staged else "")
         if means:
             print(f"{terminal(*means_grid(means))}\n{MEANS_NOTE}\n")
         print(f"run folder: {run_folder.folder}\nvideos: {shown or 'none'}")
