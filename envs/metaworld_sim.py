@@ -11,7 +11,7 @@ import copy
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from functools import cache, cached_property
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -69,9 +69,8 @@ def mount_cameras(model: mujoco.MjModel) -> None:
     field.quat[:] = -z, y, -x, w  # times half a turn about the optical axis
 
 
-@cache
 def environment_class(name: str) -> type[SawyerXYZEnv]:
-    """Meta-World's environment of this name, whose model is compiled once a process.
+    """Meta-World's environment of this name, whose model is compiled once: 20 MB, which live as long as the class.
 
     Raises:
         SimEvalError: Meta-World is not installed.
@@ -97,9 +96,9 @@ def environment_class(name: str) -> type[SawyerXYZEnv]:
     return Compiled
 
 
-def new_environment(name: str, rng: np.random.Generator) -> SawyerXYZEnv:
+def new_environment(kind: type[SawyerXYZEnv], rng: np.random.Generator) -> SawyerXYZEnv:
     """One that draws its goal and objects from the generator at every reset."""
-    env = environment_class(name)()
+    env = kind()
     env._freeze_rand_vec, env.seeded_rand_vec = False, True
     env._set_task_called = True  # set_task would freeze the scene
     env._partially_observable = False  # the scripted policies read the goal from the observation
@@ -115,7 +114,8 @@ class MetaworldSimulator:
     def __init__(self, task: Task, name: str, options: SimulatorOptions) -> None:
         """Args: name: Meta-World's name of the environment."""
         self._task, self._name, self._options = task, name, options
-        self._env = environment_class(name)()
+        self._kind = environment_class(name)
+        self._env = self._kind()
         look = Look(GROUPS, sites=not options.hide_goal, cell_metres=CELL_METRES)
         self._onlooker = Onlooker(self._env.model, CAMERAS, options, look)
         self._state_names = state_names(self._env.model)
@@ -131,7 +131,7 @@ class MetaworldSimulator:
         return EnvironmentSpec(ROBOT, {name: size for name in CAMERAS}, PROPRIO, ACTION)
 
     def reset(self, key: EpisodeKey) -> None:
-        self._env = new_environment(self._name, key.rng("reset"))
+        self._env = new_environment(self._kind, key.rng("reset"))
         self._env.reset()
         self._instruction = self._task.instruction(key)
         self._onlooker.follow(self._env.model)
