@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from statistics import median
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -176,6 +176,11 @@ class SuiteMean:
     @property
     def name(self) -> str:
         return f"mean of {self.count} {self.of}"
+
+    @property
+    def at_end(self) -> SuiteMean:
+        """The same of success at the last step, as its rate and interval."""
+        return replace(self, rate=self.rate_end, interval=self.interval_end)
 
     @property
     def cell(self) -> str:

@@ -17,7 +17,7 @@ from trainings_and_runs import LIFT, STACK, make_run
 
 from sim_eval.compare import CompareArguments, contrast_grid, main
 from sim_eval.envs.contract import SimEvalError, SimulatorOptions
-from sim_eval.envs.tasks import get_task, own_tasks
+from sim_eval.envs.tasks import get_task, own_tasks, suite_tasks
 from sim_eval.evaluation.engine import Recorders, RolloutProtocol, run_episode
 from sim_eval.evaluation.manifest import Manifest
 from sim_eval.evaluation.run_folder import VIDEOS, Run, open_run, read_run
@@ -68,6 +68,36 @@ def test_holm_runs_over_the_whole_table(tmp_path: Path):
     assert {each.more for each in found.values()} == {0}
     (alone,) = contrasts(runs_of(*folders[:2]))
     assert alone.p_holm == alone.p_value
+
+
+def test_a_suite_is_paired_over_all_its_episodes_before_its_tasks(tmp_path: Path):
+    tasks = suite_tasks("metaworld/MT50")
+    a = make_run(tmp_path / "a", "a", {0, 1}, tasks=tasks, episodes=3)
+    b = make_run(tmp_path / "b", "b", {0}, tasks=tasks, episodes=3)
+    found = contrasts(runs_of(a, b))
+    assert [each.task for each in found[:6]] == [
+        "metaworld/MT50",
+        "metaworld/easy",
+        "metaworld/medium",
+        "metaworld/hard",
+        "metaworld/very_hard",
+        tasks[0],
+    ]
+    assert len(found) == 55  # and no row of all tasks, which are the suite
+    assert (found[0].only_first, found[0].only_second, found[0].first.episodes) == (50, 0, 150)
+    assert found[0].p_value == pytest.approx(2 / 2**50)
+    assert found[0].p_holm == pytest.approx(55 * 2 / 2**50)
+    assert found[0].separated
+    assert found[5].p_holm == 1  # one episode a task
+    assert main(CompareArguments((a, b), tmp_path / "out")) == 0
+    page = (tmp_path / "out" / "compare.md").read_text()
+    above, below = page.split("## Success at any step, task by task", 1)
+    assert "| metaworld/MT50 | 150 | A - B |" in above
+    assert tasks[0] not in above
+    assert below.lstrip().startswith("<details><summary>50 rows</summary>")
+    more = make_run(tmp_path / "more", "a", {0}, tasks=(*tasks, LIFT), episodes=3)
+    less = make_run(tmp_path / "less", "b", {0}, tasks=(*tasks, LIFT), episodes=3)
+    assert contrasts(runs_of(more, less))[-1].task == "all tasks"
 
 
 def test_success_at_the_end_is_a_comparison_of_its_own(tmp_path: Path):

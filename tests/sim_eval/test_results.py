@@ -11,6 +11,7 @@ import pytest
 from trainings_and_runs import LIFT, STACK, make_run, make_training
 
 from sim_eval.envs.contract import SimEvalError, SimulatorOptions
+from sim_eval.envs.tasks import suite_tasks
 from sim_eval.evaluation.engine import RolloutProtocol
 from sim_eval.reporting.comparison import (
     Point,
@@ -165,6 +166,42 @@ def test_a_success_that_did_not_last_stands_in_its_own_table(tmp_path: Path):
     whole = table(page, "### Errors, steps and phases")[0]
     assert (whole["success / planned"], whole["success / completed"], whole["errors"]) == ("3 / 4", "3 / 4", "0")
     assert (whole["steps to success"], whole["at the end"]) == ("20", at_end[f"{STACK} (n = 4)"])
+
+
+def test_fifty_tasks_are_told_by_their_means_and_then_a_row_each(tmp_path: Path):
+    easy, all_tasks = suite_tasks("metaworld/easy"), suite_tasks("metaworld/MT50")
+    for seed, successes in enumerate(({0}, {0, 1})):
+        make_training(tmp_path / "train", f"s{seed}", seed=seed)
+        lasting = {0} if seed else None
+        make_run(
+            tmp_path / "runs" / f"r{seed}", f"s{seed}", successes, (*all_tasks, STACK), episodes=2, lasting=lasting
+        )
+    make_training(tmp_path / "train", "few", "late_gemma")
+    make_run(tmp_path / "runs" / "few", "few", {0}, tasks=easy, episodes=4)
+    page = write(tmp_path)
+    rows = {row["training"]: row for row in table(page, "## Test split")}
+    means = [head for head in rows["s0"] if head.startswith("metaworld/")]
+    assert [head.split(" (")[0] for head in means] == [
+        "metaworld/MT50, mean of 50 tasks",
+        "metaworld/MT50, mean of 4 groups",
+        "metaworld/easy, mean of 28 tasks",
+        "metaworld/medium, mean of 11 tasks",
+        "metaworld/hard, mean of 6 tasks",
+        "metaworld/very_hard, mean of 5 tasks",
+    ]
+    assert rows["s0"]["metaworld/MT50, mean of 50 tasks (n = 100)"].startswith("50.0 % [39.8, 60.2]")
+    assert rows["few"]["metaworld/MT50, mean of 50 tasks (n = 100)"] == "-"
+    assert rows["few"]["metaworld/easy, mean of 28 tasks (n = 56 to 112)"].startswith("25.0 %")
+    assert rows["s0"][f"{STACK} (n = 2)"].startswith("50.0 %")
+    together = table(page, "### Seeds together")[0]
+    assert together["metaworld/MT50, mean of 50 tasks (n = 200)"].endswith(" (50.0, 100.0)")
+    ends = {row["training"]: row for row in table(page, "### Success at the last step")}
+    assert ends["s1"]["metaworld/MT50, mean of 4 groups (n = 100)"].startswith("50.0 %")
+    below = table(page, "<summary>50 rows</summary>")
+    assert [row["task"].split(" (")[0] for row in below] == list(all_tasks)  # group by group
+    assert [below[0][name].split(" %")[0] for name in ("s0", "s1", "few")] == ["50.0", "100.0", "25.0"]
+    assert below[-1]["few"] == "-"
+    assert "mean of groups each of the suites alike" in page
 
 
 def test_what_is_not_counted_is_named_with_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
