@@ -362,24 +362,26 @@ def task_columns(rows: Sequence[Row], at_end: bool) -> dict[Part, Column]:
 
 def mean_columns(rows: Sequence[Row], suites: Sequence[str], at_end: bool) -> Iterator[Column]:
     """A column a mean of each suite; it is of the trainings that were tested on the whole suite."""
-    from sim_eval.envs.tasks import whole_suites
     from sim_eval.reporting.summary import suite_means
 
-    def means(suite: str, tested: Sequence[Tested]) -> list[SuiteMean]:
-        results = [result for each in tested for result in each.results]
-        found = [mean for mean in suite_means(results) if mean.suite == suite]
-        return [mean.at_end for mean in found] if at_end else found
+    def means(tested: Sequence[Tested]) -> dict[str, list[SuiteMean]]:
+        found: dict[str, list[SuiteMean]] = {}
+        for mean in suite_means([result for each in tested for result in each.results]):
+            found.setdefault(mean.suite, []).append(mean.at_end if at_end else mean)
+        return found
 
+    own = [[(each, means([each])) for each in row.tested] for row in rows]
     for suite in suites:
-        whole = [[each for each in row.tested if suite in whole_suites(each.tasks)] for row in rows]
-        own = [[means(suite, [each]) for each in tested] for tested in whole]
-        together = [means(suite, tested) for tested in whole]
+        seeds = [[(each, found[suite]) for each, found in row if suite in found] for row in own]
+        together = [
+            means([each for each, _ in row])[suite] if len(row) > 1 else row[0][1] if row else [] for row in seeds
+        ]
         for place, name in enumerate(mean.name for mean in max(together, key=len)):
             entries = [
-                Entry(all_of_it[place].cell, [each[place].rate for each in seeds], all_of_it[place].episodes)
-                if seeds
+                Entry(all_of_it[place].cell, [mine[place].rate for _, mine in row], all_of_it[place].episodes)
+                if row
                 else None
-                for all_of_it, seeds in zip(together, own, strict=True)
+                for all_of_it, row in zip(together, seeds, strict=True)
             ]
             yield Column(f"{suite}, {name}", entries)
 
