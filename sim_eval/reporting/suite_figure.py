@@ -130,14 +130,13 @@ def _dress(axes: Axes, height: float) -> None:
 def _head(axes: Axes, title: str, group: str, scores: Sequence[SuiteScore], y: float) -> None:
     """A group's name, and beside it each run's mean of its tasks."""
     across, width = axes.get_yaxis_transform(), axes.bbox.width * PIXELS / axes.figure.dpi
-    words = {"transform": across, "va": "center", "clip_on": False}
-    name = axes.text((MARGIN - NAMES) / width, y, title, color=INK, fontweight="bold", **words)
-    (mean,) = scores[0].of(group)[:1]
-    axes.annotate(f"  {mean.name}", (1, 0.5), xycoords=name, va="center", color=FAINT)
+    left = (MARGIN - NAMES) / width
+    name = axes.text(left, y, title, va="center", color=INK, fontweight="bold", transform=across)
+    axes.annotate(f"  {scores[0].of(group)[0].name}", (1, 0.5), xycoords=name, va="center", color=FAINT)
     for place, (score, (colour, mark)) in enumerate(zip(scores, STYLES, strict=False)):
         x = 1 - (len(scores) - place) * SHARE / width
         axes.plot([x + 10 / width], [y], color=colour, marker=mark, markersize=4.5, transform=across, clip_on=False)
-        axes.text(x + 17 / width, y, f"{100 * score.of(group)[0].rate:.1f}", color=INK, **words)
+        axes.text(x + 17 / width, y, f"{100 * score.of(group)[0].rate:.1f}", va="center", color=INK, transform=across)
 
 
 def _marks(axes: Axes, centres: dict[str, float], scores: Sequence[SuiteScore]) -> None:
