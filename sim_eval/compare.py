@@ -28,7 +28,8 @@ PAGE, DATA = "compare.md", "compare.json"
 AT_ANY, AT_END = "Success at any step", "Success at the last step"
 NOTE = (
     "Pairs: episodes that only one of two runs won (an error is a failure), p by exact McNemar, corrected after Holm "
-    "over the table; the difference of the rates in percentage points with Tango's score interval (1998), which, "
+    "over all pairs of success at any step, and over all at the last; a suite's row is over the episodes of all its "
+    "tasks together; the difference of the rates in percentage points with Tango's score interval (1998), which, "
     "unlike p, rests on a normal approximation and can leave zero out a little earlier. To separate: how many more "
     "episodes that comparison alone would need to be told apart at 5 % with a power of 80 % (exact, Duffy 1984) if the "
     "rates are as observed; they are not quite, so read it as a size, not as a promise."
@@ -70,7 +71,7 @@ def main(arguments: CompareArguments) -> int:
     measures = {AT_ANY: contrasts(runs), AT_END: contrasts(runs, at_end=True)}
     tables = {
         "Runs": run_grid(runs, across),
-        **{title: contrast_grid(found) for title, found in measures.items()},
+        **{name: grid for title, found in measures.items() for name, grid in contrast_grids(title, found).items()},
         "Furthest phase": furthest_grid(runs),
     }
     for title, grid in tables.items():
@@ -100,8 +101,17 @@ def run_grid(runs: Mapping[str, Run], across: Sequence[str]) -> Grid:
     return Grid(("", "policy", *across, *COLUMNS, "run"), tuple(rows))
 
 
+def contrast_grids(title: str, found: Sequence[Contrast]) -> dict[str, Grid]:
+    """The table of a measure by its title; two where there are suites, theirs first."""
+    of_suites = [each for each in found if each.of_suite]
+    if not of_suites:
+        return {title: contrast_grid(found)}
+    tasks = [each for each in found if not each.of_suite]
+    return {title: contrast_grid(of_suites), f"{title}, task by task": contrast_grid(tasks)}
+
+
 def contrast_grid(found: Sequence[Contrast]) -> Grid:
-    """A row a task or goal and pair of runs."""
+    """A row a suite, task or goal and pair of runs."""
     from sim_eval.reporting.summary import part_name
     from sim_eval.reporting.tables import Grid, counted, limits
 
@@ -193,11 +203,11 @@ def write_videos(runs: Mapping[str, Run], folder: Path, count: int) -> list[Path
 
 def page(tables: Mapping[str, Grid], note: str, videos: Sequence[Path]) -> str:
     """The whole of ``compare.md``; videos relative to it."""
-    from sim_eval.reporting.tables import markdown
+    from sim_eval.reporting.tables import folded
 
     parts = ["# Comparison", note]
     for title, grid in tables.items():
-        parts += [f"## {title}", markdown(*grid)]
+        parts += [f"## {title}", folded(*grid)]
     if videos:
         parts += ["## Disagreements", "\n".join(f"- [{path.stem}]({path})" for path in videos)]
     return "\n\n".join(parts) + "\n"

@@ -1,4 +1,4 @@
-"""Rank runs: ``python -m sim_eval.leaderboard runs/ --markdown leaderboard.md``.
+"""Rank runs: ``python -m sim_eval.leaderboard runs/ --markdown leaderboard.md --figures figures``.
 
 Everything is counted from the episode lines themselves. Only complete runs on one manifest under one protocol share a
 table; the others are listed with the reason.
@@ -6,6 +6,7 @@ table; the others are listed with the reason.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +20,7 @@ from sim_eval.envs.contract import SimEvalError
 
 if TYPE_CHECKING:
     from sim_eval.evaluation.run_folder import Run
+    from sim_eval.reporting.summary import SuiteScore
     from sim_eval.reporting.tables import Grid
 
 NOTE = (
@@ -35,10 +37,12 @@ class LeaderboardArguments:
     Attributes:
         runs: run folders, or folders that hold run folders.
         markdown: write the tables to this file as well.
+        figures: folder for a figure of every suite that is ranked, its tasks one by one.
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     markdown: Path | None = None
+    figures: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -46,14 +50,23 @@ class Table:
     """One ranking.
 
     Attributes:
+        name: of the task or suite.
+        conditions: split, manifest and protocol of the runs, in words.
         ranking: best first.
         details: in the same order; how far a task's episodes came, or how a suite's tasks went; None: over several
             tasks that are no suite, or stand in the table of a larger one.
+        scores: of a suite, for its figure: policies before bounds, and all suites of these runs in one order.
     """
 
-    title: str
+    name: str
+    conditions: str
     ranking: Grid
     details: Grid | None
+    scores: tuple[SuiteScore, ...]
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} ({self.conditions})"
 
     @property
     def grids(self) -> tuple[Grid, ...]:
@@ -126,57 +139,70 @@ def tables(runs: Sequence[Run]) -> list[Table]:
     parts: dict[str, Sequence[str]] = {**inside, **{task: (task,) for task in alone}}
     if all(set(part) < set(manifest.tasks) for part in parts.values()):
         parts["all tasks"] = manifest.tasks
+    # The figures of all suites show the same runs in the same colours.
+    in_order = sorted((each for _, each in by_rank(runs)), key=lambda each: each.privileged)
     return [
         ranked(
-            f"{name} ({conditions})",
-            [replace(each, episodes=tuple(r for r in each.episodes if r.key.task in part)) for each in runs],
-            name if name in inside else "",
+            name,
+            conditions,
+            [replace(each, episodes=tuple(r for r in each.episodes if r.key.task in part)) for each in in_order],
+            name in inside,
             not any(set(part) < set(other) for other in inside.values()),
         )
         for name, part in parts.items()
     ]
 
 
-def ranked(title: str, runs: Sequence[Run], suite: str, detailed: bool) -> Table:
-    """Runs by rank, then by successes.
-
-    Args:
-        runs: of the same episodes.
-        suite: whose tasks they are; empty: of none.
-        detailed: the suite's tasks stand in no other table.
-    """
+def by_rank(runs: Sequence[Run]) -> list[tuple[int, Run]]:
+    """Runs of the same episodes with their ranks; by rank, then by successes."""
     from sim_eval.reporting.intervals import ranks
-    from sim_eval.reporting.summary import COLUMNS, phase_grid, suite_means, summarize, summary_cells
-    from sim_eval.reporting.tables import Grid, policy_label
 
     # Two runs on one manifest may have been planned in another order of tasks.
     successes = [[result.success for result in sorted(run.episodes, key=lambda result: result.key)] for run in runs]
-    tasks = sorted({result.key.task for result in runs[0].episodes})
-    scored = [summarize(", ".join(tasks), run.episodes) for run in runs]
     order = sorted(
-        zip(ranks(successes), runs, scored, strict=True),
-        key=lambda entry: (entry[0], -entry[2].successes, entry[1].policy, str(entry[1].folder)),
+        zip(ranks(successes), runs, map(sum, successes), strict=True),
+        key=lambda entry: (entry[0], -entry[2], entry[1].policy, str(entry[1].folder)),
     )
-    means = {
-        found.folder: [mean for mean in suite_means(found.episodes) if mean.suite == suite] for _, found, _ in order
-    }
-    header = ("rank", "policy", *COLUMNS, *(f"mean of {mean.count} {mean.of}" for mean in means[runs[0].folder]), "run")
+    return [(rank, each) for rank, each, _ in order]
+
+
+def ranked(name: str, conditions: str, runs: Sequence[Run], suite: bool, detailed: bool) -> Table:
+    """Runs by rank, then by successes.
+
+    Args:
+        name: of the task or suite.
+        conditions: of the runs, in words.
+        runs: of the same episodes.
+        suite: the name is a suite's.
+        detailed: the suite's tasks stand in no other table.
+    """
+    from sim_eval.reporting.summary import COLUMNS, phase_grid, suite_score, summarize, summary_cells
+    from sim_eval.reporting.tables import Grid, policy_label
+
+    order = by_rank(runs)
+    tasks = sorted({result.key.task for result in runs[0].episodes})
+    summaries = {each.folder: summarize(", ".join(tasks), each.episodes) for each in runs}
+    scores = {each.folder: suite_score(policy_label(each), name, each.episodes) for each in runs} if suite else {}
+    means = {folder: score.of(name) for folder, score in scores.items()}
+    header = ("rank", "policy", *COLUMNS, *(mean.name for mean in means.get(runs[0].folder, ())), "run")
     rows = [
         (
             str(rank),
-            policy_label(found),
-            *summary_cells(summary),
-            *(mean.cell for mean in means[found.folder]),
-            found.folder.name,
+            policy_label(each),
+            *summary_cells(summaries[each.folder]),
+            *(mean.cell for mean in means.get(each.folder, ())),
+            each.folder.name,
         )
-        for rank, found, summary in order
+        for rank, each in order
     ]
     details = None
     if len(tasks) == 1:
-        details = phase_grid(("furthest phase",), [((policy_label(found),), summary) for _, found, summary in order])
+        details = phase_grid(
+            ("furthest phase",), [((policy_label(each),), summaries[each.folder]) for _, each in order]
+        )
     elif suite and detailed:
-        details = task_grid([found for _, found, _ in order])
-    return Table(title, Grid(header, tuple(rows)), details)
+        details = task_grid([each for _, each in order])
+    return Table(name, conditions, Grid(header, tuple(rows)), details, tuple(scores.values()))
 
 
 def task_grid(runs: Sequence[Run]) -> Grid:
@@ -191,6 +217,21 @@ def task_grid(runs: Sequence[Run]) -> Grid:
     return Grid(("success / planned", *(policy_label(run) for run in runs)), tuple(rows))
 
 
+def draw(board: Board, folder: Path) -> dict[int, Path]:
+    """A figure of every suite in the folder: the table's place -> the figure's file."""
+    from sim_eval.reporting.suite_figure import draw_suite
+
+    drawn: dict[int, Path] = {}
+    for place, table in enumerate(board.tables):
+        if not table.scores:
+            continue
+        earlier = sum(board.tables[other].name == table.name for other in drawn)
+        name = table.name.replace("/", "-") + f"-{earlier + 1}" * bool(earlier)  # under another protocol, say
+        drawn[place] = folder / f"{name}.svg"
+        draw_suite(drawn[place], table.name, table.scores, table.conditions)
+    return drawn
+
+
 def main(arguments: LeaderboardArguments) -> int:
     """Runs the command; returns the exit code, 1 when no run could be ranked."""
     from sim_eval.evaluation.run_folder import atomic
@@ -198,6 +239,7 @@ def main(arguments: LeaderboardArguments) -> int:
     from sim_eval.reporting.tables import markdown, terminal
 
     board = build(find_runs(arguments.runs))
+    drawn = draw(board, arguments.figures) if arguments.figures else {}
     averaged = any("mean of" in column for table in board.tables for column in table.ranking.header)
     note = f"{COLUMNS_NOTE} {NOTE}" + f" {MEANS_NOTE}" * averaged
     for table in board.tables:
@@ -206,10 +248,16 @@ def main(arguments: LeaderboardArguments) -> int:
         print(f"left out: {folder}: {reason}", file=sys.stderr)
     if board.tables:
         print(note)
+    if arguments.figures:
+        print(f"{len(drawn)} figures in {arguments.figures}: {', '.join(path.name for path in drawn.values())}")
     if arguments.markdown:
         parts = []
-        for table in board.tables:
-            parts += [f"## {table.title}\n", *(f"{markdown(*grid)}\n" for grid in table.grids)]
+        for place, table in enumerate(board.tables):
+            parts += [f"## {table.title}\n"]
+            if place in drawn:
+                link = Path(os.path.relpath(drawn[place], arguments.markdown.parent)).as_posix()
+                parts += [f"![{table.name}: success on each task]({link})\n"]
+            parts += [f"{markdown(*grid)}\n" for grid in table.grids]
         parts += [note + "\n"] if board.tables else []
         left = "\n".join(f"- {folder.name}: {reason}" for folder, reason in board.left_out)
         parts += [f"## Left out\n\n{left}\n"] if left else []

@@ -8,10 +8,10 @@ success against the number of demonstrations. What could not be counted is liste
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import tyro
 
@@ -21,11 +21,10 @@ from sim_eval.envs.contract import SimEvalError
 if TYPE_CHECKING:
     from sim_eval.evaluation.engine import RolloutProtocol
     from sim_eval.reporting.comparison import Comparison, Panel, Setting, Tested, Training
-    from sim_eval.reporting.summary import Part, Tally
+    from sim_eval.reporting.summary import Part, SuiteMean, Tally
 
 PAGE, MINUTES, DEMONSTRATIONS = "results.md", "minutes.svg", "demonstrations.svg"
 SETTING_HEADER = ("changes", "demonstrations")
-Scores: TypeAlias = "Mapping[Part, Sequence[Tally]]"
 
 INTERVALS = (
     "Success rate and Clopper-Pearson's 95 % interval; n counts episodes, one that broke off with an error being a "
@@ -74,6 +73,61 @@ class Figure:
     text: str
     missing: str
     panels: tuple[Panel, ...]
+
+
+class Row(NamedTuple):
+    """A row of a table of scores.
+
+    Attributes:
+        name: where it is a column's head.
+        cells: what stands before the scores.
+        tested: whose episodes count, all together.
+    """
+
+    name: str
+    cells: tuple[str, ...]
+    tested: Sequence[Tested]
+
+
+class Entry(NamedTuple):
+    """A score.
+
+    Attributes:
+        text: rate and interval.
+        own: each training's own rate.
+        episodes: of all.
+    """
+
+    text: str
+    own: Sequence[float]
+    episodes: int
+
+
+class Column(NamedTuple):
+    """What the rows scored on one thing; None: nothing. n stands in the head where it has one."""
+
+    name: str
+    entries: Sequence[Entry | None]
+
+    @property
+    def sizes(self) -> list[int]:
+        return [entry.episodes for entry in self.entries if entry]
+
+    @property
+    def head(self) -> str:
+        from sim_eval.reporting.comparison import span
+
+        return f"{self.name} (n = {span(self.sizes)})"
+
+    @property
+    def cells(self) -> list[str]:
+        several = len(set(self.sizes)) > 1
+        return [self._cell(entry, several) if entry else "-" for entry in self.entries]
+
+    @staticmethod
+    def _cell(entry: Entry, several: bool) -> str:
+        own = f" ({', '.join(f'{100 * rate:.1f}' for rate in entry.own)})" if len(entry.own) > 1 else ""
+        return f"{entry.text}{own}" + f", n = {entry.episodes}" * several
 
 
 def main(arguments: ResultsArguments) -> int:
@@ -165,7 +219,11 @@ def describe(protocol: RolloutProtocol) -> tuple[str, ...]:
 
 def page(comparison: Comparison, drawn: Sequence[Figure]) -> str:
     """The whole of ``results.md``."""
-    parts = ["# Results", INTERVALS]
+    from sim_eval.envs.tasks import whole_suites
+    from sim_eval.reporting.summary import MEANS_NOTE
+
+    averaged = any(whole_suites(each.tasks) for each in comparison.tested)
+    parts = ["# Results", INTERVALS + f" {MEANS_NOTE}" * averaged]
     for group in by_protocol(comparison.tested):
         parts += score_tables(group)
     for figure in drawn:
@@ -193,11 +251,8 @@ def score_tables(group: Sequence[Tested]) -> list[str]:
             "the lower the rate, the better it obeys."
         ]
     ordered = sorted(group, key=lambda each: order(each.training))
-    rows = [
-        (training_cells(each.training), {column: [tally] for column, tally in each.scores().items()})
-        for each in ordered
-    ]
-    parts += [score_table(("training", "expert", "seed", *SETTING_HEADER, "minutes", "steps"), rows)]
+    rows = [Row(each.training.folder.name, training_cells(each.training), [each]) for each in ordered]
+    parts += score_texts(("training", "expert", "seed", *SETTING_HEADER, "minutes", "steps"), rows)
     settings: dict[Setting, list[Tested]] = {}
     for each in ordered:
         settings.setdefault(each.training.setting, []).append(each)
@@ -205,19 +260,16 @@ def score_tables(group: Sequence[Tested]) -> list[str]:
     if several:
         parts += ["### Seeds together", POOLED]
         header = ("expert", "seeds", *SETTING_HEADER, "budget")
-        parts += [score_table(header, [seeds_row(members) for members in several])]
-    ends = [
-        ((each.training.folder.name,), {column: [tally] for column, tally in each.scores(at_end=True).items()})
-        for each in ordered
-    ]
-    parts += ["### Success at the last step", AT_END, score_table(("training",), ends)]
+        parts += score_texts(header, [seeds_row(members) for members in several])
+    ends = [Row(row.name, (row.name,), row.tested) for row in rows]
+    parts += ["### Success at the last step", AT_END, *score_texts(("training",), ends, at_end=True)]
     return [*parts, "### Errors, steps and phases", *detail_tables(ordered)]
 
 
 def detail_tables(ordered: Sequence[Tested]) -> list[str]:
     """Both denominators, steps to success and the furthest phases: a row a training, task and goal."""
     from sim_eval.reporting.summary import COLUMNS, COLUMNS_NOTE, part_name, phase_grid, summaries, summary_cells
-    from sim_eval.reporting.tables import markdown
+    from sim_eval.reporting.tables import folded
 
     rows = [
         ((each.training.folder.name, part_name((summary.task, summary.goal))), summary)
@@ -226,7 +278,7 @@ def detail_tables(ordered: Sequence[Tested]) -> list[str]:
     ]
     figures = [(*left, *summary_cells(summary)) for left, summary in rows]
     phases = phase_grid(("training", "furthest phase"), rows)
-    return [COLUMNS_NOTE, markdown(("training", "task", *COLUMNS), figures), markdown(*phases)]
+    return [COLUMNS_NOTE, folded(("training", "task", *COLUMNS), figures), folded(*phases)]
 
 
 def training_cells(training: Training) -> tuple[str, ...]:
@@ -250,36 +302,88 @@ def changes(setting: Setting) -> str:
     return ", ".join(setting.changes) or "-"
 
 
-def seeds_row(members: Sequence[Tested]) -> tuple[tuple[str, ...], Scores]:
-    """One setting: what it was, and each column's tallies, one a seed."""
+def seeds_row(members: Sequence[Tested]) -> Row:
+    """One setting: what it was, and its trainings, one a seed."""
     setting = members[0].training.setting
     seeds = ", ".join(str(each.training.record.seed) for each in members)
-    scores: dict[Part, list[Tally]] = {}
-    for each in members:
-        for column, tally in each.scores().items():
-            scores.setdefault(column, []).append(tally)
-    return (setting.expert, seeds, *setting_cells(setting), setting.budget), scores
+    cells = (setting.expert, seeds, *setting_cells(setting), setting.budget)
+    return Row(", ".join(each.training.folder.name for each in members), cells, members)
 
 
-def score_table(header: Sequence[str], rows: Sequence[tuple[tuple[str, ...], Scores]]) -> str:
-    """Markdown: cells under the header, then a column a task and goal. n stands in the head where a column has one."""
-    from sim_eval.reporting.comparison import pool, span
-    from sim_eval.reporting.tables import counted, markdown
+def score_texts(header: Sequence[str], rows: Sequence[Row], at_end: bool = False) -> list[str]:
+    """Markdown: cells under the header, then a column a task and goal.
 
-    columns = sorted({column for _, scores in rows for column in scores})
-    samples = {column: [pool(scores[column]).episodes for _, scores in rows if column in scores] for column in columns}
+    The tasks of whole suites stand a row each in a table of their own, and the suites' means in the first one.
 
-    def cell(column: Part, tallies: Sequence[Tally]) -> str:
+    Args:
+        at_end: count success at the last step, not at any.
+    """
+    from sim_eval.envs.tasks import outer_suites, suite_tasks
+    from sim_eval.reporting.tables import folded, markdown
+
+    tested = [each for row in rows for each in row.tested]
+    suites = list(dict.fromkeys(suite for each in tested for suite in outer_suites(each.tasks)))
+    inside = list(dict.fromkeys(task for suite in suites for task in suite_tasks(suite)))
+    tasks = task_columns(rows, at_end)
+    shown = [*mean_columns(rows, suites, at_end), *(tasks[part] for part in tasks if part[0] not in inside)]
+    lines = zip(*(column.cells for column in shown), strict=True)
+    texts = [
+        markdown(
+            (*header, *(column.head for column in shown)), [(*r.cells, *c) for r, c in zip(rows, lines, strict=True)]
+        )
+    ]
+    if inside:
+        below = [tasks[part] for task in inside for part in tasks if part[0] == task]
+        texts.append(folded(("task", *(row.name for row in rows)), [(column.head, *column.cells) for column in below]))
+    return texts
+
+
+def task_columns(rows: Sequence[Row], at_end: bool) -> dict[Part, Column]:
+    """A column a task and goal, by name."""
+    from sim_eval.reporting.comparison import pool
+    from sim_eval.reporting.tables import counted
+
+    def entry(tallies: Sequence[Tally]) -> Entry | None:
         if not tallies:
-            return "-"
+            return None
         both = pool(tallies)
-        own = f" ({', '.join(f'{100 * each.rate:.1f}' for each in tallies)})" if len(tallies) > 1 else ""
-        sample = f", n = {both.episodes}" if len(set(samples[column])) > 1 else ""
-        return f"{counted(both.successes, both.episodes)}{own}{sample}"
+        return Entry(counted(both.successes, both.episodes), [each.rate for each in tallies], both.episodes)
 
-    heads = [f"{': '.join(part for part in column if part)} (n = {span(samples[column])})" for column in columns]
-    cells = [(*left, *(cell(column, scores.get(column, ())) for column in columns)) for left, scores in rows]
-    return markdown((*header, *heads), cells)
+    scores = [[each.scores(at_end) for each in row.tested] for row in rows]
+    columns = sorted({part for row in scores for each in row for part in each})
+    return {
+        part: Column(
+            ": ".join(name for name in part if name),
+            [entry([each[part] for each in row if part in each]) for row in scores],
+        )
+        for part in columns
+    }
+
+
+def mean_columns(rows: Sequence[Row], suites: Sequence[str], at_end: bool) -> Iterator[Column]:
+    """A column a mean of each suite; it is of the trainings that were tested on the whole suite."""
+    from sim_eval.reporting.summary import suite_means
+
+    def means(tested: Sequence[Tested]) -> dict[str, list[SuiteMean]]:
+        found: dict[str, list[SuiteMean]] = {}
+        for mean in suite_means([result for each in tested for result in each.results]):
+            found.setdefault(mean.suite, []).append(mean.at_end if at_end else mean)
+        return found
+
+    own = [[(each, means([each])) for each in row.tested] for row in rows]
+    for suite in suites:
+        seeds = [[(each, found[suite]) for each, found in row if suite in found] for row in own]
+        together = [
+            means([each for each, _ in row])[suite] if len(row) > 1 else row[0][1] if row else [] for row in seeds
+        ]
+        for place, name in enumerate(mean.name for mean in max(together, key=len)):
+            entries = [
+                Entry(all_of_it[place].cell, [mine[place].rate for _, mine in row], all_of_it[place].episodes)
+                if row
+                else None
+                for all_of_it, row in zip(together, seeds, strict=True)
+            ]
+            yield Column(f"{suite}, {name}", entries)
 
 
 def figure_text(figure: Figure, trainings: Sequence[Training]) -> list[str]:

@@ -61,6 +61,19 @@ def whole_suites(tasks: Iterable[str]) -> list[str]:
     return [name for name in suites() if there.issuperset(suite_tasks(name))]
 
 
+def groups(suite: str) -> tuple[str, ...]:
+    """The suites of which a suite is made; none if there are tasks among its parts."""
+    parts = suites()[suite]
+    return parts if all(part in suites() for part in parts) else ()
+
+
+def outer_suites(tasks: Iterable[str]) -> list[str]:
+    """The whole suites that lie in no larger one, each before the suites of which it is made."""
+    inside = {name: set(suite_tasks(name)) for name in whole_suites(tasks)}
+    outer = [name for name, mine in inside.items() if not any(mine < other for other in inside.values())]
+    return list(dict.fromkeys(name for suite in outer for name in (suite, *groups(suite))))
+
+
 def in_short(tasks: Iterable[str]) -> str:
     """Names of tasks for a reader: those of whole suites by the suite's name, the largest first."""
     left = dict.fromkeys(tasks)

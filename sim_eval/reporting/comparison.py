@@ -132,6 +132,10 @@ class Tested:
     variant: str
     results: tuple[EpisodeResult, ...]
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(result.key.task for result in self.results))
+
     def scores(self, at_end: bool = False) -> dict[tuple[str, str], Tally]:
         """(task, goal) -> tally; goal "" is the whole task, and the only one where a task has one goal.
 

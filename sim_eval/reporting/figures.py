@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from sim_eval.policies.spatialvla.configuration_spatialvla import EXPERTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from sim_eval.reporting.comparison import Panel, Point
 
@@ -47,21 +49,14 @@ def draw_demonstrations(path: Path, panels: Sequence[Panel], split: str) -> None
 
 
 def _figure(path: Path, panels: Sequence[Panel], draw: Draw, title: str, text: str, x_label: str) -> None:
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-        from matplotlib.lines import Line2D
-        from matplotlib.ticker import FixedLocator, PercentFormatter
-    except ImportError as error:
-        raise SimEvalError(f"{path.name} needs matplotlib: pip install matplotlib") from error
-
     styles = _styles({series.expert for panel in panels for series in panel.series})
     columns = min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     height = HEAD + ROW * rows
-    # A fixed salt and no date: the same numbers give the same file.
-    with matplotlib.rc_context({"svg.hashsalt": path.name, "font.size": 8.5, "axes.linewidth": 0.7}):
-        figure = Figure(figsize=(WIDTH, height), dpi=192, facecolor="white")
+    with written(path, height, title, text) as figure:
+        from matplotlib.lines import Line2D
+        from matplotlib.ticker import FixedLocator, PercentFormatter
+
         axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
         figure.subplots_adjust(
             left=0.077, right=0.985, bottom=0.46 / height, top=1 - (HEAD + 0.28) / height, wspace=0.1, hspace=0.5
@@ -78,14 +73,33 @@ def _figure(path: Path, panels: Sequence[Panel], draw: Draw, title: str, text: s
                 cell.set_ylabel("success", color=INK)
             cell.yaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
             cell.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
-        figure.text(0.012, 1 - 0.1 / height, title, va="top", color=INK, fontsize=11, fontweight="bold")
-        figure.text(0.012, 1 - 0.36 / height, text, va="top", color=FAINT)
         handles = [
             Line2D([], [], color=colour, marker=mark, markersize=5, linewidth=2, label=expert)
             for expert, (colour, mark) in styles.items()
         ]
         top = 1 - 0.02 / height
         figure.legend(handles=handles, loc="upper right", bbox_to_anchor=(0.99, top), ncols=len(handles), frameon=False)
+
+
+@contextmanager
+def written(path: Path, height: float, title: str, text: str) -> Iterator[Figure]:
+    """A page with a title and a line beneath it, so many inches high; written when the block ends well.
+
+    Raises:
+        SimEvalError: matplotlib is not installed, or the file cannot be written.
+    """
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise SimEvalError(f"{path.name} needs matplotlib: pip install matplotlib") from error
+
+    # A fixed salt and no date: the same numbers give the same file.
+    with matplotlib.rc_context({"svg.hashsalt": path.name, "font.size": 8.5, "axes.linewidth": 0.7}):
+        figure = Figure(figsize=(WIDTH, height), dpi=192, facecolor="white")
+        figure.text(0.012, 1 - 0.1 / height, title, va="top", color=INK, fontsize=11, fontweight="bold")
+        figure.text(0.012, 1 - 0.36 / height, text, va="top", color=FAINT)
+        yield figure
         with atomic(path) as partial:
             kind = path.suffix.removeprefix(".")
             figure.savefig(partial, format=kind, metadata={"Date": None} if kind == "svg" else None)

@@ -9,6 +9,7 @@ from string import ascii_uppercase
 from typing import TYPE_CHECKING
 
 from sim_eval.envs.contract import SimEvalError
+from sim_eval.envs.tasks import outer_suites, suite_tasks, suites
 from sim_eval.reporting.intervals import (
     SIGNIFICANCE,
     discordant,
@@ -33,7 +34,7 @@ class Contrast:
     """Two runs on the same episodes of a task, or of one goal of it.
 
     Attributes:
-        task, goal: as in a summary; the task may be "all tasks".
+        task, goal: as in a summary; the task may be a suite, or "all tasks".
         pair: the letters of the two runs.
         first, second: their successes; an episode with an error is a failure.
         only_first, only_second: episodes that one of them won alone.
@@ -57,6 +58,10 @@ class Contrast:
     p_value: float
     p_holm: float
     needed: int | None
+
+    @property
+    def of_suite(self) -> bool:
+        return self.task in suites()
 
     @property
     def separated(self) -> bool:
@@ -136,15 +141,19 @@ def protocol_fields(protocol: RolloutProtocol) -> dict[str, object]:
 
 
 def contrasts(runs: Mapping[str, Run], at_end: bool = False) -> tuple[Contrast, ...]:
-    """Every pair of runs on each task, each goal of a task that has several, and all tasks if there are several.
+    """Every pair of runs: on all episodes of each suite that is whole and of the suites of which it is made, on each
+    task, on each goal of a task that has several, and on all tasks if these are several and no suite.
 
     Args:
         runs: by letter, of the same episodes.
         at_end: count success at the last step, not at any.
     """
-    keys = next(iter(runs.values())).manifest.keys
-    chosen = list(parts(keys))
-    if len({key.task for key in keys}) > 1:
+    manifest = next(iter(runs.values())).manifest
+    keys, tasks = manifest.keys, manifest.tasks
+    inside = {suite: suite_tasks(suite) for suite in outer_suites(tasks)}
+    chosen = [((suite, ""), [key for key in keys if key.task in mine]) for suite, mine in inside.items()]
+    chosen += parts(keys)
+    if len(tasks) > 1 and not any(set(mine) == set(tasks) for mine in inside.values()):
         chosen.append(((ALL_TASKS, ""), list(keys)))
     won = {letter: {each.key: succeeded(each, at_end) for each in run.episodes} for letter, run in runs.items()}
     found = [

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from statistics import median
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from sim_eval.envs.tasks import get_task, suite_tasks, suites, task_names, whole_suites
+from sim_eval.envs.tasks import get_task, groups, suite_tasks, task_names, whole_suites
 from sim_eval.reporting.intervals import Share, mean_interval, success_interval
 from sim_eval.reporting.tables import Grid, counted, interval, limits, percent, rate
 
@@ -174,22 +174,64 @@ class SuiteMean:
     interval_end: tuple[float, float]
 
     @property
+    def name(self) -> str:
+        return f"mean of {self.count} {self.of}"
+
+    @property
+    def at_end(self) -> SuiteMean:
+        """The same of success at the last step, as its rate and interval."""
+        return replace(self, rate=self.rate_end, interval=self.interval_end)
+
+    @property
     def cell(self) -> str:
         return f"{percent(self.rate)} {limits(self.interval)}"
 
 
 def suite_means(results: Sequence[EpisodeResult]) -> Iterator[SuiteMean]:
     """Of every suite all of whose tasks have results: the mean of its tasks, and of its groups if it is made of any."""
-    by_task: dict[str, list[EpisodeResult]] = {}
-    for result in results:
-        by_task.setdefault(result.key.task, []).append(result)
+    by_task = _by_task(results)
     for suite in whole_suites(by_task):
         tasks = suite_tasks(suite)
         mine = {task: by_task[task] for task in tasks}
         yield _mean(suite, "tasks", [(task,) for task in tasks], mine)
-        groups = suites()[suite]
-        if all(group in suites() for group in groups):
-            yield _mean(suite, "groups", [suite_tasks(group) for group in groups], mine)
+        if made_of := groups(suite):
+            yield _mean(suite, "groups", [suite_tasks(group) for group in made_of], mine)
+
+
+@dataclass(frozen=True)
+class SuiteScore:
+    """What one run's episodes of a suite add up to.
+
+    Attributes:
+        label: whose run it is.
+        tasks: task -> its tally, in the suite's order.
+        means: of the suite, and of the suites of which it is made.
+    """
+
+    label: str
+    tasks: Mapping[str, Tally]
+    means: tuple[SuiteMean, ...]
+
+    def of(self, suite: str) -> tuple[SuiteMean, ...]:
+        """The means of the suite or of one of its groups: of its tasks, then of its groups if it is made of any."""
+        return tuple(mean for mean in self.means if mean.suite == suite)
+
+
+def suite_score(label: str, suite: str, results: Sequence[EpisodeResult]) -> SuiteScore:
+    """Adds up a run's episodes; every task of the suite has one or more."""
+    by_task = _by_task(results)
+    tasks = {
+        task: Tally(sum(result.success for result in by_task[task]), len(by_task[task])) for task in suite_tasks(suite)
+    }
+    wanted = (suite, *groups(suite))
+    return SuiteScore(label, tasks, tuple(mean for mean in suite_means(results) if mean.suite in wanted))
+
+
+def _by_task(results: Iterable[EpisodeResult]) -> dict[str, list[EpisodeResult]]:
+    by_task: dict[str, list[EpisodeResult]] = {}
+    for result in results:
+        by_task.setdefault(result.key.task, []).append(result)
+    return by_task
 
 
 def _mean(
@@ -221,7 +263,7 @@ def means_grid(means: Sequence[SuiteMean]) -> Grid:
     rows = [
         (
             mean.suite,
-            f"mean of {mean.count} {mean.of}",
+            mean.name,
             str(mean.episodes),
             percent(mean.rate),
             limits(mean.interval),

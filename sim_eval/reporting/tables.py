@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from sim_eval.evaluation.run_folder import Run
 
 
+LONG = 25  # rows that a page shows at once
+
+
 class Grid(NamedTuple):
     """A table's header and its rows, cell by cell."""
 
@@ -53,6 +56,12 @@ def terminal(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     lines = [header, ["-" * width for width in widths], *rows]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def folded(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """In Markdown; a long table shows when a reader opens it."""
+    table = markdown(header, rows)
+    return table if len(rows) <= LONG else f"<details><summary>{len(rows)} rows</summary>\n\n{table}\n\n</details>"
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -8,7 +8,18 @@ import pytest
 
 from sim_eval.console import named_tasks
 from sim_eval.envs.contract import EpisodeKey, SimEvalError
-from sim_eval.envs.tasks import expand, get_task, in_short, own_tasks, suite_tasks, suites, task_names, whole_suites
+from sim_eval.envs.tasks import (
+    expand,
+    get_task,
+    groups,
+    in_short,
+    outer_suites,
+    own_tasks,
+    suite_tasks,
+    suites,
+    task_names,
+    whole_suites,
+)
 from sim_eval.evaluation.run_folder import episode_name
 
 LIFT, WIDE, STACK, CAN = "robosuite/Lift", "robosuite/LiftWide", "robosuite/Stack", "robosuite/PickPlaceCan"
@@ -45,6 +56,13 @@ def test_a_suite_is_its_tasks_in_its_order_and_each_once() -> None:
 def test_a_suite_is_whole_with_all_its_tasks_only() -> None:
     assert whole_suites([LIFT, WIDE, STACK]) == ["made/lifts", "made/Two"]
     assert set(whole_suites([LIFT, WIDE, STACK, CAN])) == {"made/All", "made/lifts", "made/rest", "made/Two"}
+
+
+def test_the_largest_whole_suites_come_with_their_groups() -> None:
+    assert groups("made/All") == ("made/lifts", "made/rest")
+    assert groups("made/Two") == ()
+    assert outer_suites([LIFT, WIDE, STACK, CAN]) == ["made/All", "made/lifts", "made/rest"]
+    assert outer_suites([LIFT, WIDE, STACK]) == ["made/lifts", "made/Two"]
 
 
 def test_many_tasks_are_told_in_short() -> None:

@@ -17,7 +17,7 @@ from trainings_and_runs import LIFT, STACK, make_run
 
 from sim_eval.compare import CompareArguments, contrast_grid, main
 from sim_eval.envs.contract import SimEvalError, SimulatorOptions
-from sim_eval.envs.tasks import get_task, own_tasks
+from sim_eval.envs.tasks import get_task, own_tasks, suites
 from sim_eval.evaluation.engine import Recorders, RolloutProtocol, run_episode
 from sim_eval.evaluation.manifest import Manifest
 from sim_eval.evaluation.run_folder import VIDEOS, Run, open_run, read_run
@@ -25,6 +25,7 @@ from sim_eval.evaluation.trajectory import TrajectoryRecorder
 from sim_eval.policies.policy import PolicyRequest, PolicySpec
 from sim_eval.reporting.pairing import check_pairable, contrasts, disagreements, lettered
 from sim_eval.reporting.side_by_side import BAND
+from sim_eval.reporting.tables import LONG, folded, markdown
 from sim_eval.reporting.video import PANEL, VideoRecorder
 
 PROTOCOL = RolloutProtocol()
@@ -68,6 +69,42 @@ def test_holm_runs_over_the_whole_table(tmp_path: Path):
     assert {each.more for each in found.values()} == {0}
     (alone,) = contrasts(runs_of(*folders[:2]))
     assert alone.p_holm == alone.p_value
+
+
+def test_a_suite_is_paired_over_all_its_episodes_before_its_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    wide = "robosuite/LiftWide"
+    for name, made_of in {
+        "made/All": ("made/rest", "made/lifts"),
+        "made/rest": (STACK,),
+        "made/lifts": (wide, LIFT),
+    }.items():
+        monkeypatch.setitem(suites(), name, made_of)
+    tasks = (LIFT, STACK, wide)
+    a = make_run(tmp_path / "a", "a", {0, 1, 2, 3}, tasks=tasks)
+    b = make_run(tmp_path / "b", "b", {0}, tasks=tasks)
+    found = contrasts(runs_of(a, b))
+    # No row of all tasks, which are the suite; Stack has two goals.
+    assert [each.task for each in found] == ["made/All", "made/rest", "made/lifts", LIFT, STACK, STACK, STACK, wide]
+    assert (found[0].only_first, found[0].only_second, found[0].first.episodes) == (9, 0, 12)
+    assert found[0].p_value == pytest.approx(2 / 2**9)
+    assert found[0].p_holm == pytest.approx(8 * 2 / 2**9)
+    assert found[0].separated
+    assert found[2].only_first == 6
+    assert main(CompareArguments((a, b), tmp_path / "out")) == 0
+    page = (tmp_path / "out" / "compare.md").read_text()
+    above, below = page.split("## Success at any step, task by task", 1)
+    assert "| made/All | 12 | A - B |" in above
+    assert f"| {LIFT} |" not in above
+    assert f"| {LIFT} | 4 | A - B |" in below
+    more = make_run(tmp_path / "more", "a", {0}, tasks=(LIFT, wide, STACK, "robosuite/PickPlaceCan"))
+    less = make_run(tmp_path / "less", "b", {0}, tasks=(LIFT, wide, STACK, "robosuite/PickPlaceCan"))
+    assert contrasts(runs_of(more, less))[-1].task == "all tasks"
+
+
+def test_a_long_table_opens_when_it_is_asked_for():
+    rows = [(str(number),) for number in range(LONG + 1)]
+    assert folded(("n",), rows[:LONG]) == markdown(("n",), rows[:LONG])
+    assert folded(("n",), rows) == f"<details><summary>26 rows</summary>\n\n{markdown(('n',), rows)}\n\n</details>"
 
 
 def test_success_at_the_end_is_a_comparison_of_its_own(tmp_path: Path):

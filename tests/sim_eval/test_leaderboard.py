@@ -154,6 +154,43 @@ def test_fifty_tasks_of_a_suite_share_a_table_with_their_means(tmp_path: Path, m
     assert tables[0].details.rows[0][1:] == ("3 / 4", "1 / 4")
 
 
+def test_every_suite_has_a_figure_of_the_same_runs_policies_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    for name, parts in {
+        "sea/All": ("sea/easy", "sea/eels"),
+        "sea/easy": ("sea/cod",),
+        "sea/eels": ("sea/eel",),
+    }.items():
+        monkeypatch.setitem(suites(), name, parts)
+    tasks = ("sea/cod", "sea/eel", "fake/Plane")
+    make_run(tmp_path / "runs" / "bound", 4, tasks=tasks, episodes=4, privileged=True)
+    make_run(tmp_path / "runs" / "good", 3, tasks=tasks, episodes=4)
+    make_run(tmp_path / "runs" / "bad", 1, tasks=tasks, episodes=4)
+    make_run(tmp_path / "runs" / "replan", 2, tasks=tasks, episodes=4, protocol=RolloutProtocol(replan=8))
+    board = build(find_runs([tmp_path / "runs"]))
+    shown = {
+        table.title: [score.label for score in table.scores] for table in board.tables if "replan 4" in table.title
+    }
+    assert [labels for title, labels in shown.items() if title.startswith("sea/")] == [
+        ["good", "bad", "bound (privileged)"]
+    ] * 3
+    assert shown[next(title for title in shown if title.startswith("fake/Plane"))] == []
+    page = tmp_path / "pages" / "board.md"
+    assert main(LeaderboardArguments((tmp_path / "runs",), page, tmp_path / "figures")) == 0
+    assert sorted(file.name for file in (tmp_path / "figures").iterdir()) == [
+        "sea-All-2.svg",
+        "sea-All.svg",
+        "sea-easy-2.svg",
+        "sea-easy.svg",
+        "sea-eels-2.svg",
+        "sea-eels.svg",
+    ]
+    for name in ("sea-All", "sea-All-2"):
+        assert page.read_text().count(f"(../figures/{name}.svg)") == 1
+    assert "6 figures" in capsys.readouterr().out
+
+
 def test_how_goals_are_shown_and_what_is_told_stand_in_the_title(tmp_path: Path):
     make_run(tmp_path / "plain", 20)
     make_run(tmp_path / "hidden", 20, protocol=RolloutProtocol(simulator=SimulatorOptions(hide_goal=True)))

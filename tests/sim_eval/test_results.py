@@ -11,6 +11,7 @@ import pytest
 from trainings_and_runs import LIFT, STACK, make_run, make_training
 
 from sim_eval.envs.contract import SimEvalError, SimulatorOptions
+from sim_eval.envs.tasks import suites
 from sim_eval.evaluation.engine import RolloutProtocol
 from sim_eval.reporting.comparison import (
     Point,
@@ -23,6 +24,7 @@ from sim_eval.reporting.intervals import success_interval
 from sim_eval.reporting.summary import Tally
 from sim_eval.results import ResultsArguments, main
 
+WIDE, CAN = "robosuite/LiftWide", "robosuite/PickPlaceCan"
 GREEN, RED = "stack the green cube on the red cube", "stack the red cube on the green cube"
 
 
@@ -165,6 +167,56 @@ def test_a_success_that_did_not_last_stands_in_its_own_table(tmp_path: Path):
     whole = table(page, "### Errors, steps and phases")[0]
     assert (whole["success / planned"], whole["success / completed"], whole["errors"]) == ("3 / 4", "3 / 4", "0")
     assert (whole["steps to success"], whole["at the end"]) == ("20", at_end[f"{STACK} (n = 4)"])
+
+
+def test_a_suite_is_told_by_its_means_and_then_a_row_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name, made_of in {
+        "made/All": ("made/rest", "made/lifts"),
+        "made/rest": (STACK,),
+        "made/lifts": (WIDE, LIFT),
+    }.items():
+        monkeypatch.setitem(suites(), name, made_of)
+    for seed, successes in enumerate(({0}, {0, 1})):
+        make_training(tmp_path / "train", f"s{seed}", seed=seed)
+        lasting = {0} if seed else None
+        tasks = (CAN, LIFT, STACK, WIDE)
+        make_run(tmp_path / "runs" / f"r{seed}", f"s{seed}", successes, tasks, episodes=2, lasting=lasting)
+    make_training(tmp_path / "train", "few", "late_gemma")
+    make_run(tmp_path / "runs" / "few", "few", {0}, (LIFT, WIDE))
+    page = write(tmp_path)
+    rows = {row["training"]: row for row in table(page, "## Test split")}
+    assert list(rows["s0"])[7:] == [
+        "made/All, mean of 3 tasks (n = 6)",
+        "made/All, mean of 2 groups (n = 6)",
+        "made/rest, mean of 1 tasks (n = 2)",
+        "made/lifts, mean of 2 tasks (n = 4 to 8)",
+        f"{CAN} (n = 2)",
+    ]
+    assert rows["s0"]["made/All, mean of 3 tasks (n = 6)"] == "50.0 % [11.8, 88.2]"
+    assert rows["few"]["made/All, mean of 3 tasks (n = 6)"] == "-"
+    assert rows["few"]["made/lifts, mean of 2 tasks (n = 4 to 8)"] == "25.0 % [3.2, 65.1], n = 8"
+    together = table(page, "### Seeds together")[0]
+    assert together["made/All, mean of 3 tasks (n = 12)"].startswith("75.0 %")
+    assert together["made/All, mean of 3 tasks (n = 12)"].endswith(" (50.0, 100.0)")
+    ends = {row["training"]: row for row in table(page, "### Success at the last step")}
+    assert ends["s1"]["made/All, mean of 2 groups (n = 6)"].startswith("50.0 %")
+    after = page.split("\n\n| task |")[1]  # the second table
+    below = {row["task"]: row for row in table(f"\n| task |{after}", "")}
+    assert list(below) == [
+        f"{STACK} (n = 2)",
+        f"{STACK}: {GREEN} (n = 1)",
+        f"{STACK}: {RED} (n = 1)",
+        f"{WIDE} (n = 2 to 4)",
+        f"{LIFT} (n = 2 to 4)",
+    ]
+    assert below[f"{WIDE} (n = 2 to 4)"]["few"] == "25.0 % [0.6, 80.6], n = 4"
+    assert below[f"{STACK} (n = 2)"] == {
+        "task": f"{STACK} (n = 2)",
+        "s0": "50.0 % [1.3, 98.7]",
+        "s1": "100.0 % [15.8, 100.0]",
+        "few": "-",
+    }
+    assert "mean of groups each of the suites alike" in page
 
 
 def test_what_is_not_counted_is_named_with_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -1,0 +1,105 @@
+"""A suite's figure: what stands in it and in which order, and that it is the same file for the same numbers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+from trainings_and_runs import result
+
+from sim_eval.envs.contract import EpisodeKey
+from sim_eval.envs.tasks import suite_tasks, suites
+from sim_eval.reporting.figures import STYLES
+from sim_eval.reporting.suite_figure import draw_suite
+from sim_eval.reporting.summary import SuiteScore, suite_score
+
+COD, EEL, PIKE, RAY = "sea/cod", "sea/eel", "sea/pike", "sea/ray"
+
+
+@pytest.fixture(autouse=True)
+def sea(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, parts in {"sea/All": ("sea/easy", "sea/hard"), "sea/easy": (COD, EEL), "sea/hard": (PIKE, RAY)}.items():
+        monkeypatch.setitem(suites(), name, parts)
+
+
+def score(label: str, successes: Mapping[str, int], suite: str = "sea/All", episodes: int = 10) -> SuiteScore:
+    return suite_score(
+        label,
+        suite,
+        [
+            result(EpisodeKey(task, "test", index), index < count, at_end=True)
+            for task, count in successes.items()
+            for index in range(episodes)
+        ],
+    )
+
+
+def words(path: Path, suite: str, *scores: SuiteScore) -> list[str]:
+    """All texts of a figure, as they are drawn."""
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        draw_suite(path, suite, scores, "under these conditions")
+    return [text.strip() for text in re.findall(r"<text[^>]*>([^<]*)</text>", path.read_text())]
+
+
+FIRST = {COD: 2, EEL: 10, PIKE: 3, RAY: 3}
+SECOND = {COD: 8, EEL: 1, PIKE: 0, RAY: 7}
+
+
+def test_tasks_stand_in_their_groups_in_the_order_of_the_first_run(tmp_path: Path) -> None:
+    told = words(tmp_path / "f.svg", "sea/All", score("one", FIRST), score("two", SECOND))
+    names = [word for word in told if word in ("cod", "eel", "pike", "ray")]
+    assert names == ["eel", "cod", "ray", "pike"]  # equals by the second run
+    assert {"easy", "hard", "under these conditions", "one", "two"} <= set(told)
+    other = words(tmp_path / "f.svg", "sea/All", score("two", SECOND), score("one", FIRST))
+    assert [word for word in other if word in names] == ["cod", "eel", "ray", "pike"]
+
+
+def test_means_of_tasks_of_groups_and_of_each_group_stand_in_it(tmp_path: Path) -> None:
+    one = score("one", FIRST)
+    told = words(tmp_path / "f.svg", "sea/All", one, score("two", SECOND))
+    assert {"mean of 4 tasks", "mean of 2 groups"} <= set(told)
+    tasks, of_groups = one.of("sea/All")
+    assert tasks.cell.startswith("45.0 %")
+    assert {tasks.cell, of_groups.cell} <= set(told)
+    assert [word for word in told if re.fullmatch(r"\d+\.\d", word)] == ["60.0", "45.0", "30.0", "35.0"]
+
+
+def test_a_suite_of_tasks_has_no_heads(tmp_path: Path) -> None:
+    told = words(tmp_path / "f.svg", "sea/easy", score("one", {COD: 2, EEL: 10}, "sea/easy"))
+    assert "mean of 2 tasks" in told
+    assert not {"easy", "mean of 2 groups"} & set(told)
+
+
+def test_at_most_as_many_runs_as_colours_are_drawn_and_it_says_so(tmp_path: Path) -> None:
+    scores = [score(f"run{n}", {task: 1 + n for task in FIRST}) for n in range(len(STYLES) + 2)]
+    told = words(tmp_path / "f.svg", "sea/All", *scores)
+    assert "run5" in told
+    assert "run6" not in told
+    assert any("the first 6 of 8 runs" in word for word in told)
+    assert not any("the first" in word and "runs" in word for word in words(tmp_path / "g.svg", "sea/All", *scores[:6]))
+
+
+def test_fifty_tasks_fit_a_page_of_readme_width_in_every_colour(tmp_path: Path) -> None:
+    suite = "metaworld/MT50"
+    scores = [score("policy" * 8, dict.fromkeys(suite_tasks(suite), 2 * n), suite) for n in range(6)]
+    draw_suite(tmp_path / "f.png", suite, scores, "conditions")
+    picture = np.asarray(Image.open(tmp_path / "f.png").convert("RGB"))
+    assert picture.shape[1] == 1800  # 900 at two pixels each
+    for colour, _ in STYLES:
+        wanted = tuple(int(colour[place : place + 2], 16) for place in (1, 3, 5))
+        assert (picture == wanted).all(-1).sum() > 50 * 40
+    borders = [picture[0], picture[-1], picture[:, 0], picture[:, -1]]
+    assert all((border == 255).all() for border in borders)  # nothing is cut off
+
+
+def test_the_same_numbers_give_the_same_svg_and_no_leftovers(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        draw_suite(tmp_path / folder / "s.svg", "sea/All", [score("one", FIRST)], "conditions")
+    first, second = ((tmp_path / folder / "s.svg").read_bytes() for folder in ("one", "two"))
+    assert first == second
+    assert [file.name for file in (tmp_path / "one").iterdir()] == ["s.svg"]
