@@ -456,7 +456,7 @@ class LLaVA3DModel(nn.Module):
         scene_column = torch.arange(len(owner), device=owner.device) - start[owner] + text_before[owner]
         length = scene_count + is_text.sum(1)
         order = length.argsort(stable=True) if together < batch else torch.arange(batch, device=owner.device)
-        groups = order.split(together)
+        groups = torch.split(order, together)
         shapes = [(len(rows), int(length[rows].max())) for rows in groups]
         columns = torch.cat([length.new_full((count,), width) for count, width in shapes])
         begin = torch.empty_like(columns).index_copy(0, order, columns.cumsum(0) - columns)
