@@ -74,7 +74,7 @@ class Scoring:
     video: VideoChoice
     source: PolicySource | None = None
 
-    def player(self, policy: Policy, simulators: OneSimulator, *recorders: Recorder) -> Play:
+    def player(self, policy: Policy, simulators: OneSimulator, *recorders: Recorder) -> Play[EpisodeResult]:
         """Runs episodes in this process."""
         trajectories = TrajectoryRecorder(self.folder)
         watched = trajectories.watch(policy)
@@ -89,7 +89,7 @@ class Scoring:
         return play
 
     @contextmanager
-    def __call__(self, link: Link) -> Iterator[Play]:
+    def __call__(self, link: Link) -> Iterator[Play[EpisodeResult]]:
         """As a worker's job."""
         policy: Policy = self.source.load() if self.source else AskingPolicy(self.spec, link.ask)
         if policy.spec != self.spec:
