@@ -192,11 +192,12 @@ def crew(
 ) -> Iterator[Crew[EpisodeResult]]:
     """The workers that the arguments ask for; none is left afterwards."""
     from sim_eval.evaluation.batching import Batcher
+    from sim_eval.evaluation.run_folder import torch_threads
     from sim_eval.evaluation.workers import Crew, LocalProcess, Supervision
 
     size = batch_size(arguments, policy)
     batcher = Batcher(policy, size, arguments.wait / 1e3) if size else None
-    job = scoring if size else replace(scoring, source=source)
+    job = replace(scoring, threads=torch_threads()) if size else replace(scoring, source=source)
     del policy
     supervision = Supervision(arguments.watchdog, arguments.retries)
     with ExitStack() as stack:

@@ -66,6 +66,7 @@ class Scoring:
     Attributes:
         spec: of the policy.
         source: where a worker loads its own copy of the policy; None: it asks its parent's.
+        threads: torch's, in the process whose policy is asked; None: it has no torch, or each has its own copy.
     """
 
     spec: PolicySpec
@@ -73,10 +74,11 @@ class Scoring:
     folder: Path
     video: VideoChoice
     source: PolicySource | None = None
+    threads: int | None = None
 
     def player(self, policy: Policy, simulators: OneSimulator, *recorders: Recorder) -> Play[EpisodeResult]:
         """Runs episodes in this process."""
-        trajectories = TrajectoryRecorder(self.folder)
+        trajectories = TrajectoryRecorder(self.folder, self.threads)
         watched = trajectories.watch(policy)
         kept: list[Recorder] = [*recorders, trajectories]
         if self.video != "none":

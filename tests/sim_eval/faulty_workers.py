@@ -170,6 +170,11 @@ def lines(folder: Path) -> list[dict[str, object]]:
     return [{name: value for name, value in entry.items() if name != "seconds"} for entry in values]
 
 
+def files(folder: Path) -> dict[str, bytes]:
+    """The trajectories bit for bit, and with them what they say of policy and machine."""
+    return {path.name: path.read_bytes() for path in (folder / "trajectories").iterdir()}
+
+
 def trajectories(folder: Path) -> Trajectories:
     """Actions and states by file name."""
     found = {}
