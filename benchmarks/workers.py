@@ -1,8 +1,8 @@
 """What a second worker brings: ``python -m benchmarks.workers --policy deep_llama``.
 
-One worker, two with a copy of the policy each, and two that ask one policy in batches, run the same episodes in turn,
-so that whatever else the machine does slows all alike. Starting is not timed: it happens once in a run. The five
-processes stay open and need about 1 GB each.
+One worker, two with a copy of the policy each, and two that ask one policy, one by one or in batches, run the same
+episodes in turn, so that whatever else the machine does slows all alike. Starting is not timed: it happens once in a
+run. The processes stay open and need up to 1 GB each.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from sim_eval.console import at_least, run
 from sim_eval.envs.contract import EpisodeKey, SimEvalError, SimulatorOptions
 
 if TYPE_CHECKING:
+    from sim_eval.evaluation.engine import EpisodeResult
     from sim_eval.evaluation.workers import Crew
 
 PROGRAM = "python -m benchmarks.workers"
@@ -77,7 +78,8 @@ def main(arguments: WorkersArguments) -> int:
         crews = {
             "1 worker": Crew(own, 1, bounds),
             f"{several} workers, a copy each": Crew(own, several, bounds),
-            f"{several} workers, one policy": Crew(asking, several, bounds, Batcher(policy, several, 0.01)),
+            f"{several} workers, one policy, one by one": Crew(asking, several, bounds, Batcher(policy, 1, 0.01)),
+            f"{several} workers, one policy, in batches": Crew(asking, several, bounds, Batcher(policy, several, 0.01)),
         }
         for crew in crews.values():
             stack.enter_context(closing(crew))
@@ -97,7 +99,7 @@ def main(arguments: WorkersArguments) -> int:
     return 0
 
 
-def seconds(crew: Crew, keys: Sequence[EpisodeKey]) -> float:
+def seconds(crew: Crew[EpisodeResult], keys: Sequence[EpisodeKey]) -> float:
     """Wall-clock time of the episodes.
 
     Raises:

@@ -57,7 +57,8 @@ class RolloutArguments:
         compile: run the network's Euler step through torch.compile.
         telling: right, or wrong to tell the policy another goal's instruction than the one that is scored.
         threads: torch's CPU threads a process; with 1 the result does not depend on the machine's number of cores.
-        workers: processes that run episodes; 1 is this process, and with 2 or more it survives a crash of a simulator.
+        workers: processes that run episodes; 1 is this process, without watchdog and retries, and with 2 or more it
+            survives a simulator that crashes or hangs.
         batch: 0 gives each worker its own copy of the policy; otherwise one policy answers up to so many workers at
             once. Without it 0 on a CPU, and on a GPU the number of workers.
         wait: milliseconds that a question to the one policy waits for others.
@@ -119,13 +120,12 @@ def main(arguments: RolloutArguments) -> int:
     from sim_eval.evaluation.engine import RolloutProtocol
     from sim_eval.evaluation.manifest import Manifest
     from sim_eval.evaluation.run_folder import fresh_folder, open_run
-    from sim_eval.evaluation.scoring import OneSimulator, PolicySource, Scoring
-    from sim_eval.policies.policy import Inference, check_fit
+    from sim_eval.evaluation.scoring import OneSimulator, Scoring
+    from sim_eval.policies.policy import check_fit
 
     names = named_tasks(arguments.task)
     Manifest.plan(names or [DEFAULT_TASK], arguments.split, arguments.first, arguments.episodes)  # before the long load
-    inference = Inference(arguments.euler_steps, arguments.weights, arguments.compile)
-    source = PolicySource(arguments.policy, arguments.device, inference, arguments.threads, arguments.keys)
+    source = policy_source(arguments)
     policy = source.load()
     names = names or list(policy.spec.tasks) or [DEFAULT_TASK]
     manifest = Manifest.plan(names, arguments.split, arguments.first, arguments.episodes)
@@ -151,6 +151,15 @@ def main(arguments: RolloutArguments) -> int:
                     del policy  # the workers have copies of their own, or ask the one that the crew keeps
                     play(run_folder, workers.run(run_folder.remaining), protocol.telling)
             return report(run_folder, arguments)
+
+
+def policy_source(arguments: RolloutArguments) -> PolicySource:
+    """Where the arguments say that the policy is."""
+    from sim_eval.evaluation.scoring import PolicySource
+    from sim_eval.policies.policy import Inference
+
+    inference = Inference(arguments.euler_steps, arguments.weights, arguments.compile)
+    return PolicySource(arguments.policy, arguments.device, inference, arguments.threads, arguments.keys)
 
 
 def command(arguments: RolloutArguments) -> list[str]:
@@ -180,14 +189,17 @@ def batch_size(arguments: RolloutArguments, policy: Policy) -> int:
 
 
 @contextmanager
-def crew(arguments: RolloutArguments, scoring: Scoring, source: PolicySource, policy: Policy) -> Iterator[Crew]:
+def crew(
+    arguments: RolloutArguments, scoring: Scoring, source: PolicySource, policy: Policy
+) -> Iterator[Crew[EpisodeResult]]:
     """The workers that the arguments ask for; none is left afterwards."""
     from sim_eval.evaluation.batching import Batcher
+    from sim_eval.evaluation.run_folder import torch_threads
     from sim_eval.evaluation.workers import Crew, LocalProcess, Supervision
 
     size = batch_size(arguments, policy)
     batcher = Batcher(policy, size, arguments.wait / 1e3) if size else None
-    job = scoring if size else replace(scoring, source=source)
+    job = replace(scoring, threads=torch_threads()) if size else replace(scoring, source=source)
     del policy
     supervision = Supervision(arguments.watchdog, arguments.retries)
     with ExitStack() as stack:

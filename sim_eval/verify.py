@@ -7,7 +7,7 @@ recorded. The exit code is 0 when all did, 1 when one is refuted.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,10 +19,13 @@ from sim_eval.console import at_least, make_folder, parse, run
 from sim_eval.envs.contract import SimEvalError
 
 if TYPE_CHECKING:
+    from sim_eval.envs.contract import EpisodeKey
     from sim_eval.evaluation.engine import EpisodeResult
-    from sim_eval.evaluation.replay import Verification
+    from sim_eval.evaluation.replay import Proving, Verification
     from sim_eval.evaluation.run_folder import Run
-    from sim_eval.policies.policy import Policy, PolicySpec
+    from sim_eval.evaluation.scoring import PolicySource
+    from sim_eval.evaluation.workers import Lost
+    from sim_eval.policies.policy import PolicySpec
 
 PROGRAM = "python -m sim_eval.verify"
 
@@ -37,6 +40,7 @@ class VerifyArguments:
         sample: only so many episodes, evenly spread over the finished ones.
         strict: fail too when an episode is not identical to the last bit.
         policy: also ask the policy again at each step at which it was asked, and compare its actions.
+        workers: processes that replay episodes; 1 is this process.
         out: write what was found of each episode to this JSON file.
     """
 
@@ -45,28 +49,30 @@ class VerifyArguments:
     sample: int | None = None
     strict: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     policy: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    workers: int = 1
     out: Path | None = None
 
 
 def main(arguments: VerifyArguments) -> int:
     """Runs the command; returns the exit code."""
+    at_least("workers", arguments.workers, 1)
     if arguments.sample is not None:
         at_least("sample", arguments.sample, 1)
         if arguments.episode:
             raise SimEvalError("--sample and --episode both choose episodes: give one of them")
     if arguments.out is not None:
         make_folder(arguments.out.parent)
+    from sim_eval.evaluation.replay import Proving
     from sim_eval.evaluation.run_folder import RUN, machine, read_json, read_run, write_json
 
     found = read_run(arguments.run)
     recorded = read_json(arguments.run / RUN)
     results = chosen(found, arguments)
-    shown = recorded_spec(found, recorded)
-    again = recorded_policy(found, recorded) if arguments.policy else None
-    verifications = verify(found, shown, results, again)
+    source = recorded_source(found, recorded) if arguments.policy else None
+    verifications = verify(Proving(found, recorded_spec(found, recorded), source), results, arguments.workers)
     machines = [recorded, *(each.machine for each in verifications)]
     elsewhere = differences(machines, machine(), arguments.policy)
-    report(found, verifications, elsewhere, again is not None)
+    report(found, verifications, elsewhere, arguments.policy)
     if arguments.out is not None:
         write_json(arguments.out, record(found, verifications, elsewhere))
     refuted = any(each.verdict == "refuted" for each in verifications)
@@ -112,60 +118,54 @@ def recorded_spec(found: Run, recorded: dict[str, Any]) -> PolicySpec:
     return PolicySpec(found.policy, cameras=cameras)
 
 
-def recorded_policy(found: Run, recorded: dict[str, Any]) -> Policy:
-    """The policy of the run, loaded as its command line did.
+def recorded_source(found: Run, recorded: dict[str, Any]) -> PolicySource:
+    """Where the run's command line says that its policy is.
 
     Raises:
-        SimEvalError: it is gone, or is another one now.
+        SimEvalError: ``run.json`` has no such command line.
     """
     from sim_eval import rollout
-    from sim_eval.evaluation.trajectory import policy_identity
-    from sim_eval.policies.policy import Inference, load_policy
 
     program = rollout.PROGRAM.split()
     command = recorded.get("command")
     if not isinstance(command, list) or command[: len(program)] != program:
         raise SimEvalError(f"{found.folder}/run.json has no command of sim_eval.rollout: leave --policy out")
-    options = parse(rollout.RolloutArguments, rollout.PROGRAM, [str(word) for word in command[len(program) :]])
-    inference = Inference(options.euler_steps, options.weights, options.compile)
-    try:
-        policy = load_policy(options.policy, options.device, inference)
-    except SimEvalError as error:
-        raise SimEvalError(f"the policy of {found.folder} cannot be loaded again: {error}") from error
-    if torch := sys.modules.get("torch"):
-        torch.set_num_threads(options.threads)
-    now, there = policy_identity(policy.spec), {"name": found.policy, "digest": found.digest, "variant": found.variant}
-    if now != there:
-        changed = ", ".join(
-            f"{part} {there[part] or 'none'} there, {now[part] or 'none'} now"
-            for part in now
-            if now[part] != there[part]
-        )
-        raise SimEvalError(f"'{options.policy}' is not the policy of {found.folder} any more ({changed}): restore it")
-    return policy
+    return rollout.policy_source(
+        parse(rollout.RolloutArguments, rollout.PROGRAM, [str(word) for word in command[len(program) :]])
+    )
 
 
-def verify(found: Run, shown: PolicySpec, results: Sequence[EpisodeResult], again: Policy | None) -> list[Verification]:
-    """Verifies the episodes, with a progress bar on stderr."""
+def verify(proving: Proving, results: Sequence[EpisodeResult], workers: int) -> list[Verification]:
+    """Verifies the episodes, with a progress bar on stderr; returns the verifications in the order of ``results``."""
     from tqdm import tqdm
 
-    from sim_eval.envs.tasks import get_task
-    from sim_eval.evaluation.replay import verify_episode
+    from sim_eval.evaluation.replay import Verification, policy_again, unproven
+    from sim_eval.evaluation.scoring import OneSimulator
+    from sim_eval.evaluation.workers import Crew, Supervision
 
+    expected = {result.key: result for result in results}
+    found: dict[EpisodeKey, Verification] = {}
+    again = policy_again(proving.run, proving.source) if proving.source else None  # refused before the workers start
     with ExitStack() as stack:
-        names = dict.fromkeys(result.key.task for result in results)
-        simulators = {
-            name: stack.enter_context(closing(get_task(name).make(found.protocol.simulator))) for name in names
-        }
-        verifications = []
+        outcomes: Iterable[Verification | Lost]
+        if workers == 1:
+            simulators = stack.enter_context(closing(OneSimulator(proving.run.protocol.simulator)))
+            outcomes = map(proving.player(again, simulators), expected)
+        else:
+            del again
+            outcomes = stack.enter_context(closing(Crew(proving, workers, Supervision()))).run(list(expected))
         bar = stack.enter_context(tqdm(total=len(results), unit="episode", file=sys.stderr, dynamic_ncols=True))
-        for result in results:
-            bar.set_description(result.key.task)
-            verifications.append(verify_episode(found, shown, result, simulators[result.key.task], again))
-            refuted = sum(each.verdict == "refuted" for each in verifications)
+        for outcome in outcomes:
+            if not isinstance(outcome, Verification):
+                bar.write(str(outcome), file=sys.stderr)
+                if outcome.key is None or not outcome.final:
+                    continue
+                outcome = unproven(expected[outcome.key], f"the replay ended: {outcome.reason}")
+            found[outcome.result.key] = outcome
+            refuted = sum(each.verdict == "refuted" for each in found.values())
             bar.set_postfix_str(f"refuted {refuted}", refresh=False)
             bar.update()
-    return verifications
+    return [found[key] for key in expected]
 
 
 def differences(machines: Sequence[Mapping[str, Any]], here: Mapping[str, Any], threads: bool) -> list[str]:

@@ -6,16 +6,25 @@ episode and what counts as success are decided where they were.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from sim_eval.envs.contract import ActionSpec, FloatArray, SimEvalError, Simulator, Task
-from sim_eval.evaluation.engine import EpisodeResult, RolloutProtocol, run_episode
+from sim_eval.envs.contract import ActionSpec, EpisodeKey, FloatArray, SimEvalError, Simulator, Task
+from sim_eval.evaluation.engine import EpisodeResult, Recorder, Recorders, RolloutProtocol, run_episode
 from sim_eval.evaluation.run_folder import Run
-from sim_eval.evaluation.trajectory import Trajectory, TrajectoryRecorder, read_trajectory, trajectory_path
+from sim_eval.evaluation.scoring import OneSimulator, PolicySource
+from sim_eval.evaluation.trajectory import (
+    Trajectory,
+    TrajectoryRecorder,
+    policy_identity,
+    read_trajectory,
+    trajectory_path,
+)
+from sim_eval.evaluation.workers import Link, Play, Pulse
 from sim_eval.policies.policy import ActionChunk, Policy, PolicyRequest, PolicySpec
 
 Verdict: TypeAlias = Literal["bit-identical", "outcome-identical", "refuted", "broke off"]
@@ -134,8 +143,64 @@ class RecordedPolicy:
         return Inferred(len(self._distances), self._equal, largest, step + 1 if largest else None)
 
 
+def policy_again(run: Run, source: PolicySource) -> Policy:
+    """The policy of the run.
+
+    Raises:
+        SimEvalError: it is gone, or is another one now.
+    """
+    try:
+        policy = source.load()
+    except SimEvalError as error:
+        raise SimEvalError(f"the policy of {run.folder} cannot be loaded again: {error}") from error
+    now, there = policy_identity(policy.spec), {"name": run.policy, "digest": run.digest, "variant": run.variant}
+    if now != there:
+        changed = ", ".join(
+            f"{part} {there[part] or 'none'} there, {now[part] or 'none'} now"
+            for part in now
+            if now[part] != there[part]
+        )
+        raise SimEvalError(f"'{source.reference}' is not the policy of {run.folder} any more ({changed}): restore it")
+    return policy
+
+
+@dataclass(frozen=True)
+class Proving:
+    """How a run's episodes are verified; small, so that it can be sent to a worker.
+
+    Attributes:
+        shown: the spec of the policy that was recorded.
+        source: of the same policy, where a worker is to ask it again; None: it is not.
+    """
+
+    run: Run
+    shown: PolicySpec
+    source: PolicySource | None
+
+    def player(self, again: Policy | None, simulators: OneSimulator, *recorders: Recorder) -> Play[Verification]:
+        """Verifies episodes in this process."""
+        results = {result.key: result for result in self.run.episodes}
+
+        def play(key: EpisodeKey) -> Verification:
+            return verify_episode(self.run, self.shown, results[key], simulators.of(key.task), again, *recorders)
+
+        return play
+
+    @contextmanager
+    def __call__(self, link: Link) -> Iterator[Play[Verification]]:
+        """As a worker's job."""
+        again = policy_again(self.run, self.source) if self.source else None
+        with closing(OneSimulator(self.run.protocol.simulator)) as simulators:
+            yield self.player(again, simulators, Pulse(link))
+
+
 def verify_episode(
-    run: Run, shown: PolicySpec, result: EpisodeResult, simulator: Simulator, again: Policy | None = None
+    run: Run,
+    shown: PolicySpec,
+    result: EpisodeResult,
+    simulator: Simulator,
+    again: Policy | None = None,
+    *recorders: Recorder,
 ) -> Verification:
     """Runs a recorded episode again and compares.
 
@@ -144,20 +209,21 @@ def verify_episode(
         shown: the spec of the policy that was recorded.
         result: as ``episodes.jsonl`` says it.
         again: the same policy, to be asked again; None: it is not.
+        recorders: what else watches the replay.
     """
     path = trajectory_path(run.folder, result.key)
     if not path.exists():
         if result.error and not result.success:
             return Verification(result, "broke off", (result.error,), None, None, {})
-        return Verification(result, "refuted", (f"{path.name} is missing",), None, None, {})
+        return unproven(result, f"{path.name} is missing")
     try:
         recorded = read_trajectory(path)
     except SimEvalError as error:
-        return Verification(result, "refuted", (str(error),), None, None, {})
+        return unproven(result, str(error))
     if found := foreign(run, result, recorded, path.name):
-        return Verification(result, "refuted", (found,), None, None, recorded.machine)
+        return unproven(result, found, recorded.machine)
     player, recorder = RecordedPolicy(recorded, shown, again), TrajectoryRecorder()
-    replayed = run_episode(simulator, recorder.watch(player), result.key, run.protocol, recorder)
+    replayed = run_episode(simulator, recorder.watch(player), result.key, run.protocol, Recorders(recorder, *recorders))
     told = outcome(recorded, simulator.task, run.protocol, result.error)
     refutations, remarks = contradictions(result, told, replayed), []
     deviation, inferred = None, player.inferred
@@ -171,6 +237,11 @@ def verify_episode(
         verdict, remarks = "broke off", [result.error, *remarks]
     verdict = "refuted" if refutations else verdict
     return Verification(result, verdict, (*refutations, *remarks), deviation, inferred, recorded.machine)
+
+
+def unproven(result: EpisodeResult, reason: str, machine: Mapping[str, Any] | None = None) -> Verification:
+    """Refuted, since no replay came to its end."""
+    return Verification(result, "refuted", (reason,), None, None, machine or {})
 
 
 def foreign(run: Run, result: EpisodeResult, recorded: Trajectory, file: str) -> str | None:

@@ -157,14 +157,19 @@ def versions() -> dict[str, object]:
 
 def machine() -> dict[str, object]:
     """Versions, processor and threads: what may change the last bit of a result."""
-    torch = sys.modules.get("torch")  # a policy without a network does not load it
     return {
         "versions": versions(),
         "platform": platform.platform(),
         "processor": _processor(),
         "instructions": _instructions(),
-        "torch_threads": torch.get_num_threads() if torch else None,
+        "torch_threads": torch_threads(),
     }
+
+
+def torch_threads() -> int | None:
+    """Of this process; None: a policy without a network does not load torch."""
+    torch = sys.modules.get("torch")
+    return int(torch.get_num_threads()) if torch else None
 
 
 def _processor() -> str:

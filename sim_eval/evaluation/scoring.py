@@ -76,11 +76,11 @@ class EpisodeJob(ABC):
     source: PolicySource | None = field(default=None, kw_only=True)
 
     @abstractmethod
-    def player(self, policy: Policy, simulators: OneSimulator, *recorders: Recorder) -> Play:
+    def player(self, policy: Policy, simulators: OneSimulator, *recorders: Recorder) -> Play[EpisodeResult]:
         """Runs episodes in this process."""
 
     @contextmanager
-    def __call__(self, link: Link) -> Iterator[Play]:
+    def __call__(self, link: Link) -> Iterator[Play[EpisodeResult]]:
         """As a worker's job."""
         policy: Policy = self.source.load() if self.source else AskingPolicy(self.spec, link.ask)
         if policy.spec != self.spec:
@@ -97,12 +97,14 @@ class Scoring(EpisodeJob):
 
     Attributes:
         video: which episodes get one.
+        threads: torch's, in the process whose policy is asked; None: it has no torch, or each has its own copy.
     """
 
     video: VideoChoice
+    threads: int | None = None
 
-    def player(self, policy: Policy, simulators: OneSimulator, *recorders: Recorder) -> Play:
-        trajectories = TrajectoryRecorder(self.folder)
+    def player(self, policy: Policy, simulators: OneSimulator, *recorders: Recorder) -> Play[EpisodeResult]:
+        trajectories = TrajectoryRecorder(self.folder, self.threads)
         watched = trajectories.watch(policy)
         kept: list[Recorder] = [*recorders, trajectories]
         if self.video != "none":
@@ -133,7 +135,7 @@ class Collecting(EpisodeJob):
     cameras: tuple[str, ...] = ()
     there: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
 
-    def player(self, policy: Policy, simulators: OneSimulator, *recorders: Recorder) -> Play:
+    def player(self, policy: Policy, simulators: OneSimulator, *recorders: Recorder) -> Play[EpisodeResult]:
         from sim_eval.datasets.recorder import DemonstrationRecorder, is_kept
 
         recorder = Recorders(

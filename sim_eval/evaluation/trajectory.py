@@ -89,14 +89,15 @@ class TrajectoryRecorder:
 
     Args:
         folder: the run folder, into whose ``trajectories`` each episode is written; None: nothing is written.
+        threads: torch's, where the policy answers in another process; None: it answers in this one.
 
     Attributes:
         trajectory: of the last finished episode; None: there is none yet.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, threads: int | None = None) -> None:
         self._folder = folder
-        self._machine = machine()
+        self._machine = machine() if threads is None else {**machine(), "torch_threads": threads}
         self._policy: Mapping[str, str] = {}
         self.trajectory: Trajectory | None = None
 

@@ -22,13 +22,13 @@ from functools import partial
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, NoReturn, Protocol, TypeAlias
+from typing import Any, Generic, NoReturn, Protocol, TypeAlias, TypeVar
 
 from sim_eval.envs.contract import EpisodeKey, FloatArray, SimEvalError, Simulator, Status
 from sim_eval.evaluation.batching import Answer, Batcher, Question
-from sim_eval.evaluation.engine import EpisodeResult
 
-Play: TypeAlias = Callable[[EpisodeKey], EpisodeResult]
+Result = TypeVar("Result")  # what comes of an episode: EpisodeResult where it is scored
+Play: TypeAlias = Callable[[EpisodeKey], Result]
 PATIENCE = 60.0  # seconds until the parent looks around at the latest
 STARTING = 600.0  # seconds that a worker may take to start at least: a large network loads slowly
 
@@ -39,6 +39,13 @@ class Ready:
 
 class Beat:
     """A sign of life."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a worker says when its episode has come to its end."""
+
+    result: Any
 
 
 class Link:
@@ -74,7 +81,7 @@ class Link:
 
 
 # What makes a worker: opened once in it, it gives the function that runs its episodes. It travels pickled.
-Job: TypeAlias = Callable[[Link], AbstractContextManager[Play]]
+Job: TypeAlias = Callable[[Link], AbstractContextManager[Play[Result]]]
 
 
 class Pulse:
@@ -103,7 +110,7 @@ def work(connection: Connection) -> None:
         connection: to the parent, which sends the job first and then keys.
     """
     try:
-        job: Job = connection.recv()
+        job: Job[Any] = connection.recv()
     except EOFError:
         return
     link = Link(connection)
@@ -111,7 +118,7 @@ def work(connection: Connection) -> None:
         with job(link) as play:
             link.send(Ready())
             while True:
-                link.send(play(link.receive()))
+                link.send(Ended(play(link.receive())))
     except SimEvalError as error:  # a full disk, for example, is no matter of this episode or this worker
         link.send(error)
 
@@ -190,7 +197,7 @@ class _Worker:
         began: when it was given its episode, or was started.
     """
 
-    def __init__(self, body: Body, job: Job) -> None:
+    def __init__(self, body: Body, job: Job[Any]) -> None:
         self._body = body
         self.connection = body.connection
         self.ready, self.gone = False, False
@@ -260,7 +267,7 @@ class Lost:
         return f"{what}: {self.reason}; try {self.tries}, {again}"
 
 
-class Crew:
+class Crew(Generic[Result]):
     """The workers of a run. Close it: then no worker is left.
 
     Args:
@@ -272,7 +279,7 @@ class Crew:
 
     def __init__(
         self,
-        job: Job,
+        job: Job[Result],
         size: int,
         supervision: Supervision,
         batcher: Batcher | None = None,
@@ -288,7 +295,7 @@ class Crew:
         while self._workers:
             self._workers.pop().end()
 
-    def run(self, keys: Iterable[EpisodeKey]) -> Iterator[EpisodeResult | Lost]:
+    def run(self, keys: Iterable[EpisodeKey]) -> Iterator[Result | Lost]:
         """The episodes' results as they end; of each key one result, or a final loss.
 
         Raises:
@@ -296,7 +303,7 @@ class Crew:
         """
         return self.run_from(partial(next, iter(keys), None))
 
-    def run_from(self, next_key: Callable[[], EpisodeKey | None]) -> Iterator[EpisodeResult | Lost]:
+    def run_from(self, next_key: Callable[[], EpisodeKey | None]) -> Iterator[Result | Lost]:
         """As :meth:`run`, where which episodes there are depends on what came of others.
 
         Args:
@@ -344,12 +351,12 @@ class Crew:
             nearest = min(nearest, self._batcher.patience())
         return max(0.0, min(nearest, PATIENCE))
 
-    def _hear(self, worker: _Worker) -> Iterator[EpisodeResult | Lost]:
+    def _hear(self, worker: _Worker) -> Iterator[Result | Lost]:
         for message in worker.messages():
             match message:
-                case EpisodeResult():
+                case Ended():
                     worker.key = None
-                    yield message
+                    yield message.result
                 case Ready():
                     worker.ready = True
                     self._tries[None] = 0

@@ -1,4 +1,4 @@
-"""A worker's job on the fake simulator, with faults at chosen episodes. It is imported by the workers too."""
+"""Workers' jobs on the fake simulator, with faults at chosen episodes. It is imported by the workers too."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from sim_eval.envs.tasks import get_task, own_tasks
 from sim_eval.evaluation.batching import AskingPolicy, Batcher
 from sim_eval.evaluation.engine import EpisodeResult, Recorders, RolloutProtocol, run_episode
 from sim_eval.evaluation.manifest import Manifest
+from sim_eval.evaluation.replay import Proving, Verification
 from sim_eval.evaluation.run_folder import open_run
 from sim_eval.evaluation.trajectory import TrajectoryRecorder
 from sim_eval.evaluation.workers import Body, Crew, Link, LocalProcess, Play, Pulse, Supervision
@@ -28,6 +29,7 @@ from sim_eval.rollout import play
 MANIFEST = Manifest.plan([PLANE.name], "test", 0, 12)
 PROTOCOL = RolloutProtocol()
 FAULT_STEP = 3
+DEADLY = 2
 Trajectories = dict[str, tuple[bytes, bytes]]
 
 
@@ -73,7 +75,7 @@ class FaultyJob:
     start: str = "well"
 
     @contextmanager
-    def __call__(self, link: Link) -> Iterator[Play]:
+    def __call__(self, link: Link) -> Iterator[Play[EpisodeResult]]:
         (self.notes / f"worker-{os.getpid()}").touch()
         if self.start == "dies":
             sys.exit(9)
@@ -98,6 +100,21 @@ class FaultyJob:
     @property
     def workers(self) -> list[int]:
         return [int(path.name.partition("-")[2]) for path in self.notes.glob("worker-*")]
+
+
+class DeadlyProving(Proving):
+    """The replay of episode ``DEADLY`` takes its worker along, always."""
+
+    @contextmanager
+    def __call__(self, link: Link) -> Iterator[Play[Verification]]:
+        with fake_task(), super().__call__(link) as play:
+
+            def play_one(key: EpisodeKey) -> Verification:
+                if key.index == DEADLY:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return play(key)
+
+            yield play_one
 
 
 @contextmanager
@@ -151,6 +168,11 @@ def lines(folder: Path) -> list[dict[str, object]]:
     """``episodes.jsonl`` as it stands there, times aside."""
     values = [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
     return [{name: value for name, value in entry.items() if name != "seconds"} for entry in values]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """The trajectories bit for bit, and with them what they say of policy and machine."""
+    return {path.name: path.read_bytes() for path in (folder / "trajectories").iterdir()}
 
 
 def trajectories(folder: Path) -> Trajectories:

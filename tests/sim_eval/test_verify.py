@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 from fake_simulator import PLANE, FakePolicy, PlaneSimulator, constant, wander
+from faulty_workers import DEADLY, DeadlyProving, fake_task
 
 from sim_eval import rollout
 from sim_eval.console import run
@@ -21,8 +22,8 @@ from sim_eval.envs.contract import CameraView, EpisodeKey, FloatArray, Observati
 from sim_eval.envs.tasks import get_task
 from sim_eval.evaluation.engine import RolloutProtocol, run_episode
 from sim_eval.evaluation.manifest import Manifest
-from sim_eval.evaluation.replay import TOLERANCE, RecordedPolicy, deviates
-from sim_eval.evaluation.run_folder import open_run
+from sim_eval.evaluation.replay import TOLERANCE, Proving, RecordedPolicy, deviates
+from sim_eval.evaluation.run_folder import open_run, read_run
 from sim_eval.evaluation.trajectory import (
     Trajectory,
     TrajectoryRecorder,
@@ -33,10 +34,12 @@ from sim_eval.evaluation.trajectory import (
 from sim_eval.policies.baselines import RandomPolicy
 from sim_eval.policies.policy import ActionChunk, Policy, PolicyRequest, PolicySpec
 from sim_eval.verify import PROGRAM, VerifyArguments, main
+from sim_eval.verify import verify as prove
 
 PROTOCOL = RolloutProtocol()
 MANIFEST = Manifest.plan([PLANE.name], "test", 0, 8)
 SEEING = PolicySpec("wander", cameras={"side": (32, 32)}, digest="abc")
+KILLED = "its worker was killed by SIGKILL (out of memory?)"
 
 
 class Program:
@@ -138,6 +141,18 @@ def test_what_went_as_recorded_is_identical_to_the_bit(recorded: Path, verify: P
     head, _, row = shown.splitlines()
     assert head.split() == ["task", "episodes", "bit-identical", "outcome-identical", "refuted", "broke", "off"]
     assert row.split() == [PLANE.name, "8", "8", "0", "0", "0"]
+
+
+def test_workers_find_what_one_process_finds_and_one_that_dies_proves_nothing(folder: Path):
+    cut(file_of(folder, 4))
+    forge(folder, 5, **weaken(read_trajectory(file_of(folder, 5))))
+    found = read_run(folder)
+    with fake_task():
+        alone = prove(Proving(found, SEEING, None), found.episodes, 1)
+        shared = prove(DeadlyProving(found, SEEING, None), found.episodes, 2)
+    assert [each.verdict for each in alone][4:6] == ["refuted", "outcome-identical"]
+    dead = replace(alone[DEADLY], verdict="refuted", machine={}, findings=(f"the replay ended: {KILLED}",))
+    assert shared == [*alone[:DEADLY], dead, *alone[DEADLY + 1 :]]
 
 
 def test_verifying_changes_nothing(folder: Path, verify: Program):
@@ -510,6 +525,7 @@ def test_a_run_that_is_not_complete_is_verified_as_far_as_it_goes(tmp_path: Path
         (["--episode", "8"], "--episode 8: "),
         (["--episode", "-1"], "has episodes 0 to 7"),
         (["--sample", "0"], "--sample must be 1 or more"),
+        (["--workers", "0"], "--workers must be 1 or more"),
         (["--sample", "2", "--episode", "1"], "give one of them"),
         (["--out", f"{__file__}/report.json"], "cannot be written"),
         (["--policy"], "has no command of sim_eval.rollout: leave --policy out"),
@@ -590,7 +606,7 @@ def test_rounding_is_reported_and_more_is_refuted(
     tmp_path: Path, verify: Program, monkeypatch: pytest.MonkeyPatch, error: float, code: int
 ):
     play(tmp_path, RandomPolicy(), command=commanded("random"), episodes=1)
-    monkeypatch.setattr("sim_eval.policies.policy.load_policy", lambda *arguments: Rounding(error))
+    monkeypatch.setattr("sim_eval.evaluation.scoring.load_policy", lambda *arguments: Rounding(error))
     found, shown = verify(tmp_path, "--policy", "--out", str(tmp_path / "report.json"))
     assert found == code
     assert "1 of 8 chunks differ when inferred again" in shown
@@ -643,6 +659,7 @@ def test_real_episodes_of_a_shipped_policy_are_bit_identical(
     arguments = rollout.RolloutArguments(str(checkpoint), ",".join(TASKS), 1, video="none", out=folder, device="cpu")
     assert rollout.main(arguments) == 0
     assert main(VerifyArguments(folder, strict=True, policy=True)) == 0
+    assert main(VerifyArguments(folder, strict=True, policy=True, workers=2)) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[-3:]]
     assert [row[:6] for row in rows] == [[task, "1", "1", "0", "0", "0"] for task in TASKS]
     assert all(row[6] == row[7] and int(row[6]) > 5 and row[8] == "0" for row in rows)

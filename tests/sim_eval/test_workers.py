@@ -15,7 +15,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_simulator import PLANE, FakePolicy, PlaneSimulator, wander
-from faulty_workers import MANIFEST, FaultyJob, alive, fake_task, lines, play_alone, play_in_workers, trajectories
+from faulty_workers import (
+    MANIFEST,
+    FaultyJob,
+    alive,
+    fake_task,
+    files,
+    lines,
+    play_alone,
+    play_in_workers,
+    trajectories,
+)
 
 from sim_eval.envs.contract import FloatArray, SimEvalError
 from sim_eval.evaluation import run_folder
@@ -307,7 +317,7 @@ def test_two_workers_with_the_real_simulator_and_network(tmp_path: Path):
         assert main(RolloutArguments(**arguments, **more, out=tmp_path / name)) == 0
     for name in ("two", "asking"):
         assert lines(tmp_path / name) == lines(tmp_path / "one")
-        assert trajectories(tmp_path / name) == trajectories(tmp_path / "one")
+        assert files(tmp_path / name) == files(tmp_path / "one")
         assert {path.name for path in (tmp_path / name).rglob("*.mp4")} == {
             path.name for path in (tmp_path / "one").rglob("*.mp4")
         }
