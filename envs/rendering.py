@@ -41,6 +41,7 @@ SYNCED_FIELDS = (
     "cam_pos",
     "cam_quat",
     "cam_fovy",
+    "site_rgba",
 )
 REMEDY = "install one with: apt-get install -y libegl1 libgl1-mesa-dri libosmesa6"
 
@@ -161,8 +162,12 @@ class _Canvas:
     Two MuJoCo contexts on one OpenGL context would silently draw into each other, so each canvas has its own.
     """
 
-    def __init__(self, model: mujoco.MjModel, height: int, width: int, effects: bool) -> None:
-        """Args: model: owned by the canvas. effects: shadows, reflections, sky, multisampling."""
+    def __init__(self, model: mujoco.MjModel, height: int, width: int, effects: bool, sites: bool = False) -> None:
+        """Args:
+        model: owned by the canvas.
+        effects: shadows, reflections, sky, multisampling.
+        sites: whether those of group 0 are drawn.
+        """
         import mujoco
         from mujoco.gl_context import GLContext
 
@@ -189,6 +194,7 @@ class _Canvas:
         self._option.geomgroup[:] = 0
         self._option.geomgroup[VISUAL_GROUP] = 1
         self._option.sitegroup[:] = 0  # markers for people, not part of the scene
+        self._option.sitegroup[0] = sites
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self._viewport = mujoco.MjrRect(0, 0, width, height)
@@ -230,20 +236,32 @@ class RgbdRenderer:
     """
 
     def __init__(
-        self, model: mujoco.MjModel, height: int, width: int, mode: RenderMode, hidden: Collection[int] = ()
+        self,
+        model: mujoco.MjModel,
+        height: int,
+        width: int,
+        mode: RenderMode,
+        hidden: Collection[int] = (),
+        coarse: Collection[int] | None = None,
+        sites: bool = False,
     ) -> None:
-        """Args: model: of the physics, not changed. hidden: geoms shown neither in RGB nor in depth."""
+        """Args:
+        model: of the physics, not changed.
+        hidden: geoms shown neither in RGB nor in depth.
+        coarse: geoms whose meshes ``fast`` may decimate; None: all.
+        sites: whether those of group 0 are drawn.
+        """
         choose_backend()
         own = copy.copy(model)
         for geom in hidden:
             own.geom_group[geom] = HIDDEN_GROUP
         self.decimated: list[int] = []
         if mode == "fast":
-            self.decimated = decimate_meshes(own, [g for g in range(own.ngeom) if own.geom_group[g] == VISUAL_GROUP])
-            canvas = _Canvas(own, height, width, effects=False)
-            self._canvases = [canvas]
+            geoms = range(own.ngeom) if coarse is None else coarse
+            self.decimated = decimate_meshes(own, [g for g in geoms if own.geom_group[g] == VISUAL_GROUP])
+            self._canvases = [_Canvas(own, height, width, False, sites)]
         else:
-            self._canvases = [_Canvas(copy.copy(own), height, width, effects) for effects in (True, False)]
+            self._canvases = [_Canvas(copy.copy(own), height, width, effects, sites) for effects in (True, False)]
         self._shape = height, width
         near = np.float64(np.float32(model.vis.map.znear * model.stat.extent))
         far = np.float64(np.float32(model.vis.map.zfar * model.stat.extent))

@@ -57,9 +57,11 @@ class RobosuiteScene:
         phase: how many of the task's phases are fulfilled, of the running environment and the goal's index; all of
             them: success.
         objects: name a scripted expert uses -> MuJoCo body.
-        arguments: made afresh for each environment, handed to ``robosuite.make``.
+        arguments: made afresh for each environment, handed to ``robosuite.make``; they go before ours.
         randomize: sets, in the compiled model, what robosuite draws only when it builds an environment.
         hidden: prefixes of geoms shown neither in RGB nor in depth.
+        coarse: prefixes of geoms whose meshes ``fast`` may decimate; textures do not survive it.
+        sites: draw sites of group 0 too, where they are something to see and not marks for people.
     """
 
     environment: str
@@ -68,6 +70,8 @@ class RobosuiteScene:
     arguments: Callable[[], Mapping[str, object]] = dict
     randomize: Callable[[ManipulationEnv, np.random.Generator], None] = lambda env, rng: None
     hidden: tuple[str, ...] = field(default=())
+    coarse: tuple[str, ...] = ("",)
+    sites: bool = False
 
 
 @contextmanager
@@ -136,20 +140,19 @@ class RobosuiteSimulator:
             import mujoco
             import robosuite
 
-            self._env: ManipulationEnv = robosuite.make(
-                scene.environment,
-                robots=ROBOT,
-                has_renderer=False,
-                has_offscreen_renderer=False,
-                use_camera_obs=False,
-                use_object_obs=False,
-                control_freq=CONTROL_HZ,
-                horizon=task.horizon,
-                ignore_done=True,
-                hard_reset=False,
-                seed=0,
-                **scene.arguments(),
-            )
+            arguments = {
+                "robots": ROBOT,
+                "has_renderer": False,
+                "has_offscreen_renderer": False,
+                "use_camera_obs": False,
+                "use_object_obs": False,
+                "control_freq": CONTROL_HZ,
+                "horizon": task.horizon,
+                "ignore_done": True,
+                "hard_reset": False,
+                "seed": 0,
+            }
+            self._env: ManipulationEnv = robosuite.make(scene.environment, **{**arguments, **scene.arguments()})
         for name in self._env.observation_names:  # observations are read from the state when asked for
             self._env.modify_observable(name, "enabled", False)
             self._env.modify_observable(name, "active", False)
@@ -162,6 +165,7 @@ class RobosuiteSimulator:
         self._site = self._env.robots[0].eef_site_id["right"]
         self._joints = self._env.robots[0]._ref_joint_pos_indexes
         self._fingers = self._env.robots[0]._ref_gripper_joint_pos_indexes["right"]
+        self._bodies = {name: self._model.body(body).id for name, body in scene.objects.items()}
         self._state_names = state_names(self._model)
         self._goal, self._instruction = 0, task.goals[0][0]
         self._seen: dict[str, CameraView] = {}  # pictures of this instant, so that two onlookers cost one rendering
@@ -203,8 +207,7 @@ class RobosuiteSimulator:
         self._update_view()
         state = self._proprio()
         state["eef_mat"] = self._view.site_xmat[self._site].reshape(3, 3).copy()
-        for name, body in self._scene.objects.items():
-            index = self._model.body(body).id
+        for name, index in self._bodies.items():
             state[f"{name}_pos"] = self._view.xpos[index].copy()
             state[f"{name}_mat"] = self._view.xmat[index].reshape(3, 3).copy()
         return state
@@ -250,14 +253,20 @@ class RobosuiteSimulator:
 
     def _render(self) -> RgbdRenderer:
         if self._renderer is None:
-            hidden = [
-                index
-                for index in range(self._model.ngeom)
-                if self._scene.hidden and self._model.geom(index).name.startswith(self._scene.hidden)
-            ]
-            options = self._options
-            self._renderer = RgbdRenderer(self._model, options.height, options.width, options.render, hidden)
+            options, scene = self._options, self._scene
+            self._renderer = RgbdRenderer(
+                self._model,
+                options.height,
+                options.width,
+                options.render,
+                self._geoms(scene.hidden),
+                self._geoms(scene.coarse),
+                scene.sites,
+            )
         return self._renderer
+
+    def _geoms(self, prefixes: tuple[str, ...]) -> list[int]:
+        return [geom for geom in range(self._model.ngeom) if self._model.geom(geom).name.startswith(prefixes)]
 
     def _look(self, name: str) -> CameraView:
         if name in self._seen:
