@@ -30,6 +30,8 @@ from sim_eval.envs.robosuite_sim import ROBOT, RobosuiteScene, RobosuiteSimulato
 from sim_eval.envs.rendering import RgbdRenderer, choose_backend
 
 if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
     import mujoco
     from robosuite.environments.manipulation.manipulation_env import ManipulationEnv
 
@@ -37,6 +39,9 @@ OFFICIAL_STATES = 50
 SETTLE_STEPS = 10
 WAIT = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
 CONFIG_PATH = "LIBERO_CONFIG_PATH"
+SHIFT_METRES, TILT_RADIANS = 0.06, 0.5
+TRIES = 100
+POSE = (("pos", "0 0 0"), ("quat", "1 0 0 0"))
 ROBOT_GEOMS = ("robot0_", "gripper0_", "fixed_mount0_")
 
 
@@ -124,19 +129,38 @@ def drawing_from(rng: np.random.Generator) -> Iterator[None]:
         np.random.set_state(before)
 
 
-def collision_box(model: mujoco.MjModel, body: int) -> FloatArray:
-    """Lower and upper corner [2, 3], in the body's frame, of the box round its colliding geoms; zeros: it has none."""
-    import mujoco
-
+def collision_box(model: mujoco.MjModel, data: mujoco.MjData, root: int) -> FloatArray:
+    """Lower and upper corner [2, 3], in the body's frame, of the box round what collides of it and of its parts."""
     corners = []
-    for geom in range(model.ngeom):
-        if model.geom_bodyid[geom] == body and model.geom_contype[geom]:
-            rotation = np.empty(9)
-            mujoco.mju_quat2Mat(rotation, model.geom_quat[geom])
+    for geom in np.flatnonzero(model.geom_contype):
+        body = int(model.geom_bodyid[geom])
+        while body not in (root, 0):
+            body = int(model.body_parentid[body])
+        if body == root:
             centre, half = model.geom_aabb[geom].reshape(2, 3)
-            for signs in product((-1, 1), repeat=3):
-                corners.append(model.geom_pos[geom] + rotation.reshape(3, 3) @ (centre + signs * half))
-    return np.array([np.min(corners, axis=0), np.max(corners, axis=0)]) if corners else np.zeros((2, 3))
+            signs = np.array(list(product((-1, 1), repeat=3)))
+            corners.append(data.geom_xpos[geom] + (centre + signs * half) @ data.geom_xmat[geom].reshape(3, 3).T)
+    own = (np.concatenate(corners) - data.xpos[root]) @ data.xmat[root].reshape(3, 3)
+    return np.array([own.min(axis=0), own.max(axis=0)])
+
+
+def file_pose(body: Element) -> tuple[FloatArray, FloatArray]:
+    """Position [3] and quaternion [4] (w, x, y, z) of a body as its file has it."""
+    position, rotation = (np.array(body.get(name, default).split(), float) for name, default in POSE)
+    return position, rotation
+
+
+def undisturbed(placed: FloatArray, settled: FloatArray) -> bool:
+    """Whether things came to rest where and as they were put, give or take a nudge.
+
+    Args:
+        placed, settled: positions and the rotation matrices' entries [n, 12].
+    """
+    beside = np.linalg.norm((settled - placed)[:, :2], axis=1)
+    before, after = (poses[:, 3:].reshape(-1, 3, 3) for poses in (placed, settled))
+    # What pointed up must still do so: the axis of the thing that was up, now.
+    tilt = np.einsum("ni,ni->n", before[:, 2], after[:, 2])
+    return bool(np.all(beside < SHIFT_METRES) and np.all(tilt > np.cos(TILT_RADIANS)))
 
 
 def concerned(env: Any, name: str) -> str:
@@ -144,17 +168,26 @@ def concerned(env: Any, name: str) -> str:
     return str(env.object_sites_dict[name].parent_name) if name in env.object_sites_dict else name
 
 
-def phase(env: ManipulationEnv, goal: int) -> int:
-    """0: far, 1: the gripper touches something that is to move, 2: both fingers do, 3: success."""
-    scene: Any = env
-    if scene._check_success():
-        return 3
+def to_move(env: Any) -> list[Any]:
+    """What the goal is about."""
+    names = {concerned(env, word) for _, word, *_ in env.parsed_problem["goal_state"]}
+    return [env.get_object(name) for name in sorted(names)]
+
+
+def held(env: Any) -> bool:
+    """Do both fingers touch something that is to move?"""
     gripper = env.robots[0].gripper["right"]
-    names = {concerned(scene, state[1]) for state in scene.parsed_problem["goal_state"]}
-    objects = [scene.get_object(name) for name in sorted(names)]
-    if any(env._check_grasp(gripper, thing) for thing in objects):
+    return any(env._check_grasp(gripper, thing) for thing in to_move(env))
+
+
+def phase(env: Any, goal: int) -> int:
+    """0: far, 1: the gripper touches something that is to move, 2: both fingers do, 3: success."""
+    if env._check_success():
+        return 3
+    if held(env):
         return 2
-    return int(any(env.check_contact(gripper, thing) for thing in objects))
+    gripper = env.robots[0].gripper["right"]
+    return int(any(env.check_contact(gripper, thing) for thing in to_move(env)))
 
 
 PHASES = ("touch", "grasp", "done")
@@ -192,7 +225,10 @@ class LiberoSimulator(RobosuiteSimulator):
         roles = dict(zip(("moved", "place"), (concerned(env, word) for word in words), strict=False))
         self._bodies = dict(env.obj_body_id)
         self._bodies |= {role: env.obj_body_id[name] for role, name in roles.items() if name in env.obj_body_id}
-        self._boxes = {f"{name}_box": collision_box(self._model, body) for name, body in self._bodies.items()}
+        data = env.sim.data._data
+        self._boxes = {f"{name}_box": collision_box(self._model, data, body) for name, body in self._bodies.items()}
+        self._movable = [env.obj_body_id[name] for name in env.objects_dict]
+        self._fixtures = {env.obj_body_id[name]: file_pose(thing.get_obj()) for name, thing in env.fixtures_dict.items()}
         self._hand = self._model.body(env.robots[0].robot_model.eef_name["right"]).id
 
     @property
@@ -201,19 +237,35 @@ class LiberoSimulator(RobosuiteSimulator):
         return replace(spec, proprio={**spec.proprio, "hand_quat": 4})
 
     def reset(self, key: EpisodeKey) -> None:
+        with drawing_from(key.rng("placement")):
+            for _ in range(TRIES):
+                if self._start(key):
+                    return
+        raise SimEvalError(f"{key}: LIBERO's samplers found no scene that stands, {TRIES} times: leave this index out")
+
+    def _start(self, key: EpisodeKey) -> bool:
+        """One try to set the scene up; whether it may be used."""
         from robosuite.utils.errors import RandomizationError
 
-        with drawing_from(key.rng("placement")):
-            while True:
-                try:
-                    super().reset(key)
-                    break
-                except RandomizationError:  # nowhere left to put something: LIBERO draws again
-                    continue
+        # The samplers take a fixture for being where the file has it, not where the last episode put it.
+        for body, (position, rotation) in self._fixtures.items():
+            self._model.body_pos[body], self._model.body_quat[body] = position, rotation
+        try:
+            super().reset(key)
+        except RandomizationError:
+            return False
         if key.split == "test":
             self._set_state(self.official_states()[key.index])
+        placed = self._movable_poses()
         for _ in range(SETTLE_STEPS):
             self._env.step(WAIT)
+        # The samplers may put things into one another, which then jump apart; official states were sifted.
+        return key.split == "test" or undisturbed(placed, self._movable_poses())
+
+    def _movable_poses(self) -> FloatArray:
+        """Positions and the rotation matrices' entries [n, 12] of what is not fixed."""
+        data, bodies = self._env.sim.data, self._movable
+        return np.concatenate([data.body_xpos[bodies], data.body_xmat[bodies].reshape(-1, 9)], axis=1)
 
     def official_states(self) -> FloatArray:
         """The task's official initial states [50, n]: time, positions, velocities."""
@@ -226,9 +278,11 @@ class LiberoSimulator(RobosuiteSimulator):
         """As robosuite's, for every object by LIBERO's name, and by the role in the task's first goal.
 
         ``moved`` is what the goal is about and ``place``, if it has one, where that shall be; ``<object>_box`` [2, 3]
-        is the box round what it collides with, two corners in the object's frame.
+        is the box round what it collides with, two corners in the object's frame, with drawers and doors as the
+        environment was built. ``held`` [1] is 1 while both fingers
+        touch something that is to move.
         """
-        return {**super().privileged(), **self._boxes}
+        return {**super().privileged(), **self._boxes, "held": np.array([float(held(self._env))])}
 
     def provenance(self) -> Mapping[str, str]:
         told = dict(super().provenance())
