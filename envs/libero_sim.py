@@ -26,14 +26,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sim_eval.envs.contract import EnvironmentSpec, EpisodeKey, FloatArray, SimEvalError, SimulatorOptions, Task
-from sim_eval.envs.robosuite_sim import ROBOT, RobosuiteScene, RobosuiteSimulator, quiet
 from sim_eval.envs.rendering import RgbdRenderer, choose_backend
+from sim_eval.envs.robosuite_sim import ROBOT, RobosuiteScene, RobosuiteSimulator, quiet
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
     import mujoco
-    from robosuite.environments.manipulation.manipulation_env import ManipulationEnv
 
 OFFICIAL_STATES = 50
 SETTLE_STEPS = 10
@@ -228,7 +227,9 @@ class LiberoSimulator(RobosuiteSimulator):
         data = env.sim.data._data
         self._boxes = {f"{name}_box": collision_box(self._model, data, body) for name, body in self._bodies.items()}
         self._movable = [env.obj_body_id[name] for name in env.objects_dict]
-        self._fixtures = {env.obj_body_id[name]: file_pose(thing.get_obj()) for name, thing in env.fixtures_dict.items()}
+        self._fixtures = {
+            env.obj_body_id[name]: file_pose(thing.get_obj()) for name, thing in env.fixtures_dict.items()
+        }
         self._hand = self._model.body(env.robots[0].robot_model.eef_name["right"]).id
 
     @property

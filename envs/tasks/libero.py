@@ -88,4 +88,6 @@ TASKS = tuple(
     for suite, tasks in official_tasks().items()
     for number, official in enumerate(tasks)
 )
-SUITES = {suite: tuple(f"{suite}/{number}" for number in range(len(tasks))) for suite, tasks in official_tasks().items()}
+SUITES = {
+    suite: tuple(f"{suite}/{number}" for number in range(len(tasks))) for suite, tasks in official_tasks().items()
+}

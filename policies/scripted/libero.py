@@ -5,7 +5,7 @@ Where to take hold, how high to travel and where to let go follow from the boxes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,14 +23,18 @@ from sim_eval.policies.scripted.waypoints import (
     upright,
 )
 
-HAND_METRES = 0.07  # what is wider is not taken between the fingers but by its rim
+OPENING_METRES = 0.07  # what is wider is not taken between the fingers but by its rim
+HAND_METRES, HAND_HALF_METRES = 0.1, 0.035  # half the length of the hand, along the fingers' opening, and its thickness
+PALM_METRES = 0.04  # of the palm above the point between the fingers
+TURN_COST = 0.01
 DEPTH_METRES = 0.035  # of the point between the fingers below the top of what they hold, or the palm would touch it
 RIM_DEPTH_METRES, RIM_INSET_METRES = 0.012, 0.008  # of that point below a bowl's rim, and inside it
 GROUND_METRES = 0.012  # of that point above what the thing stands on: the fingertips reach further down
 CLEARANCE_METRES = 0.03  # above the highest thing, on the way
 DEEP_METRES = 0.08  # a place that is higher is a container
 BELOW_RIM_METRES = 0.02  # how far the fingers reach into one
-OVER_METRES = 0.015
+OVER_METRES = 0.01
+SLACK_METRES = 0.05  # below the way's height within which it goes sideways too
 SEATED_METRES = 0.008
 FINGER_METRES = 0.05  # from the point between the open fingers to the outside of one
 FREE_METRES = 0.02
@@ -76,51 +80,74 @@ def others(state: Mapping[str, FloatArray]) -> list[Thing]:
     return [thing(state, name) for name in names if not np.array_equal(state[f"{name}_pos"], own)]
 
 
-def turn_to(eef_mat: FloatArray, direction: FloatArray) -> float:
-    """Rotation about world z, in (-pi/2, pi/2], after which the fingers open along the direction [2], either way."""
-    fingers = np.arctan2(eef_mat[1, 1], eef_mat[0, 1])
-    wanted = np.arctan2(direction[1], direction[0])
+def turn_to(eef_mat: FloatArray, way: FloatArray) -> float:
+    """Rotation about world z, in (-pi/2, pi/2], after which the fingers open along a direction [2] or against it."""
+    fingers = np.arctan2(eef_mat[1, 0], eef_mat[0, 0])
+    wanted = np.arctan2(way[1], way[0])
     return float(np.pi / 2 - (np.pi / 2 - (wanted - fingers)) % np.pi)
 
 
+def direction(angle: float) -> FloatArray:
+    """Unit vector [2] at an angle from world x."""
+    return np.array([np.cos(angle), np.sin(angle)])
+
+
+def gap(point: FloatArray, things: Sequence[Thing], free: float) -> float:
+    """Metres from a point [2], seen from above, to the nearest of the things' circles; no more than ``free``."""
+    return min([free, *(float(np.linalg.norm(point - each.middle[:2]) - each.half_widths.max()) for each in things)])
+
+
 def between_fingers(state: Mapping[str, FloatArray], moved: Thing) -> tuple[FloatArray, float]:
-    """Where [3] and with what turn to take hold of something narrow: across whichever side asks for less turning."""
-    turns = [
-        turn_to(state["eef_mat"], side)
-        for side, half in zip(moved.sides, moved.half_widths, strict=True)
-        if 2 * half < HAND_METRES
-    ]
+    """Where [3] and with what turn to take hold of something narrow, so that the hand has room beside its neighbours.
+
+    Across a side that fits, in its middle and straight if that will do.
+    """
     height = max(moved.top - DEPTH_METRES, moved.bottom + GROUND_METRES)
-    return np.array([*moved.middle[:2], height]), min(turns, key=abs)
+    tall = [each for each in others(state) if each.top > height + PALM_METRES]
+
+    def judge(way: tuple[FloatArray, float, float]) -> tuple[float, float]:
+        point, angle, oddity = way
+        spots = (point + reach * direction(angle) for reach in np.linspace(-1, 1, 5) * HAND_METRES)
+        room = min(gap(spot, tall, HAND_HALF_METRES) for spot in spots)
+        return round(room, 3), -oddity - TURN_COST * abs(turn_to(state["eef_mat"], direction(angle)))
+
+    ways = [
+        (moved.middle[:2] + shift * along, float(np.arctan2(side[1], side[0])) + askew, abs(askew) + abs(shift) * 10)
+        for side, half, along, length in zip(
+            moved.sides, moved.half_widths, moved.sides[::-1], moved.half_widths[::-1], strict=True
+        )
+        for askew in (0.0, 0.2, -0.2, 0.4, -0.4)
+        for shift in (0.0, length / 2, -length / 2)
+        if 2 * half < OPENING_METRES
+    ]
+    point, angle, _ = max(ways, key=judge)
+    return np.array([*point, height]), turn_to(state["eef_mat"], direction(angle))
 
 
 def by_the_rim(state: Mapping[str, FloatArray], moved: Thing) -> tuple[FloatArray, float]:
     """Where [3] and with what turn to take hold of a bowl: one finger inside, one outside, where there is room."""
     rotation, radius = state["moved_mat"], float(moved.half_widths.mean())
 
-    def rim(direction: FloatArray) -> FloatArray:
-        outwards = rotation.T @ np.array([*direction, 0.0])
+    def rim(way: FloatArray) -> FloatArray:
+        outwards = rotation.T @ np.array([*way, 0.0])
         outwards[2] = 0.0
         outwards *= (radius - RIM_INSET_METRES) / np.linalg.norm(outwards)
         top = np.array([0.0, 0.0, moved.half_height - RIM_DEPTH_METRES])
         return moved.middle + rotation @ (outwards + top)
 
-    def room(direction: FloatArray) -> float:
-        finger = moved.middle[:2] + (radius + FINGER_METRES) * direction
-        gaps = [
-            np.linalg.norm(finger - each.middle[:2]) - each.half_widths.max()
-            for each in others(state)
-            if each.top > moved.top - 2 * RIM_DEPTH_METRES and each.bottom < moved.bottom
-        ]
-        return min([FREE_METRES, *gaps])
+    low = moved.top - 2 * RIM_DEPTH_METRES
+    beside = [each for each in others(state) if each.bottom < moved.bottom + RIM_DEPTH_METRES and each.top > low]
+
+    def judge(way: FloatArray) -> tuple[float, float]:
+        finger = moved.middle[:2] + (radius + FINGER_METRES) * way
+        return round(gap(finger, beside, FREE_METRES), 3), -abs(turn_to(state["eef_mat"], way))
 
     here = state["eef_pos"][:2] - moved.middle[:2]
     if np.linalg.norm(here) > 1e-6:
         here = here / np.linalg.norm(here)
         if is_at(rim(here) - state["eef_pos"], 2 * RIM_DEPTH_METRES):
             return rim(here), turn_to(state["eef_mat"], here)
-    ways = [np.array([np.cos(angle), np.sin(angle)]) for angle in np.arange(4) * np.pi / 2]
-    best = max(ways, key=lambda way: (round(room(way), 3), -round(abs(turn_to(state["eef_mat"], way)), 1)))
+    best = max((direction(angle) for angle in np.arange(4) * np.pi / 2), key=judge)
     return rim(best), turn_to(state["eef_mat"], best)
 
 
@@ -128,7 +155,7 @@ def transport(state: Mapping[str, FloatArray], instruction: str) -> ActionChunk:
     """One action from the gripper's pose and those of the things on the scene."""
     eef, width = state["eef_pos"], finger_width(state)
     moved, place = thing(state, "moved"), thing(state, "place")
-    container, rimmed = place.half_height > DEEP_METRES / 2, bool(moved.half_widths.min() > HAND_METRES / 2)
+    container, rimmed = place.half_height > DEEP_METRES / 2, bool(moved.half_widths.min() > OPENING_METRES / 2)
     across = (place.middle - moved.middle)[:2]
     beside = float(np.linalg.norm(across))
     # Where the bottom of the thing comes to, by which the palm stays above a container's rim.
@@ -139,9 +166,9 @@ def transport(state: Mapping[str, FloatArray], instruction: str) -> ActionChunk:
     travel = max(each.top for each in others(state)) + CLEARANCE_METRES
     grasp, turn = (by_the_rim if rimmed else between_fingers)(state, moved)
     if state["held"][0]:
-        # Up first, then over, then down: sideways only as far as the height allows.
-        rise = (travel if beside > OVER_METRES else seat) - moved.bottom
-        across = across * np.clip(1.5 - rise / 0.05, 0.0, 1.0)
+        # Up first, then over, then down a funnel: sideways only as far as the height allows.
+        rise = seat + (travel - seat) * np.clip((beside - OVER_METRES) / 0.03, 0.0, 1.0) - moved.bottom
+        across = across * np.clip(1.5 - rise / SLACK_METRES, 0.0, 1.0)
         return disturbed(towards(np.array([*across, rise]), upright(state["eef_mat"]), CLOSE, gain=1.5), beside)
     offset = grasp - eef
     if is_at(offset):
