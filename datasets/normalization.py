@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
-from sim_eval.datasets.episode_file import Episode
 from sim_eval.envs.contract import FieldStats, FloatArray, NormalizationMode, NormalizationStats, SimEvalError
 
 
-def normalization_stats(episodes: Sequence[Episode], mode: NormalizationMode) -> NormalizationStats:
+class Motion(Protocol):
+    """What of an episode is normalised: actions [T, A] and each proprio field [T, n]."""
+
+    @property
+    def actions(self) -> FloatArray: ...
+    @property
+    def proprio(self) -> Mapping[str, FloatArray]: ...
+
+
+def normalization_stats(episodes: Sequence[Motion], mode: NormalizationMode) -> NormalizationStats:
     """Statistics of ``action`` (the labels) and of each proprio field, every step counted once.
 
     Raises:
@@ -18,9 +27,9 @@ def normalization_stats(episodes: Sequence[Episode], mode: NormalizationMode) ->
     """
     if not episodes:
         raise SimEvalError("normalisation needs at least one episode: collect some with python -m sim_eval.collect")
-    observations = [seen for episode in episodes for seen in episode.observations]
     fields = {"action": np.concatenate([episode.actions for episode in episodes])}
-    fields |= {name: np.stack([seen.proprio[name] for seen in observations]) for name in observations[0].proprio}
+    proprio = [episode.proprio for episode in episodes]
+    fields |= {name: np.concatenate([values[name] for values in proprio]) for name in proprio[0]}
     return NormalizationStats(mode, {name: _field_stats(values) for name, values in fields.items()})
 
 

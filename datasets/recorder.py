@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from sim_eval.datasets.checks import set_problems
 from sim_eval.datasets.episode_file import (
-    TEMPORARY_SUFFIX,
     Episode,
     EpisodeHeader,
     episode_files,
@@ -19,9 +19,18 @@ from sim_eval.datasets.episode_file import (
     read_header,
     write_episode,
 )
-from sim_eval.envs.contract import EpisodeKey, FloatArray, Observation, SimEvalError, Simulator, Status
+from sim_eval.datasets.sealed_file import TEMPORARY_SUFFIX
+from sim_eval.envs.contract import (
+    EpisodeKey,
+    FloatArray,
+    Observation,
+    SimEvalError,
+    Simulator,
+    SimulatorOptions,
+    Status,
+)
 
-PACKAGES = ("sim_eval", "robosuite", "mujoco", "numpy", "h5py")
+PACKAGES = ("sim_eval", "robosuite", "metaworld", "mujoco", "numpy", "h5py")
 STALE_SECONDS = 600.0
 
 
@@ -30,19 +39,28 @@ class DemonstrationRecorder:
 
     Args:
         folder: where the files go.
+        shown: how the simulator shows its task.
         keep_failures: also writes episodes that did not succeed.
         versions: package name -> version; default: the installed ones.
+        cameras: which are recorded; default: all.
 
     Attributes:
         written: the files of this recorder, in order.
         skipped: the episodes that were not kept, in order.
     """
 
-    def __init__(self, folder: Path, keep_failures: bool = False, versions: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        shown: SimulatorOptions,
+        keep_failures: bool = False,
+        versions: Mapping[str, str] | None = None,
+        cameras: Sequence[str] | None = None,
+    ) -> None:
         self.written: list[Path] = []
         self.skipped: list[EpisodeKey] = []
         self._folder = folder
-        self._keep_failures = keep_failures
+        self._shown, self._keep_failures, self._cameras = shown, keep_failures, cameras
         self._versions = installed_versions() if versions is None else versions
         self._key: EpisodeKey | None = None
 
@@ -63,7 +81,7 @@ class DemonstrationRecorder:
             label: float64 [action dim], what it wanted.
             executed: float64 [action dim], what will move the robot.
         """
-        self._observations.append(simulator.observe())
+        self._observations.append(simulator.observe(self._cameras))
         self._states.append(simulator.snapshot().state.copy())
         self._labels.append(np.array(label, dtype=np.float64))
         self._executed.append(np.array(executed, dtype=np.float64))
@@ -82,7 +100,7 @@ class DemonstrationRecorder:
         if key is None:
             raise SimEvalError("the recorder has no episode to finish: start one first")
         done = len(self._statuses)  # a step that broke the simulator is not part of the episode
-        if not done or not (success or self._keep_failures):
+        if not is_kept(success, done, self._keep_failures):
             self.skipped.append(key)
             return
         path = self._folder / episode_name(key)
@@ -100,9 +118,15 @@ class DemonstrationRecorder:
             phases=np.array([status.phase for status in self._statuses], dtype=np.int64),
             provenance=self._provenance,
             versions=self._versions,
+            shown=self._shown,
         )
         write_episode(path, episode)
         self.written.append(path)
+
+
+def is_kept(success: bool, steps: int, keep_failures: bool) -> bool:
+    """Whether an episode of so many control steps becomes a file."""
+    return steps > 0 and (success or keep_failures)
 
 
 def installed_versions() -> dict[str, str]:
@@ -116,26 +140,27 @@ def installed_versions() -> dict[str, str]:
     return found
 
 
-def existing(folder: Path, task: str, split: str) -> dict[int, EpisodeHeader]:
-    """The episodes of a task and split that need not be collected again: index -> header.
+def existing(folder: Path, tasks: Collection[str], split: str) -> dict[EpisodeKey, EpisodeHeader]:
+    """The episodes of some tasks, of one split, that need not be collected again.
 
     An unreadable file counts as absent, so that collecting its episode replaces it. Temporary files that a killed
     process left behind are removed once no running process can be writing them.
 
     Raises:
-        SimEvalError: an index occurs twice, or the files differ in robot, cameras, proprio or action.
+        SimEvalError: a key occurs twice, or a task's files differ in robot, cameras, proprio or action.
     """
     for leftover in folder.glob(f".*{TEMPORARY_SUFFIX}"):
         if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
             leftover.unlink(missing_ok=True)
-    headers = {}
-    for path in episode_files(folder):
+    headers: dict[str, dict[Path, EpisodeHeader]] = {task: {} for task in tasks}
+    for path in tqdm(episode_files(folder), "reading what is there", delay=1, leave=False):
         try:
             header = read_header(path)
         except SimEvalError:
             continue
-        if (header.key.task, header.key.split) == (task, split):
-            headers[path] = header
-    if problems := set_problems(headers):
-        raise SimEvalError(problems[0])
-    return {header.key.index: header for header in headers.values()}
+        if header.key.split == split and header.key.task in headers:
+            headers[header.key.task][path] = header
+    for found in headers.values():
+        if problems := set_problems(found):
+            raise SimEvalError(problems[0])
+    return {header.key: header for found in headers.values() for header in found.values()}

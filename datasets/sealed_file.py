@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
@@ -18,6 +19,7 @@ import h5py
 from sim_eval.envs.contract import SimEvalError
 
 USER_BLOCK = 512
+TEMPORARY_SUFFIX = ".tmp"
 
 
 def sealed(mark: bytes, fill: Callable[[h5py.File], None]) -> bytes:
@@ -32,6 +34,33 @@ def sealed(mark: bytes, fill: Callable[[h5py.File], None]) -> bytes:
         file.flush()
         body = cast(bytes, file.id.get_file_image())
     return _user_block(mark, body) + body
+
+
+def write_sealed(path: Path, content: bytes, check: Callable[[Path], object], remedy: str) -> None:
+    """Writes a file so that ``path`` either holds all of it or is untouched, whenever the process dies.
+
+    Args:
+        check: reads the file before it gets its name, and raises when the disk spoiled it.
+        remedy: "free some space": words of the error.
+
+    Raises:
+        SimEvalError: the disk refuses.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        check(temporary)
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise SimEvalError(f"cannot write {path} ({error.strerror or error}): {remedy}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -60,3 +89,12 @@ def unsealed(path: Path, mark: bytes, kind: str, remedy: str) -> Iterator[h5py.F
 
 def _user_block(mark: bytes, body: bytes) -> bytes:
     return (mark + hashlib.sha256(body).hexdigest().encode()).ljust(USER_BLOCK, b"\0")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

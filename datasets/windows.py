@@ -8,25 +8,27 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from sim_eval.datasets.checks import episode_problems, set_problems
-from sim_eval.datasets.episode_file import Episode, episode_files, read_episode, read_header
-from sim_eval.datasets.packing import packed
+from sim_eval.datasets.checks import set_problems
+from sim_eval.datasets.episode_file import episode_files
+from sim_eval.datasets.packing import PackedEpisode, open_packed
 from sim_eval.envs.contract import EnvironmentSpec, SimEvalError, TrainingWindow
 
 
 class EpisodeWindows(Sequence[TrainingWindow]):
-    """Every step of every episode as a training window, compressed in memory and decoded on access.
+    """The steps of episodes as training windows; their pictures are packed on the disk and decoded on access.
 
-    10,000 windows of two 128 x 128 cameras take 0.9 GB; a batch of 32 is decoded in 4 ms.
+    10,000 windows of two 128 x 128 cameras take 0.9 GB of disk; a batch of 32 is decoded in 4 ms.
 
     Args:
         sources: episode files, or folders of them.
         horizon: actions in a window.
+        every: windows begin at every so many steps of an episode; in each of a task's episodes at another first step.
+        demonstrations: so many episodes of each task, the first by key; None: all.
+        cache, workers: see :func:`sim_eval.datasets.packing.open_packed`.
 
     Attributes:
-        episodes: as read, sorted by key; their views are decoded when looked up.
+        episodes: sorted by key.
         tasks: task name of each window.
         spec: the robot, cameras, proprio and action that all of them share.
 
@@ -34,22 +36,39 @@ class EpisodeWindows(Sequence[TrainingWindow]):
         SimEvalError: there is no episode, a file is unsound, a key occurs twice, or files may not be mixed.
     """
 
-    def __init__(self, sources: Path | Sequence[Path], horizon: int) -> None:
-        if horizon < 1:
-            raise SimEvalError(f"horizon must be 1 or more, not {horizon}")
+    def __init__(
+        self,
+        sources: Path | Sequence[Path],
+        horizon: int,
+        *,
+        every: int = 1,
+        demonstrations: int | None = None,
+        cache: Path | None = None,
+        workers: int = 1,
+    ) -> None:
+        for name, number in (("horizon", horizon), ("every", every), ("demonstrations", demonstrations)):
+            if number is not None and number < 1:
+                raise SimEvalError(f"{name} must be 1 or more, not {number}")
         files = [file for source in ([sources] if isinstance(sources, Path) else sources) for file in _files(source)]
         if not files:
             raise SimEvalError("no demonstrations were named: give a folder that sim_eval.collect filled")
-        headers = {file: read_header(file) for file in dict.fromkeys(files)}
-        if problems := set_problems(headers):
+        packed = open_packed(list(dict.fromkeys(files)), cache, workers)
+        if problems := set_problems({file: episode.header for file, episode in packed.items()}):
             raise SimEvalError(problems[0])
         self.horizon = horizon
-        self.spec: EnvironmentSpec = headers[files[0]].spec
+        self.spec: EnvironmentSpec = packed[files[0]].header.spec
         # By key, so that neither the folder's name nor the order of arguments changes what training sees.
-        ordered = sorted(headers, key=lambda file: headers[file].key)
-        self.episodes = tuple(_load(file) for file in tqdm(ordered, "reading demonstrations", delay=1, leave=False))
-        self.tasks = tuple(episode.key.task for episode in self.episodes for _ in episode.actions)
-        self._starts = [(episode, step) for episode in self.episodes for step in range(len(episode.actions))]
+        ordered = sorted(packed.values(), key=lambda episode: episode.key)
+        of_task = [list(group) for _, group in itertools.groupby(ordered, key=lambda episode: episode.key.task)]
+        kept = [list(enumerate(group[:demonstrations])) for group in of_task]
+        self.episodes: tuple[PackedEpisode, ...] = tuple(episode for group in kept for _, episode in group)
+        self._starts = [
+            (episode, step)
+            for group in kept
+            for number, episode in group
+            for step in range(number % every, len(episode.actions), every)
+        ]
+        self.tasks = tuple(episode.key.task for episode, _ in self._starts)
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -59,7 +78,7 @@ class EpisodeWindows(Sequence[TrainingWindow]):
         labels = episode.actions[step : step + self.horizon]
         actions = np.zeros((self.horizon, self.spec.action.dim))
         actions[: len(labels)] = labels
-        return TrainingWindow(episode.observations[step], actions, np.arange(self.horizon) < len(labels))
+        return TrainingWindow(episode.observation(step), actions, np.arange(self.horizon) < len(labels))
 
 
 def batch_indices(
@@ -119,10 +138,3 @@ def _files(source: Path) -> list[Path]:
         f"no demonstrations in {source}: collect some with python -m sim_eval.collect --task robosuite/LiftWide "
         f"--policy scripted --episodes 150 --out {source}"
     )
-
-
-def _load(file: Path) -> Episode:
-    episode = read_episode(file)
-    if problems := episode_problems(episode):
-        raise SimEvalError(f"{file}: {problems[0]}; delete it and collect it again")
-    return packed(episode)

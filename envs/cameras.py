@@ -10,6 +10,7 @@ import numpy as np
 
 from sim_eval.envs.contract import CameraView, FloatArray
 
+FARTHEST = 50.0  # metres; what is beyond is no robot's surroundings: the far plane, or a depth in millimetres
 # MuJoCo's (and OpenGL's) camera looks along -z with y up.
 OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 

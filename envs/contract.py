@@ -235,6 +235,9 @@ class SimulatorOptions:
     width: int = 128
     hide_goal: bool = False
 
+    def __str__(self) -> str:
+        return f"{self.render} {self.height}x{self.width}{', goal hidden' * self.hide_goal}"
+
 
 class Simulator(Protocol):
     """One task, running. Observations are rendered when somebody asks, not at every control step."""

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sim_eval.envs.contract import EnvironmentSpec, EpisodeKey, FloatArray, SimEvalError, SimulatorOptions, Task
-from sim_eval.envs.rendering import RgbdRenderer, choose_backend
+from sim_eval.envs.rendering import choose_backend
 from sim_eval.envs.robosuite_sim import ROBOT, RobosuiteScene, RobosuiteSimulator, quiet
 
 if TYPE_CHECKING:
@@ -299,12 +299,11 @@ class LiberoSimulator(RobosuiteSimulator):
         env._check_success()
         env._post_process()
 
-    def _render(self) -> RgbdRenderer:
-        renderer = super()._render()
-        renderer.sync(self._model)  # a burner that is on glows
-        return renderer
+    def _look(self) -> None:
+        super()._look()
+        self._onlooker.repaint()  # a burner that is on glows
 
     def _proprio(self) -> dict[str, FloatArray]:
         # The hand's orientation, which LIBERO's data sets and the policies trained on them take for the end effector's;
         # ``eef_quat`` is that of the point between the fingers.
-        return {**super()._proprio(), "hand_quat": self._view.xquat[self._hand][[1, 2, 3, 0]].copy()}
+        return {**super()._proprio(), "hand_quat": self._onlooker.data.xquat[self._hand][[1, 2, 3, 0]].copy()}

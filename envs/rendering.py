@@ -13,6 +13,7 @@ import os
 import sys
 import weakref
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
 # Meshes of fewer faces are drawn as they are: the fingers must keep their shape in the wrist camera.
 DECIMATE_ABOVE_FACES = 1000
 # Edge of the clustering grid: a share of the mesh's extent, so that the pedestal does not cost more than the arm.
-CELL_SHARE, CELL_MIN_METRES = 1 / 20, 0.01
-VISUAL_GROUP = 1
+CELL_SHARE = 1 / 20
 HIDDEN_GROUP = 5
 # What may change between episodes in the physics model and must show.
 SYNCED_FIELDS = (
@@ -38,12 +38,32 @@ SYNCED_FIELDS = (
     "geom_rbound",
     "body_pos",
     "body_quat",
+    "site_pos",
+    "site_rgba",
     "cam_pos",
     "cam_quat",
     "cam_fovy",
-    "site_rgba",
 )
 REMEDY = "install one with: apt-get install -y libegl1 libgl1-mesa-dri libosmesa6"
+
+
+@dataclass(frozen=True)
+class Look:
+    """What of a model is drawn; simulators differ in where they keep what is to be seen.
+
+    Attributes:
+        groups: MuJoCo's groups of visual geoms.
+        hidden: geoms of these groups that are drawn neither in RGB nor in depth.
+        sites: draw MuJoCo's sites, which most simulators mean for people and some for policies.
+        cell_metres: least edge of the grid by which ``fast`` decimates meshes.
+        coarse: geoms whose meshes it may decimate, by which textures suffer; None: all.
+    """
+
+    groups: tuple[int, ...] = (1,)
+    hidden: frozenset[int] = frozenset()
+    sites: bool = False
+    cell_metres: float = 0.01
+    coarse: frozenset[int] | None = None
 
 
 def _egl_works() -> bool:
@@ -132,8 +152,12 @@ def cluster_index(vertices: NDArray[np.float32], cell: float) -> tuple[NDArray[n
     return first, index.reshape(-1)
 
 
-def decimate_meshes(model: mujoco.MjModel, geoms: Collection[int]) -> list[int]:
-    """Decimates, in place, the dense meshes that the geoms draw; returns the geoms whose shape changed."""
+def decimate_meshes(model: mujoco.MjModel, geoms: Collection[int], least_cell: float) -> list[int]:
+    """Decimates, in place, the dense meshes that the geoms draw; returns the geoms whose shape changed.
+
+    Args:
+        least_cell: edge of the clustering grid, metres, unless the mesh is so large that a coarser one does.
+    """
     done: dict[int, bool] = {}
     for geom in geoms:
         mesh = int(model.geom_dataid[geom])
@@ -145,7 +169,7 @@ def decimate_meshes(model: mujoco.MjModel, geoms: Collection[int]) -> list[int]:
         v = slice(model.mesh_vertadr[mesh], model.mesh_vertadr[mesh] + model.mesh_vertnum[mesh])
         start, stop = model.mesh_faceadr[mesh], model.mesh_faceadr[mesh] + model.mesh_facenum[mesh]
         vertices, faces = model.mesh_vert[v], model.mesh_face[start:stop].copy()
-        cell = max(CELL_MIN_METRES, CELL_SHARE * float(np.ptp(vertices, axis=0).max()))
+        cell = max(least_cell, CELL_SHARE * float(np.ptp(vertices, axis=0).max()))
         moved, kept = cluster_faces(vertices, faces, cell)
         first, index = cluster_index(vertices, cell)
         model.mesh_vert[v] = moved
@@ -162,12 +186,8 @@ class _Canvas:
     Two MuJoCo contexts on one OpenGL context would silently draw into each other, so each canvas has its own.
     """
 
-    def __init__(self, model: mujoco.MjModel, height: int, width: int, effects: bool, sites: bool = False) -> None:
-        """Args:
-        model: owned by the canvas.
-        effects: shadows, reflections, sky, multisampling.
-        sites: whether those of group 0 are drawn.
-        """
+    def __init__(self, model: mujoco.MjModel, height: int, width: int, look: Look, effects: bool) -> None:
+        """Args: model: owned by the canvas. effects: shadows, reflections, sky, multisampling."""
         import mujoco
         from mujoco.gl_context import GLContext
 
@@ -192,9 +212,9 @@ class _Canvas:
                 self.scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = False
         self._option = mujoco.MjvOption()
         self._option.geomgroup[:] = 0
-        self._option.geomgroup[VISUAL_GROUP] = 1
-        self._option.sitegroup[:] = 0  # markers for people, not part of the scene
-        self._option.sitegroup[0] = sites
+        self._option.geomgroup[list(look.groups)] = 1
+        if not look.sites:
+            self._option.sitegroup[:] = 0
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self._viewport = mujoco.MjrRect(0, 0, width, height)
@@ -235,33 +255,19 @@ class RgbdRenderer:
     multisampling: a multisampled buffer holds the depth of a point beside the pixel's centre.
     """
 
-    def __init__(
-        self,
-        model: mujoco.MjModel,
-        height: int,
-        width: int,
-        mode: RenderMode,
-        hidden: Collection[int] = (),
-        coarse: Collection[int] | None = None,
-        sites: bool = False,
-    ) -> None:
-        """Args:
-        model: of the physics, not changed.
-        hidden: geoms shown neither in RGB nor in depth.
-        coarse: geoms whose meshes ``fast`` may decimate; None: all.
-        sites: whether those of group 0 are drawn.
-        """
+    def __init__(self, model: mujoco.MjModel, height: int, width: int, mode: RenderMode, look: Look = Look()) -> None:
+        """Args: model: of the physics, not changed."""
         choose_backend()
         own = copy.copy(model)
-        for geom in hidden:
-            own.geom_group[geom] = HIDDEN_GROUP
+        own.geom_group[list(look.hidden)] = HIDDEN_GROUP
         self.decimated: list[int] = []
         if mode == "fast":
-            geoms = range(own.ngeom) if coarse is None else coarse
-            self.decimated = decimate_meshes(own, [g for g in geoms if own.geom_group[g] == VISUAL_GROUP])
-            self._canvases = [_Canvas(own, height, width, False, sites)]
+            shown = [geom for geom in range(own.ngeom) if own.geom_group[geom] in look.groups]
+            coarse = [geom for geom in shown if look.coarse is None or geom in look.coarse]
+            self.decimated = decimate_meshes(own, coarse, look.cell_metres)
+            self._canvases = [_Canvas(own, height, width, look, effects=False)]
         else:
-            self._canvases = [_Canvas(copy.copy(own), height, width, effects, sites) for effects in (True, False)]
+            self._canvases = [_Canvas(copy.copy(own), height, width, look, effects) for effects in (True, False)]
         self._shape = height, width
         near = np.float64(np.float32(model.vis.map.znear * model.stat.extent))
         far = np.float64(np.float32(model.vis.map.zfar * model.stat.extent))

@@ -10,15 +10,13 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sim_eval.envs.cameras import camera_to_world_from_mujoco, intrinsics_from_fovy
 from sim_eval.envs.contract import (
     ActionSpec,
-    CameraView,
     EnvironmentSpec,
     EpisodeKey,
     FloatArray,
@@ -28,7 +26,8 @@ from sim_eval.envs.contract import (
     Status,
     Task,
 )
-from sim_eval.envs.rendering import RgbdRenderer, choose_backend
+from sim_eval.envs.onlooker import Onlooker, state_names
+from sim_eval.envs.rendering import Look, choose_backend
 
 if TYPE_CHECKING:
     import mujoco
@@ -60,8 +59,8 @@ class RobosuiteScene:
         arguments: made afresh for each environment, handed to ``robosuite.make``; they go before ours.
         randomize: sets, in the compiled model, what robosuite draws only when it builds an environment.
         hidden: prefixes of geoms shown neither in RGB nor in depth.
-        coarse: prefixes of geoms whose meshes ``fast`` may decimate; textures do not survive it.
-        sites: draw sites of group 0 too, where they are something to see and not marks for people.
+        coarse: prefixes of geoms whose meshes ``fast`` may decimate, by which textures suffer.
+        sites: whether MuJoCo's sites are something to see.
     """
 
     environment: str
@@ -69,9 +68,18 @@ class RobosuiteScene:
     objects: Mapping[str, str]
     arguments: Callable[[], Mapping[str, object]] = dict
     randomize: Callable[[ManipulationEnv, np.random.Generator], None] = lambda env, rng: None
-    hidden: tuple[str, ...] = field(default=())
+    hidden: tuple[str, ...] = ()
     coarse: tuple[str, ...] = ("",)
     sites: bool = False
+
+    def look(self, model: mujoco.MjModel) -> Look:
+        """What of the compiled model is drawn."""
+        names = [model.geom(index).name for index in range(model.ngeom)]
+        hidden, coarse = (
+            frozenset(index for index, name in enumerate(names) if name.startswith(prefixes))
+            for prefixes in (self.hidden, self.coarse)
+        )
+        return Look(hidden=hidden, coarse=coarse, sites=self.sites)
 
 
 @contextmanager
@@ -122,22 +130,12 @@ def reseed(env: ManipulationEnv, rng: np.random.Generator) -> None:
             pending.extend(getattr(sampler, "samplers", {}).values())
 
 
-def state_names(model: mujoco.MjModel) -> tuple[str, ...]:
-    """What the numbers of robosuite's flat state are: time, joint positions, joint velocities."""
-    names = ["time"]
-    for kind, starts, size in (("qpos", model.jnt_qposadr, model.nq), ("qvel", model.jnt_dofadr, model.nv)):
-        for joint, (start, end) in enumerate(zip(starts, [*starts[1:], size], strict=True)):
-            names += [f"{kind} {model.joint(joint).name}[{place}]" for place in range(end - start)]
-    return tuple(names)
-
-
 class RobosuiteSimulator:
     """One robosuite task, running; see :class:`sim_eval.envs.contract.Simulator`."""
 
     def __init__(self, task: Task, scene: RobosuiteScene, options: SimulatorOptions) -> None:
         choose_backend()
         with quiet():
-            import mujoco
             import robosuite
 
             arguments = {
@@ -158,17 +156,13 @@ class RobosuiteSimulator:
             self._env.modify_observable(name, "active", False)
         self._task, self._scene, self._options = task, scene, options
         self._model = self._env.sim.model._model
-        # A second set of positions, so that looking never touches the physics, nor lags it by a substep.
-        self._view = mujoco.MjData(self._model)
-        self._renderer: RgbdRenderer | None = None
-        self._cameras = {name: self._model.camera(theirs).id for name, theirs in CAMERAS.items()}
+        self._onlooker = Onlooker(self._model, CAMERAS, options, scene.look(self._model))
         self._site = self._env.robots[0].eef_site_id["right"]
         self._joints = self._env.robots[0]._ref_joint_pos_indexes
         self._fingers = self._env.robots[0]._ref_gripper_joint_pos_indexes["right"]
         self._bodies = {name: self._model.body(body).id for name, body in scene.objects.items()}
         self._state_names = state_names(self._model)
         self._goal, self._instruction = 0, task.goals[0][0]
-        self._seen: dict[str, CameraView] = {}  # pictures of this instant, so that two onlookers cost one rendering
 
     @property
     def task(self) -> Task:
@@ -184,19 +178,17 @@ class RobosuiteSimulator:
         reseed(self._env, key.rng("reset"))
         self._env.reset()
         self._goal, self._instruction = self._task.goal(key), self._task.instruction(key)
-        self._seen = {}
-        if self._renderer is not None:
-            self._renderer.sync(self._model)
+        self._onlooker.follow(self._model)
 
     def act(self, action: FloatArray) -> Status:
         self._env.step(np.asarray(action, np.float64))
-        self._seen = {}
+        self._onlooker.forget()
         phase = self._scene.phase(self._env, self._goal)
         return Status(success=phase == len(self._task.phases), phase=phase)
 
     def observe(self, cameras: Sequence[str] | None = None) -> Observation:
-        self._update_view()
-        views = {name: self._look(name) for name in (CAMERAS if cameras is None else cameras)}
+        self._look()
+        views = {name: self._onlooker.view(name) for name in (CAMERAS if cameras is None else cameras)}
         return Observation(views, self._proprio(), self._instruction, self._task.workspace)
 
     def snapshot(self) -> Snapshot:
@@ -204,18 +196,18 @@ class RobosuiteSimulator:
 
     def privileged(self) -> Mapping[str, FloatArray]:
         """Robot fields as in proprioception, and ``<object>_pos`` [3], ``<object>_mat`` [3, 3] in the world frame."""
-        self._update_view()
-        state = self._proprio()
-        state["eef_mat"] = self._view.site_xmat[self._site].reshape(3, 3).copy()
+        self._look()
+        state, seen = self._proprio(), self._onlooker.data
+        state["eef_mat"] = seen.site_xmat[self._site].reshape(3, 3).copy()
         for name, index in self._bodies.items():
-            state[f"{name}_pos"] = self._view.xpos[index].copy()
-            state[f"{name}_mat"] = self._view.xmat[index].reshape(3, 3).copy()
+            state[f"{name}_pos"] = seen.xpos[index].copy()
+            state[f"{name}_mat"] = seen.xmat[index].reshape(3, 3).copy()
         return state
 
     def segmentation(self, camera: str) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
         """Geom id int32 [H, W] of what each pixel shows, -1 where nothing."""
-        self._update_view()
-        return self._render().segmentation(self._view, self._cameras[camera])
+        self._look()
+        return self._onlooker.segmentation(camera)
 
     def provenance(self) -> Mapping[str, str]:
         import robosuite
@@ -237,61 +229,25 @@ class RobosuiteSimulator:
         return {"env_args": json.dumps(arguments), "model_file": self._env.sim.model.get_xml()}
 
     def close(self) -> None:
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+        self._onlooker.close()
         self._env.close()
 
-    def _update_view(self) -> None:
-        import mujoco
-
-        data = self._env.sim.data._data
-        self._view.qpos[:] = data.qpos
-        self._view.mocap_pos[:], self._view.mocap_quat[:] = data.mocap_pos, data.mocap_quat
-        mujoco.mj_kinematics(self._model, self._view)
-        mujoco.mj_camlight(self._model, self._view)
-
-    def _render(self) -> RgbdRenderer:
-        if self._renderer is None:
-            options, scene = self._options, self._scene
-            self._renderer = RgbdRenderer(
-                self._model,
-                options.height,
-                options.width,
-                options.render,
-                self._geoms(scene.hidden),
-                self._geoms(scene.coarse),
-                scene.sites,
-            )
-        return self._renderer
-
-    def _geoms(self, prefixes: tuple[str, ...]) -> list[int]:
-        return [geom for geom in range(self._model.ngeom) if self._model.geom(geom).name.startswith(prefixes)]
-
-    def _look(self, name: str) -> CameraView:
-        if name in self._seen:
-            return self._seen[name]
-        camera = self._cameras[name]
-        rgb, depth = self._render().render(self._view, camera)
-        intrinsics = intrinsics_from_fovy(
-            float(self._model.cam_fovy[camera]), self._options.height, self._options.width
-        )
-        pose = camera_to_world_from_mujoco(self._view.cam_xpos[camera], self._view.cam_xmat[camera])
-        self._seen[name] = CameraView(rgb, depth, intrinsics, pose)
-        return self._seen[name]
+    def _look(self) -> None:
+        self._onlooker.update(self._env.sim.data._data)
 
     def _proprio(self) -> dict[str, FloatArray]:
         import mujoco
 
-        matrix = self._view.site_xmat[self._site]
+        seen = self._onlooker.data
+        matrix = seen.site_xmat[self._site]
         wxyz = np.empty(4)
         mujoco.mju_mat2Quat(wxyz, matrix)
         columns = matrix.reshape(3, 3)[:, :2]
         return {
-            "eef_pos": self._view.site_xpos[self._site].copy(),
+            "eef_pos": seen.site_xpos[self._site].copy(),
             "eef_quat": wxyz[[1, 2, 3, 0]],  # x, y, z, w
             # First two columns of the rotation matrix: continuous, unlike a quaternion (Zhou et al. 2019).
             "eef_rot6d": columns.T.reshape(6).copy(),
-            "gripper_qpos": self._view.qpos[self._fingers].copy(),
-            "joint_pos": self._view.qpos[self._joints].copy(),
+            "gripper_qpos": seen.qpos[self._fingers].copy(),
+            "joint_pos": seen.qpos[self._joints].copy(),
         }

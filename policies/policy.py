@@ -112,10 +112,12 @@ class ActionChunk:
         actions: float64 [horizon, action dim], in the environment's units.
         disturbance: standard deviation [action dim] of the noise that a collector may add to what is executed while it
             records ``actions`` as the label (DART, Laskey et al. 2017); None: none.
+        disturbed_share: of the control steps on which it does so, in bursts; 1: all the time.
     """
 
     actions: FloatArray
     disturbance: FloatArray | None = None
+    disturbed_share: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,33 @@
 """Collect demonstrations: ``python -m sim_eval.collect --task robosuite/LiftWide --episodes 150 --out data/lift_wide``.
 
 One HDF5 file an episode, in robomimic's layout with depth and cameras. The same command again goes on where it
-stopped.
+stopped, with any number of ``--workers``: the files are the same.
 """
 
 from __future__ import annotations
 
+import sys
+import time
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from sim_eval.console import at_least, make_folder, run
+import tyro
+
+from sim_eval.console import at_least, make_folder, named_tasks, run
 from sim_eval.envs.contract import SimEvalError, SimulatorOptions
 
 if TYPE_CHECKING:
-    from sim_eval.envs.contract import Simulator
-    from sim_eval.policies.policy import Policy
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-# With fewer successes than one in so many tries, the demonstrator is not one.
-TRIES_BEFORE_GIVING_UP = 20
+    from sim_eval.datasets.episode_file import EpisodeHeader
+    from sim_eval.envs.contract import EpisodeKey
+    from sim_eval.evaluation.engine import EpisodeResult
+    from sim_eval.evaluation.quota import Quota
+    from sim_eval.evaluation.scoring import Collecting
+    from sim_eval.evaluation.workers import Lost
+    from sim_eval.policies.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -26,104 +35,203 @@ class CollectArguments:
     """Collect demonstrations with a policy.
 
     Attributes:
-        task: what to demonstrate, for example robosuite/LiftWide.
-        out: folder for the episode files; one that already holds some of them is continued.
+        task: what to demonstrate: tasks and suites of tasks, separated by commas, for example robosuite/LiftWide.
+        out: folder for the episode files of all tasks; one that already holds some of them is continued.
         policy: who demonstrates: scripted, a shipped checkpoint's name, or a checkpoint folder.
-        episodes: how many episodes the folder shall hold in the end.
+        episodes: how many episodes of each task the folder shall hold in the end.
         split: train or val; test episodes are never collected.
         keep_failures: keep failed episodes too.
         disturb: push the demonstrator off its path but record clean labels (DART), so that a learner sees recoveries.
+        rehearse: run each episode without recording first, and again only if it succeeds; faster where simulation is
+            cheap beside rendering and the demonstrator fails now and then.
         render: fast, or faithful for the simulator's own look.
+        hide_goal: leave out the marks by which some simulators show where the goal is.
         size: height and width of every camera in pixels.
+        cameras: which of the environment's cameras are recorded, separated by commas; default: all.
         device: for a learned policy: auto, cpu, cuda.
+        workers: processes that run episodes; 1 is this process, and with 2 or more it survives a crash of a simulator.
     """
 
-    task: str
+    task: Annotated[str, tyro.conf.arg(metavar="T[,T...]")]
     out: Path
     policy: str = "scripted"
     episodes: int = 100
     split: Literal["train", "val"] = "train"
     keep_failures: bool = False
     disturb: bool = True
+    rehearse: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     render: Literal["fast", "faithful"] = "fast"
+    hide_goal: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     size: int = 128
+    cameras: Annotated[str, tyro.conf.arg(metavar="C[,C...]")] = ""
     device: str = "auto"
+    workers: int = 1
 
 
 def main(arguments: CollectArguments) -> int:
     """Runs the command; returns the exit code."""
     at_least("episodes", arguments.episodes, 1)
     at_least("size", arguments.size, 16)
-    from sim_eval.envs.tasks import get_task
-    from sim_eval.policies.policy import check_fit, load_policy
+    at_least("workers", arguments.workers, 1)
+    from sim_eval.evaluation.engine import RolloutProtocol
+    from sim_eval.evaluation.quota import Quota
+    from sim_eval.evaluation.scoring import Collecting, PolicySource
+    from sim_eval.policies.policy import AS_SAVED
 
-    task = get_task(arguments.task)
-    policy = load_policy(arguments.policy, arguments.device)
+    tasks = named_tasks(arguments.task)
+    if not tasks:
+        raise SimEvalError("--task names nothing: name a task or a suite")
+    source = PolicySource(arguments.policy, arguments.device, AS_SAVED, threads=1)
+    policy = source.load()
     make_folder(arguments.out)
-    simulator = task.make(SimulatorOptions(arguments.render, arguments.size, arguments.size))
-    try:
-        check_fit(policy.spec, simulator.spec)
-        return collect(simulator, policy, arguments)
-    finally:
-        simulator.close()
-
-
-def collect(simulator: Simulator, policy: Policy, arguments: CollectArguments) -> int:
-    """Fills the folder up to the wanted number of episodes."""
-    from tqdm import tqdm
-
-    from sim_eval.datasets.recorder import DemonstrationRecorder, existing
-    from sim_eval.envs.contract import EpisodeKey
-    from sim_eval.evaluation.engine import RolloutProtocol, run_episode
-
-    task, split, wanted = arguments.task, arguments.split, arguments.episodes
-    there = existing(arguments.out, task, split)
-    for header in there.values():
-        if header.spec.cameras != simulator.spec.cameras:
-            raise SimEvalError(
-                f"{arguments.out} holds pictures of {dict(header.spec.cameras)}, this command makes "
-                f"{dict(simulator.spec.cameras)}: choose another --out or the same --size"
-            )
-    recorder = DemonstrationRecorder(arguments.out, arguments.keep_failures)
-    protocol = RolloutProtocol(simulator=SimulatorOptions(arguments.render, arguments.size, arguments.size))
-    tries = successes = errors = index = steps = 0
-    progress = tqdm(
-        total=wanted, initial=min(len(there), wanted), unit="episode", desc=f"{task} {split}", dynamic_ncols=True
+    shown = SimulatorOptions(arguments.render, arguments.size, arguments.size, arguments.hide_goal)
+    there = found(arguments, tasks, shown)
+    quotas = {
+        task: Quota(task, arguments.split, arguments.episodes, [key.index for key in keys], arguments.keep_failures)
+        for task, keys in there.items()
+    }
+    job = Collecting(
+        policy.spec,
+        RolloutProtocol(simulator=shown),
+        arguments.out,
+        keep_failures=arguments.keep_failures,
+        disturb=arguments.disturb,
+        rehearse=arguments.rehearse,
+        cameras=tuple(name.strip() for name in arguments.cameras.split(",") if name.strip()),
+        there={task: headers[min(headers)].spec.cameras for task, headers in there.items() if headers},
+        source=source,
     )
+    began = time.monotonic()
     try:
-        while len(there) + len(recorder.written) < wanted:
-            if index not in there:
-                key = EpisodeKey(task, split, index)
-                result = run_episode(simulator, policy, key, protocol, recorder, arguments.disturb)
-                tries, successes, steps = tries + 1, successes + result.success, steps + result.steps
-                if result.error:
-                    errors += 1
-                    progress.write(f"{key}: {result.error}")
-                hopeless = tries >= TRIES_BEFORE_GIVING_UP and successes * TRIES_BEFORE_GIVING_UP < tries
-                if hopeless and not arguments.keep_failures:
-                    raise SimEvalError(
-                        f"policy '{arguments.policy}' succeeded in {successes} of {tries} episodes of {task}: "
-                        f"it cannot demonstrate it ({errors} ended with an error); try --policy scripted"
-                    )
-                progress.update(len(there) + len(recorder.written) - progress.n)
-                progress.set_postfix(success=f"{successes}/{tries}")
-            index += 1
+        with outcomes(job, policy, list(quotas.values()), arguments.workers) as ended:
+            fill(quotas, ended)
     except KeyboardInterrupt:
+        kept = sum(len(quota.kept) + len(written(arguments.out, quota, quota.running)) for quota in quotas.values())
         raise KeyboardInterrupt(
-            f"interrupted: {len(existing(arguments.out, task, split))} of {wanted} episodes kept in {arguments.out}; "
+            f"interrupted: {kept} of {arguments.episodes * len(tasks)} episodes kept in {arguments.out}; "
             "the same command continues"
         ) from None
-    finally:
-        seconds = progress.format_dict["elapsed"]
-        progress.close()
-    total = len(there) + len(recorder.written)
-    size = sum(path.stat().st_size for path in recorder.written) / 1e6
-    print(
-        f"{arguments.out}: {total} episodes of {task}, {split} ({len(there)} from before)\n"
-        f"this time: {successes} successes in {tries} tries, {len(recorder.written)} written ({size:.0f} MB), "
-        f"{steps} control steps, {seconds:.0f} s"
-    )
+    report(list(quotas.values()), sum(map(len, there.values())), time.monotonic() - began, arguments)
     return 0
+
+
+def found(
+    arguments: CollectArguments, tasks: Sequence[str], shown: SimulatorOptions
+) -> dict[str, dict[EpisodeKey, EpisodeHeader]]:
+    """What the folder holds of each task.
+
+    Raises:
+        SimEvalError: it cannot be used together, or is not shown as this command shows it.
+    """
+    from sim_eval.datasets.recorder import existing
+
+    there: dict[str, dict[EpisodeKey, EpisodeHeader]] = {task: {} for task in tasks}
+    for key, header in existing(arguments.out, tasks, arguments.split).items():
+        if header.shown != shown:
+            raise SimEvalError(
+                f"{arguments.out} holds episodes of {key.task} shown {header.shown}, this command shows them {shown}: "
+                "choose another --out or the same --render, --size and --hide-goal"
+            )
+        there[key.task][key] = header
+    return there
+
+
+@contextmanager
+def outcomes(
+    job: Collecting, policy: Policy, quotas: Sequence[Quota], workers: int
+) -> Iterator[Iterable[EpisodeResult | Lost]]:
+    """What comes of the episodes that the quotas hand out, as they end; no worker is left afterwards."""
+    from sim_eval.evaluation.scoring import OneSimulator
+    from sim_eval.evaluation.workers import Crew, Supervision
+
+    def next_key() -> EpisodeKey | None:
+        return next((key for quota in quotas if (key := quota.next())), None)
+
+    if workers == 1:
+        with closing(OneSimulator(job.protocol.simulator)) as simulators:
+            yield map(job.player(policy, simulators), iter(next_key, None))
+    else:
+        with closing(Crew(job, workers, Supervision())) as crew:
+            yield crew.run_from(next_key)
+
+
+def fill(quotas: Mapping[str, Quota], ended: Iterable[EpisodeResult | Lost]) -> None:
+    """Tells the quotas what came of their episodes, with a progress bar on stderr."""
+    from tqdm import tqdm
+
+    from sim_eval.envs.tasks import get_task, in_short
+    from sim_eval.evaluation.engine import EpisodeResult, lost_episode
+
+    def kept() -> int:
+        return sum(min(len(quota.kept), quota.wanted) for quota in quotas.values())
+
+    wanted = sum(quota.wanted for quota in quotas.values())
+    with tqdm(
+        total=wanted, initial=kept(), unit="episode", desc=in_short(quotas), smoothing=0, dynamic_ncols=True
+    ) as bar:
+        for outcome in ended:
+            if not isinstance(outcome, EpisodeResult):
+                bar.write(str(outcome), file=sys.stderr)
+                if not (outcome.key and outcome.final):
+                    continue
+                task = get_task(outcome.key.task)
+                outcome = lost_episode(task, outcome.key, "right", outcome.reason, outcome.seconds)
+            elif outcome.error:
+                bar.write(f"{outcome.key}: {outcome.error}", file=sys.stderr)
+            quotas[outcome.key.task].end(outcome)
+            bar.set_postfix_str("success {}/{}".format(*tried(quotas.values())), refresh=False)
+            bar.update(kept() - bar.n)
+
+
+def tried(quotas: Iterable[Quota]) -> tuple[int, int]:
+    """Successes and tries."""
+    ended = [result.success for quota in quotas for result in quota.ended]
+    return sum(ended), len(ended)
+
+
+def written(folder: Path, quota: Quota, indices: Iterable[int]) -> list[Path]:
+    """Which of these episodes have a file."""
+    from sim_eval.datasets.episode_file import episode_name
+
+    return [path for index in sorted(indices) if (path := folder / episode_name(quota.key(index))).exists()]
+
+
+def report(quotas: Sequence[Quota], there: int, seconds: float, arguments: CollectArguments) -> None:
+    """Prints what the folder holds now.
+
+    Args:
+        there: how many episodes it held before.
+
+    Raises:
+        SimEvalError: a task could not be demonstrated.
+    """
+    from sim_eval.envs.tasks import in_short
+    from sim_eval.reporting.tables import terminal
+
+    total = sum(len(quota.kept) for quota in quotas)
+    fresh = [(quota, quota.kept & {result.key.index for result in quota.ended}) for quota in quotas]
+    files = [path for quota, indices in fresh for path in written(arguments.out, quota, indices)]
+    steps = sum(result.steps for quota in quotas for result in quota.ended)
+    if len(quotas) > 1:
+        rows = [
+            (quota.task, str(len(quota.kept)), "{} / {}".format(*tried([quota])), str(quota.errors)) for quota in quotas
+        ]
+        print(terminal(("task", "episodes", "successes / tries", "errors"), rows))
+    successes, tries = tried(quotas)
+    print(
+        f"{arguments.out}: {total} episodes of {in_short([quota.task for quota in quotas])}, {arguments.split} "
+        f"({there} from before)\n"
+        f"this time: {successes} successes in {tries} tries, {len(files)} written "
+        f"({sum(path.stat().st_size for path in files) / 1e6:.0f} MB), {steps} control steps, {seconds:.0f} s"
+    )
+    if hopeless := [quota for quota in quotas if quota.hopeless]:
+        told = "; ".join(
+            f"{quota.successes} of {len(quota.ended)} episodes of {quota.task} ({quota.errors} ended with an error)"
+            for quota in hopeless
+        )
+        raise SimEvalError(
+            f"policy '{arguments.policy}' succeeded in {told}: it cannot demonstrate that; try --policy scripted"
+        )
 
 
 if __name__ == "__main__":

@@ -64,6 +64,17 @@ def run(main: Callable[[Arguments], int], arguments: type[Arguments], program: s
     sys.exit(code)
 
 
+def named_tasks(names: str) -> list[str]:
+    """The tasks that an option names: tasks and suites, separated by commas.
+
+    Raises:
+        SimEvalError: there is no such task or suite.
+    """
+    from sim_eval.envs.tasks import expand
+
+    return expand(name.strip() for name in names.split(",") if name.strip())
+
+
 def at_least(name: str, value: float, least: float) -> None:
     """Refuses an option below its least value.
 

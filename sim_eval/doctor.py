@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from sim_eval.console import at_least, run
+from sim_eval.console import at_least, named_tasks, run
 from sim_eval.envs.contract import SimEvalError, SimulatorOptions
 
 if TYPE_CHECKING:
@@ -31,10 +31,12 @@ class DoctorArguments:
 
     Attributes:
         policy: deep_llama or another shipped checkpoint, a checkpoint folder, scripted, zero or random.
-        task: tasks, separated by commas; without it those of the data, else the policy's, else robosuite/LiftWide.
+        task: tasks and suites of tasks, separated by commas; without it those of the data, else the policy's, else
+            robosuite/LiftWide.
         data: folders of demonstrations, best those that the policy was trained on.
         episodes: demonstrations of each task that are replayed.
         render: fast or faithful, as the evaluation will show the task.
+        hide_goal: leave out marks of the goal, if the evaluation will.
         device: auto, cpu, cuda or another of torch's devices.
         threads: torch's CPU threads, as the evaluation will have them.
         json: write the findings to this file as well.
@@ -45,6 +47,7 @@ class DoctorArguments:
     data: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="DIR [DIR ...]")] = ()
     episodes: int = 3
     render: Literal["fast", "faithful"] = "fast"
+    hide_goal: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     device: str = "auto"
     threads: int = 1
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -86,19 +89,19 @@ def admit(arguments: DoctorArguments) -> Patient:
     from sim_eval.policies.policy import checkpoint_folder, load_policy
 
     data = catalogue(arguments.data)
-    named = [name.strip() for name in arguments.task.split(",") if name.strip()] or data.tasks
-    tasks = [get_task(name) for name in named]  # before the long load
+    tasks = [get_task(name) for name in named_tasks(arguments.task) or data.tasks]  # before the long load
     policy = load_policy(arguments.policy, arguments.device) if arguments.policy else None
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(arguments.threads)
     learnt = policy.spec.tasks if policy else ()
     sizes = [size for spec in (policy.spec if policy else None, data.spec) if spec for size in spec.cameras.values()]
+    size = sizes[0] if sizes else (SimulatorOptions.height, SimulatorOptions.width)
     return Patient(
         policy=policy,
         folder=checkpoint_folder(arguments.policy) if arguments.policy else None,
         data=data,
         tasks=tuple(tasks or [get_task(name) for name in learnt or (DEFAULT_TASK,)]),
-        simulator=SimulatorOptions(arguments.render, *sizes[0]) if sizes else SimulatorOptions(arguments.render),
+        simulator=SimulatorOptions(arguments.render, *size, arguments.hide_goal),
         replayed=arguments.episodes,
         device=arguments.device,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import itertools
 import math
 import os
 import shlex
@@ -21,9 +21,10 @@ from tqdm import tqdm
 
 from sim_eval.datasets.normalization import normalization_stats
 from sim_eval.datasets.windows import EpisodeWindows, numbered_batches
-from sim_eval.envs.contract import EpisodeKey, RenderMode, SimEvalError, Simulator, SimulatorOptions
+from sim_eval.envs.contract import EpisodeKey, SimEvalError, SimulatorOptions
 from sim_eval.evaluation.engine import RolloutProtocol, run_episode
 from sim_eval.evaluation.run_folder import machine
+from sim_eval.evaluation.scoring import OneSimulator
 from sim_eval.policies.policy import PolicySpec
 from sim_eval.policies.spatialvla.adapters import add_adapters, whole_weights
 from sim_eval.policies.spatialvla.checkpoint import SpatialVLAPolicy, save_checkpoint
@@ -56,10 +57,11 @@ if TYPE_CHECKING:
     from sim_eval.train import TrainArguments
 
 GIGABYTE = 1e9
-STATE_FIELDS = ("eef_pos", "eef_rot6d", "gripper_qpos")
+STATE_FIELDS = ("eef_pos", "eef_rot6d", "gripper_qpos", "gripper_opening")  # those that a robot has
 # When the weights are tried on the val split, as shares of the training.
 ROUNDS = (0.2, 0.4, 0.6, 0.8, 1.0)
-FREE = ("data", "out", "device", "threads", "cache_features", "dry_run")  # options that change no result
+# Options that change no result.
+FREE = ("data", "out", "device", "threads", "cache", "workers", "cache_features", "dry_run")
 STATE, CARD_FILE = "training.pt", "README.md"
 SAVE_SECONDS = 60.0
 LOG_STEPS = 20
@@ -102,16 +104,15 @@ def network(arguments: TrainArguments) -> SpatialVLAConfig:
 
 
 def shown_as(windows: EpisodeWindows) -> SimulatorOptions:
-    """How the demonstrations were rendered; validation shows its episodes alike.
+    """How the demonstrations were shown; validation shows its episodes alike.
 
     Raises:
-        SimEvalError: some were rendered otherwise than others.
+        SimEvalError: some were shown otherwise than others.
     """
-    looks = {json.loads(episode.provenance["env_args"]).get("render", "fast") for episode in windows.episodes}
+    looks = {episode.header.shown for episode in windows.episodes}
     if len(looks) > 1:
-        raise SimEvalError(f"--data mixes episodes rendered {' and '.join(sorted(looks))}: train on one look")
-    (height, width), *_ = windows.spec.cameras.values()
-    return SimulatorOptions(cast(RenderMode, looks.pop()), height, width)
+        raise SimEvalError(f"--data mixes episodes shown {' and '.join(sorted(map(str, looks)))}: train on one look")
+    return looks.pop()
 
 
 def make_processor(windows: EpisodeWindows, arguments: TrainArguments) -> SpatialVLAProcessor:
@@ -122,10 +123,15 @@ def make_processor(windows: EpisodeWindows, arguments: TrainArguments) -> Spatia
     """
     if foreign := [str(episode.key) for episode in windows.episodes if episode.key.split != "train"]:
         raise SimEvalError(f"--data holds {foreign[0]}: only episodes of the train split may be trained on")
-    proprio = {name: windows.spec.proprio[name] for name in STATE_FIELDS}
+    proprio = {name: windows.spec.proprio[name] for name in STATE_FIELDS if name in windows.spec.proprio}
+    if unknown := [name for name in arguments.cameras if name not in windows.spec.cameras]:
+        raise SimEvalError(
+            f"--cameras: the data has no camera '{unknown[0]}', it has {', '.join(windows.spec.cameras)}"
+        )
+    cameras = {name: windows.spec.cameras[name] for name in arguments.cameras or windows.spec.cameras}
     base = network(arguments)
     # A tower from scratch takes the cameras' size; one that is published has its own, and pictures are made to fit it.
-    side = max(max(size) for size in windows.spec.cameras.values())
+    side = max(max(size) for size in cameras.values())
     fitted = replace(
         base,
         vision=replace(base.vision, image_size=side) if arguments.llava3d is None else base.vision,
@@ -135,7 +141,7 @@ def make_processor(windows: EpisodeWindows, arguments: TrainArguments) -> Spatia
     spec = PolicySpec(
         name=arguments.expert,
         robot=windows.spec.robot,
-        cameras=windows.spec.cameras,
+        cameras=cameras,
         proprio=proprio,
         action=windows.spec.action,
         tasks=tuple(sorted({episode.key.task for episode in windows.episodes})),
@@ -143,7 +149,7 @@ def make_processor(windows: EpisodeWindows, arguments: TrainArguments) -> Spatia
     stats = normalization_stats(windows.episodes, arguments.normalization)
     if arguments.llava3d is not None:
         return llava3d_processor(arguments.llava3d, spec, stats, config)
-    tokenizer = train_tokenizer({episode.instruction for episode in windows.episodes}, config.text.vocab_size)
+    tokenizer = train_tokenizer({episode.header.instruction for episode in windows.episodes}, config.text.vocab_size)
     return SpatialVLAProcessor(config, spec, stats, tokenizer)
 
 
@@ -214,6 +220,19 @@ def check_memory(memory: Memory, device: torch.device, share: int = 1) -> None:
         )
 
 
+def validation_keys(tasks: Sequence[str], episodes: int, total: int | None) -> list[EpisodeKey]:
+    """The episodes of a round of validation, the same in every round, so that rounds can be compared.
+
+    Args:
+        episodes: of each task.
+        total: of all tasks together at most, spread evenly over them; some may get none.
+    """
+    count = len(tasks)
+    wanted = episodes * count if total is None else min(total, episodes * count)
+    shares = [wanted * (number + 1) // count - wanted * number // count for number in range(count)]
+    return [EpisodeKey(task, "val", index) for task, share in zip(tasks, shares, strict=True) for index in range(share)]
+
+
 class Training:
     """A training in its folder, fresh or taken up where it was left.
 
@@ -222,7 +241,7 @@ class Training:
         windows: the demonstrations.
         processor: made from them.
         trainer: fresh; put where an interrupted training of the same kind left it.
-        simulators: task name -> where validation happens; empty: none does, and the last weights are kept.
+        simulators: where validation happens, if the arguments want any.
 
     Raises:
         SimEvalError: the folder holds another training, or a damaged one.
@@ -234,11 +253,12 @@ class Training:
         windows: EpisodeWindows,
         processor: SpatialVLAProcessor,
         trainer: Trainer,
-        simulators: Mapping[str, Simulator],
+        simulators: OneSimulator,
     ) -> None:
         self._arguments, self._windows, self._processor = arguments, windows, processor
         self._trainer, self._simulators = trainer, simulators
         self._out, self._leads = arguments.out, trainer.process == 0
+        self._keys = validation_keys(processor.spec.tasks, arguments.val_episodes, arguments.val_total)
         self._device = next(trainer.model.parameters()).device
         self._features = self._feature_cache()
         self.progress = self._resume()
@@ -269,6 +289,7 @@ class Training:
                 if self._arguments.val_episodes and self.progress.due < self._passed():
                     if writer:
                         entry = self._validate()
+                        writer.add_scalar("val", entry.rate, trainer.step)
                         for name, (count, total) in entry.success.items():
                             writer.add_scalar(f"val/{name}", count / total, trainer.step)
                         bar.write(str(entry), file=sys.stderr)
@@ -320,6 +341,7 @@ class Training:
             batch_size=arguments.batch_size,
             draws=arguments.draws,
             balance=arguments.balance,
+            every=arguments.every,
             command=shlex.join(["python", "-m", "sim_eval.train", *sys.argv[1:]]),
             overrides=arguments.overrides,
             minutes=progress.seconds / 60,
@@ -363,6 +385,7 @@ class Training:
             "processor": self._processor.to_dict(),
             "network": self._processor.config.to_dict(),
             "episodes": [str(episode.key) for episode in self._windows.episodes],
+            "every": self._arguments.every,
         }
         return FeatureCache(arguments.cache_features, model.vlm, identity)
 
@@ -389,8 +412,8 @@ class Training:
     def _round(self, policy: SpatialVLAPolicy) -> Round:
         success: dict[str, tuple[int, int]] = {}
         minutes = self.progress.seconds / 60
-        for name, simulator in self._simulators.items():
-            keys = [EpisodeKey(name, "val", index) for index in range(self._arguments.val_episodes)]
+        for name, keys in itertools.groupby(self._keys, key=lambda key: key.task):
+            simulator = self._simulators.of(name)
             results = [run_episode(simulator, policy, key, RolloutProtocol()) for key in keys]
             if broken := [result.error for result in results if result.error]:
                 raise SimEvalError(f"validation on {name} broke off: {broken[0]}")

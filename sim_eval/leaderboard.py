@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +18,6 @@ from sim_eval.console import run
 from sim_eval.envs.contract import SimEvalError
 
 if TYPE_CHECKING:
-    from sim_eval.evaluation.engine import EpisodeResult
     from sim_eval.evaluation.run_folder import Run
     from sim_eval.reporting.tables import Grid
 
@@ -48,16 +47,17 @@ class Table:
 
     Attributes:
         ranking: best first.
-        phases: how far episodes came, in the same order; None: over several tasks, whose phases differ.
+        details: in the same order; how far a task's episodes came, or how a suite's tasks went; None: over several
+            tasks that are no suite, or stand in the table of a larger one.
     """
 
     title: str
     ranking: Grid
-    phases: Grid | None
+    details: Grid | None
 
     @property
     def grids(self) -> tuple[Grid, ...]:
-        return (self.ranking, self.phases) if self.phases else (self.ranking,)
+        return (self.ranking, self.details) if self.details else (self.ranking,)
 
 
 @dataclass(frozen=True)
@@ -109,56 +109,97 @@ def build(folders: Sequence[Path]) -> Board:
 
 
 def tables(runs: Sequence[Run]) -> list[Table]:
-    """One table a task, and one over all tasks when there are several, of runs on one manifest and protocol."""
+    """The rankings of runs on one manifest and protocol.
+
+    One a suite that is whole, one a task that is in none, and one over all tasks where there are several of these.
+    """
+    from sim_eval.envs.tasks import suite_tasks, whole_suites
+
     manifest, protocol = runs[0].manifest, runs[0].protocol
-    shown = protocol.simulator
+    told = f"told the {protocol.telling} instruction, " * (protocol.telling != "right")
     conditions = (
         f"{'/'.join(sorted({key.split for key in manifest.keys}))} split, manifest {manifest.digest[:8]}; "
-        f"replan {protocol.replan}, settle {protocol.settle_steps}, {shown.render} {shown.height}x{shown.width}"
+        f"replan {protocol.replan}, settle {protocol.settle_steps}, {told}{protocol.simulator}"
     )
-    parts = {task: {task} for task in manifest.tasks}
-    if len(parts) > 1:
-        parts["all tasks"] = set(manifest.tasks)
+    inside = {suite: suite_tasks(suite) for suite in whole_suites(manifest.tasks)}
+    alone = [task for task in manifest.tasks if not any(task in tasks for tasks in inside.values())]
+    parts: dict[str, Sequence[str]] = {**inside, **{task: (task,) for task in alone}}
+    if all(set(part) < set(manifest.tasks) for part in parts.values()):
+        parts["all tasks"] = manifest.tasks
     return [
         ranked(
             f"{name} ({conditions})",
-            runs,
-            [[result for result in each.episodes if result.key.task in part] for each in runs],
+            [replace(each, episodes=tuple(r for r in each.episodes if r.key.task in part)) for each in runs],
+            name if name in inside else "",
+            not any(set(part) < set(other) for other in inside.values()),
         )
         for name, part in parts.items()
     ]
 
 
-def ranked(title: str, runs: Sequence[Run], results: Sequence[Sequence[EpisodeResult]]) -> Table:
-    """Runs by rank, then by successes; each run's results are of the same episodes."""
+def ranked(title: str, runs: Sequence[Run], suite: str, detailed: bool) -> Table:
+    """Runs by rank, then by successes.
+
+    Args:
+        runs: of the same episodes.
+        suite: whose tasks they are; empty: of none.
+        detailed: the suite's tasks stand in no other table.
+    """
     from sim_eval.reporting.intervals import ranks
-    from sim_eval.reporting.summary import COLUMNS, phase_grid, summarize, summary_cells
+    from sim_eval.reporting.summary import COLUMNS, phase_grid, suite_means, summarize, summary_cells
     from sim_eval.reporting.tables import Grid, policy_label
 
     # Two runs on one manifest may have been planned in another order of tasks.
-    in_order = [sorted(each, key=lambda result: result.key) for each in results]
-    successes = [[result.success for result in each] for each in in_order]
-    tasks = {result.key.task for result in in_order[0]}
-    scored = [summarize(", ".join(sorted(tasks)), each) for each in in_order]
+    successes = [[result.success for result in sorted(run.episodes, key=lambda result: result.key)] for run in runs]
+    tasks = sorted({result.key.task for result in runs[0].episodes})
+    scored = [summarize(", ".join(tasks), run.episodes) for run in runs]
     order = sorted(
         zip(ranks(successes), runs, scored, strict=True),
         key=lambda entry: (entry[0], -entry[2].successes, entry[1].policy, str(entry[1].folder)),
     )
+    means = {
+        found.folder: [mean for mean in suite_means(found.episodes) if mean.suite == suite] for _, found, _ in order
+    }
+    header = ("rank", "policy", *COLUMNS, *(f"mean of {mean.count} {mean.of}" for mean in means[runs[0].folder]), "run")
     rows = [
-        (str(rank), policy_label(found), *summary_cells(summary), found.folder.name) for rank, found, summary in order
+        (
+            str(rank),
+            policy_label(found),
+            *summary_cells(summary),
+            *(mean.cell for mean in means[found.folder]),
+            found.folder.name,
+        )
+        for rank, found, summary in order
     ]
-    phases = phase_grid(("furthest phase",), [((policy_label(found),), summary) for _, found, summary in order])
-    return Table(title, Grid(("rank", "policy", *COLUMNS, "run"), tuple(rows)), phases if len(tasks) == 1 else None)
+    details = None
+    if len(tasks) == 1:
+        details = phase_grid(("furthest phase",), [((policy_label(found),), summary) for _, found, summary in order])
+    elif suite and detailed:
+        details = task_grid([found for _, found, _ in order])
+    return Table(title, Grid(header, tuple(rows)), details)
+
+
+def task_grid(runs: Sequence[Run]) -> Grid:
+    """Successes of planned episodes: a row a task, a column a run."""
+    from sim_eval.reporting.summary import summarize
+    from sim_eval.reporting.tables import Grid, policy_label
+
+    rows = []
+    for task in dict.fromkeys(result.key.task for result in runs[0].episodes):
+        mine = [summarize(task, [result for result in run.episodes if result.key.task == task]) for run in runs]
+        rows.append((task, *(f"{each.successes} / {each.episodes}" for each in mine)))
+    return Grid(("success / planned", *(policy_label(run) for run in runs)), tuple(rows))
 
 
 def main(arguments: LeaderboardArguments) -> int:
     """Runs the command; returns the exit code, 1 when no run could be ranked."""
     from sim_eval.evaluation.run_folder import atomic
-    from sim_eval.reporting.summary import COLUMNS_NOTE
+    from sim_eval.reporting.summary import COLUMNS_NOTE, MEANS_NOTE
     from sim_eval.reporting.tables import markdown, terminal
 
     board = build(find_runs(arguments.runs))
-    note = f"{COLUMNS_NOTE} {NOTE}"
+    averaged = any("mean of" in column for table in board.tables for column in table.ranking.header)
+    note = f"{COLUMNS_NOTE} {NOTE}" + f" {MEANS_NOTE}" * averaged
     for table in board.tables:
         print(f"{table.title}\n" + "".join(f"{terminal(*grid)}\n\n" for grid in table.grids), end="")
     for folder, reason in board.left_out:

@@ -158,6 +158,7 @@ def describe(protocol: RolloutProtocol) -> tuple[str, ...]:
         f"settling for {protocol.settle_steps}",
         f"{shown.render} rendering",
         f"{shown.height}x{shown.width} pixels",
+        *["goal hidden"] * shown.hide_goal,
         f"told the {protocol.telling} instruction",
     )
 

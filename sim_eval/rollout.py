@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from sim_eval.console import at_least, run
+from sim_eval.console import at_least, named_tasks, run
 from sim_eval.envs.contract import SimEvalError, SimulatorOptions
 from sim_eval.policies.policy import Weights
 
@@ -40,7 +40,8 @@ class RolloutArguments:
     Attributes:
         policy: deep_llama or another shipped checkpoint, a checkpoint folder, scripted, zero or random, another
             package's policy (NAME or NAME:ARGUMENT), or a server of openpi's protocol, as python -m sim_eval.serve.
-        task: tasks, separated by commas; without it those the checkpoint was trained on, or robosuite/LiftWide.
+        task: tasks and suites of tasks, separated by commas; without it those the checkpoint was trained on, or
+            robosuite/LiftWide.
         episodes: episodes of each task.
         split: train, val or test; final numbers come from test, which is never trained on.
         first: index of the first episode.
@@ -49,6 +50,7 @@ class RolloutArguments:
         device: auto, cpu, cuda or another of torch's devices.
         json: print one JSON object instead of the table.
         render: fast (no shadows, lighter meshes) or faithful (the simulator's own look).
+        hide_goal: leave out the marks by which some simulators show where the goal is.
         replan: control steps executed before the policy is asked again.
         euler_steps: of the sampler; without it what the checkpoint was saved with.
         weights: of the network; float32, bfloat16, int8 or nf4 (4 bits); the last two need sim_eval[quantized].
@@ -82,6 +84,7 @@ class RolloutArguments:
     weights: Weights = "float32"
     compile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     telling: Literal["right", "wrong"] = "right"
+    hide_goal: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     threads: int = 1
     workers: int = 1
     batch: int | None = None
@@ -119,8 +122,7 @@ def main(arguments: RolloutArguments) -> int:
     from sim_eval.evaluation.scoring import OneSimulator, PolicySource, Scoring
     from sim_eval.policies.policy import Inference, check_fit
 
-    named = [get_task(name.strip()) for name in arguments.task.split(",")] if arguments.task else []
-    names = [task.name for task in named]
+    names = named_tasks(arguments.task)
     Manifest.plan(names or [DEFAULT_TASK], arguments.split, arguments.first, arguments.episodes)  # before the long load
     inference = Inference(arguments.euler_steps, arguments.weights, arguments.compile)
     source = PolicySource(arguments.policy, arguments.device, inference, arguments.threads, arguments.keys)
@@ -128,7 +130,7 @@ def main(arguments: RolloutArguments) -> int:
     names = names or list(policy.spec.tasks) or [DEFAULT_TASK]
     manifest = Manifest.plan(names, arguments.split, arguments.first, arguments.episodes)
     size = next(iter(policy.spec.cameras.values()), (SimulatorOptions.height, SimulatorOptions.width))
-    simulator = SimulatorOptions(arguments.render, *size)
+    simulator = SimulatorOptions(arguments.render, *size, arguments.hide_goal)
     protocol = RolloutProtocol(replan=arguments.replan, telling=arguments.telling, simulator=simulator)
     for key in manifest.keys:
         get_task(key.task).instruction(key, protocol.telling)  # a task without a wrong one is refused before the first
@@ -260,14 +262,29 @@ def report(run_folder: RunFolder, arguments: RolloutArguments) -> int:
     import json
 
     from sim_eval.evaluation.run_folder import VIDEOS
-    from sim_eval.reporting.summary import COLUMNS, part_name, phase_grid, summaries, summary_cells
+    from sim_eval.reporting.summary import (
+        COLUMNS,
+        MEANS_NOTE,
+        means_grid,
+        part_name,
+        phase_grid,
+        suite_means,
+        summaries,
+        summary_cells,
+    )
     from sim_eval.reporting.tables import terminal
 
     results = run_folder.results
+    means = list(suite_means(results))
     videos = run_folder.folder / VIDEOS
     shown = videos if videos.is_dir() else None
     if arguments.json:
-        values = {"out": run_folder.folder, "videos": shown, "tasks": [asdict(each) for each in summaries(results)]}
+        values = {
+            "out": run_folder.folder,
+            "videos": shown,
+            "tasks": [asdict(each) for each in summaries(results)],
+            "means": [asdict(each) for each in means],
+        }
         print(json.dumps(values, default=str))
     else:
         rows = [(part_name((each.task, each.goal)), each) for each in summaries(results)]
@@ -275,6 +292,8 @@ def report(run_folder: RunFolder, arguments: RolloutArguments) -> int:
         print(terminal(("task", *COLUMNS, "episodes/min"), cells))
         phases = phase_grid(("furthest phase",), [((name,), each) for name, each in rows])
         print(f"\n{terminal(*phases)}\n")
+        if means:
+            print(f"{terminal(*means_grid(means))}\n{MEANS_NOTE}\n")
         print(f"run folder: {run_folder.folder}\nvideos: {shown or 'none'}")
     if all(result.error for result in results):
         raise SimEvalError(f"every episode ended with an error; the first: {results[0].error}")

@@ -6,7 +6,7 @@ rollouts of the ``val`` split. The same command again continues an interrupted t
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
@@ -42,12 +42,18 @@ class TrainArguments:
         gemma: published Gemma that late_gemma's decoder starts from then, such as google/gemma-2b.
         batch_size: observations a step, of each process.
         draws: (time, noise) draws an observation.
+        every: train on what was seen at every so many steps of a demonstration; the actions keep their rate.
+        demonstrations: so many of each task, the first by key; default: all.
+        cameras: which of the recorded cameras the policy sees; default: all.
+        cache: folder for packed demonstrations; default: .packed beside them. It may be deleted at any time.
+        workers: processes that pack demonstrations, the first time that they are trained on.
         balance: 1 draws every task equally often, 0 every control step of the data; 0.5 lies between.
         learning_rate: peak of the cosine.
         normalization: mean_std, or quantile (1 % and 99 % to -1 and 1), for states and actions.
         overrides: fields of the network to set otherwise, such as frame=world or position.kind=2d.
         threads: torch's threads on the CPU; default: all.
         val_episodes: validation rollouts of each task in each round; 0: none, the last weights are kept.
+        val_total: rollouts a round at most, spread evenly over the tasks; default: no limit.
         freeze: parts that are not trained: vision, position, projector, vlm, expert.
         lora: parts that get adapters in the place of training: vision, vlm, expert.
         lora_rank: of the adapters.
@@ -70,10 +76,16 @@ class TrainArguments:
     gemma: str | None = None
     batch_size: int = 32
     draws: int = 4
+    every: int = 1
+    demonstrations: int | None = None
+    cameras: Annotated[tuple[str, ...], tyro.conf.arg(metavar="C [...]")] = ()
+    cache: Path | None = None
+    workers: int = 1
     balance: float = 0.5
     learning_rate: float = 1e-3
     normalization: NormalizationMode = "mean_std"
     val_episodes: int = 20
+    val_total: int | None = None
     overrides: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="FIELD=VALUE [...]")] = ()
     threads: int | None = None
     freeze: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PART [...]")] = ()
@@ -93,6 +105,7 @@ def main(arguments: TrainArguments) -> int:
 
     from sim_eval.datasets.windows import EpisodeWindows
     from sim_eval.envs.tasks import get_task
+    from sim_eval.evaluation.scoring import OneSimulator
     from sim_eval.fine_tuning import (
         Training,
         check_memory,
@@ -119,7 +132,14 @@ def main(arguments: TrainArguments) -> int:
     accelerator = accelerator_for(device)
     share, leads = accelerator.num_processes, accelerator.process_index == 0
     device = device if share == 1 else accelerator.device
-    windows = EpisodeWindows(arguments.data, network(arguments).expert.horizon)
+    windows = EpisodeWindows(
+        arguments.data,
+        network(arguments).expert.horizon,
+        every=arguments.every,
+        demonstrations=arguments.demonstrations,
+        cache=arguments.cache,
+        workers=arguments.workers,
+    )
     processor = make_processor(windows, arguments)
     _, memory = plan(processor.config, arguments, len(processor.spec.cameras))
     check_memory(memory, device, share if arguments.shard else 1)
@@ -132,10 +152,11 @@ def main(arguments: TrainArguments) -> int:
         bfloat16=arguments.precision == "bfloat16",
     )
     trainer = Trainer(model, config, arguments.seed, accelerator, arguments.shard)
-    shown = shown_as(windows)
-    with ExitStack() as stack:
-        tasks = processor.spec.tasks if arguments.val_episodes and leads else ()
-        simulators = {name: stack.enter_context(closing(get_task(name).make(shown))) for name in tasks}
+    with closing(OneSimulator(shown_as(windows))) as simulators:
+        if arguments.val_episodes and leads:  # what is missing for validation is told before the first step
+            for name in processor.spec.tasks:
+                get_task(name)
+            simulators.of(processor.spec.tasks[0])
         training = Training(replace(arguments, minutes=minutes), windows, processor, trainer, simulators)
         training.run()
     progress = training.progress
@@ -175,7 +196,10 @@ def check(arguments: TrainArguments) -> None:
     if not 0 <= arguments.balance <= 1:
         raise SimEvalError(f"--balance must lie between 0 and 1, not {arguments.balance}")
     at_least("learning-rate", arguments.learning_rate, 1e-9)
-    for name in ("batch_size", "draws"):
+    for name in ("demonstrations", "val_total"):
+        if (number := getattr(arguments, name)) is not None:
+            at_least(name.replace("_", "-"), number, 1)
+    for name in ("batch_size", "draws", "every", "workers"):
         at_least(name.replace("_", "-"), getattr(arguments, name), 1)
     for name in ("seed", "val_episodes"):
         at_least(name.replace("_", "-"), getattr(arguments, name), 0)

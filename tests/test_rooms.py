@@ -74,7 +74,7 @@ def test_every_shipped_checkpoint_loads_and_has_a_card() -> None:
     for name in shipped_checkpoints():
         spec = load_policy(name, "cpu").spec
         assert spec.name == name
-        assert set(spec.tasks) == set(task_names())
+        assert set(spec.tasks) == {task for task in task_names() if task.startswith("robosuite/")}
         folder = CHECKPOINTS / name
         assert sum(file.stat().st_size for file in folder.iterdir()) < 8e6
         assert "seed" in (folder / "README.md").read_text()

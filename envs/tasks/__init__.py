@@ -1,6 +1,7 @@
 """The registry of tasks: ``TASKS`` of every module of this folder, and what other packages register.
 
-A module may name groups of its tasks in ``SUITES``; a suite's name stands for its tasks wherever tasks are named.
+A module may name groups of its tasks in ``SUITES``: suite name -> names of its tasks, or of the suites of which it is
+made. A suite's name stands for its tasks wherever tasks are named.
 
 Another package adds a task, and with its factory a simulator, by an entry point of the group ``sim_eval.tasks`` whose
 name is the task's and whose value is the :class:`sim_eval.envs.contract.Task`.
@@ -9,6 +10,7 @@ name is the task's and whose value is the :class:`sim_eval.envs.contract.Task`.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
@@ -33,8 +35,14 @@ def own_tasks() -> dict[str, Task]:
 
 @cache
 def suites() -> dict[str, tuple[str, ...]]:
-    """Suite name -> names of its tasks."""
-    return {name: tasks for module in _modules() for name, tasks in getattr(module, "SUITES", {}).items()}
+    """Suite name -> names of what it is made of, tasks or other suites."""
+    return {name: parts for module in _modules() for name, parts in getattr(module, "SUITES", {}).items()}
+
+
+def suite_tasks(name: str) -> tuple[str, ...]:
+    """The tasks that a suite, or a task, stands for: each once."""
+    parts = suites().get(name)
+    return (name,) if parts is None else tuple(dict.fromkeys(task for part in parts for task in suite_tasks(part)))
 
 
 def expand(names: Iterable[str]) -> list[str]:
@@ -43,13 +51,39 @@ def expand(names: Iterable[str]) -> list[str]:
     Raises:
         SimEvalError: no task or suite has one of the names.
     """
-    tasks = dict.fromkeys(task for name in names for task in suites().get(name, (name,)))
+    tasks = dict.fromkeys(task for name in names for task in suite_tasks(name))
     return [get_task(name).name for name in tasks]
+
+
+def whole_suites(tasks: Iterable[str]) -> list[str]:
+    """The suites all of whose tasks are among these."""
+    there = set(tasks)
+    return [name for name in suites() if there.issuperset(suite_tasks(name))]
+
+
+def in_short(tasks: Iterable[str]) -> str:
+    """Names of tasks for a reader: those of whole suites by the suite's name, the largest first."""
+    left = dict.fromkeys(tasks)
+    named = []
+    for suite in sorted(whole_suites(left), key=lambda name: -len(suite_tasks(name))):
+        if left.keys() >= set(suite_tasks(suite)):
+            named.append(suite)
+            left = {name: None for name in left if name not in suite_tasks(suite)}
+    return ", ".join([*named, *left])
 
 
 def task_names() -> list[str]:
     """Of this package and of others."""
     return sorted({*own_tasks(), *plugin_names(TASK_GROUP)})
+
+
+def _instead(name: str) -> str:
+    """What may have been meant: names like it, or one task of each simulator, and the suites."""
+    tasks = task_names()
+    some = {task.partition("/")[0]: task for task in reversed(tasks)}
+    close = get_close_matches(name, [*tasks, *suites()], n=5, cutoff=0.5)
+    told = f"did you mean {' or '.join(close)}?" if close else f"choose a task, such as {' or '.join(some.values())}"
+    return f"{told}; suites: {', '.join(suites())}" if suites() else told
 
 
 @cache
@@ -63,7 +97,7 @@ def get_task(name: str) -> Task:
     plugin = find_plugin(TASK_GROUP, name, own is not None)
     if plugin is None:
         if own is None:
-            raise SimEvalError(f"unknown task '{name}': choose one of {', '.join([*task_names(), *suites()])}")
+            raise SimEvalError(f"unknown task '{name}': {_instead(name)}")
         return own
     with plugin.blamed():
         task = plugin.load()

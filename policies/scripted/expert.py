@@ -1,6 +1,7 @@
-"""The policy `scripted`: waypoint experts that see the simulator's state.
+"""The policy `scripted`: experts that see the simulator's state.
 
-Every module of this folder that has ``EXPERTS`` contributes them.
+Every module of this folder contributes those of its ``EXPERTS``, or, where a simulator's package brings experts of its
+own, ``find_expert``.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
+from types import ModuleType
 from typing import TypeAlias
 
 from sim_eval.envs.contract import FloatArray, SimEvalError
@@ -19,10 +21,24 @@ Expert: TypeAlias = Callable[[Mapping[str, FloatArray], str], ActionChunk]
 
 
 @cache
-def all_experts() -> dict[str, Expert]:
-    """Task name -> expert: (privileged state, instruction) -> one action, a function of nothing else."""
-    modules = [import_module(f"{scripted.__name__}.{info.name}") for info in iter_modules(scripted.__path__)]
-    return {task: expert for module in modules for task, expert in getattr(module, "EXPERTS", {}).items()}
+def _modules() -> list[ModuleType]:
+    return [import_module(f"{scripted.__name__}.{info.name}") for info in iter_modules(scripted.__path__)]
+
+
+@cache
+def find_expert(task: str) -> Expert | None:
+    """The task's expert: (privileged state, instruction) -> one action, a function of nothing else; None: it has none.
+
+    Raises:
+        SimEvalError: it comes with a package that is not installed.
+    """
+    for module in _modules():
+        expert: Expert | None = getattr(module, "EXPERTS", {}).get(task)
+        if expert is None and module.__name__ != __name__ and hasattr(module, "find_expert"):
+            expert = module.find_expert(task)
+        if expert is not None:
+            return expert
+    return None
 
 
 class ScriptedPolicy:
@@ -34,11 +50,9 @@ class ScriptedPolicy:
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: PolicyRequest) -> ActionChunk:
-        expert = all_experts().get(request.key.task)
+        expert = find_expert(request.key.task)
         if expert is None:
-            raise SimEvalError(
-                f"no scripted expert for '{request.key.task}'; there is one for: {', '.join(sorted(all_experts()))}"
-            )
+            raise SimEvalError(f"no scripted expert for '{request.key.task}': choose another --policy")
         if request.privileged is None:
             raise SimEvalError("the scripted policy was given no simulator state")
         return expert(request.privileged, request.observation.instruction)

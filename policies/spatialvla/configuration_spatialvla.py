@@ -131,7 +131,7 @@ class SpatialVLAConfig:
 
     Attributes:
         voxel_size: metres; None: every patch is its own token.
-        max_tokens: scene tokens an observation at most, the rest thinned out evenly; None: all.
+        max_tokens: scene tokens an observation at most, the rest thinned out evenly; None: all; 0: a blind policy.
         frame: where positions are measured from, "gripper" (axes stay the world's) or "world".
         attention: which attention kernel runs.
         conditioning: of late fusion: the context stands before the suffix in the Gemma, or, an ablation, each layer of
@@ -188,7 +188,7 @@ class SpatialVLAConfig:
             self.voxel_size is None or self.voxel_size > 0,
             f"voxel_size must be positive metres or null, not {self.voxel_size}",
         )
-        _demand(self.max_tokens is None or self.max_tokens >= 1, f"max_tokens must be 1 or more, not {self.max_tokens}")
+        _demand(self.max_tokens is None or self.max_tokens >= 0, f"max_tokens must be 0 or more, not {self.max_tokens}")
         if self.action_expert_type == "deep_llama":
             # The expert's attention concatenates the VLM's rotated keys with its own, layer by layer.
             for name in ("layers", "kv_heads", "head_dim", "rope_theta"):

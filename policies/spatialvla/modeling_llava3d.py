@@ -315,8 +315,19 @@ class LLaVA3DModel(nn.Module):
         )
 
     def forward(self, inputs: SpatialVLAInputs) -> Context:
+        ((_, context),) = self.contexts(inputs, len(inputs.input_ids))
+        return context
+
+    def contexts(self, inputs: SpatialVLAInputs, together: int) -> list[tuple[Tensor, Context]]:
+        """The batch in groups of ``together`` observations of like length, for padding costs as much as tokens do.
+
+        Returns:
+            Of each group, which rows of the batch it holds, int64 [b], and what the Llama makes of them. A group that
+            is the whole batch has its order.
+        """
         tokens, owner = self.embed_scene(inputs)
-        return self.read(*self.splice(tokens, owner, inputs.input_ids, inputs.attention_mask))
+        groups = self.splice(tokens, owner, inputs.input_ids, inputs.attention_mask, together)
+        return [(rows, self.read(embeddings, valid)) for rows, embeddings, valid in groups]
 
     def read(self, embeddings: Tensor, valid: Tensor) -> Context:
         """The Llama over embeddings [B, T, width], of which valid [B, T] count."""
@@ -343,6 +354,8 @@ class LLaVA3DModel(nn.Module):
         position, vision = self.config.position, self.config.vision
         pixels = self.locate_pixels(inputs.geometry)
         positions, kept = patch_positions(*pixels, vision.patch_size, position.depth_sampling)
+        if self.config.max_tokens == 0:
+            kept = torch.zeros_like(kept)
         features = self.encode_patches(pixel_values, kept)
         if position.kind == "2d":
             positions = picture_places(views, vision.grid, vision.grid).to(positions).repeat(batch, 1, 1)
@@ -354,7 +367,7 @@ class LLaVA3DModel(nn.Module):
         owner = kept.nonzero()[:, 0] // views
         if position.kind == "3d" and self.config.voxel_size is not None:
             features, owner = pool_voxels(features, positions, owner, self.config.voxel_size)
-        if self.config.max_tokens is not None:
+        if self.config.max_tokens:
             few = thin_out(owner, self.config.max_tokens)
             features, owner = features[few], owner[few]
         return self.mm_projector(features), owner
@@ -416,7 +429,9 @@ class LLaVA3DModel(nn.Module):
         features = torch.cat(parts)[torch.cat(origins).argsort()]
         return features if self.config.vision.prune else features[kept.flatten()]
 
-    def splice(self, tokens: Tensor, owner: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+    def splice(
+        self, tokens: Tensor, owner: Tensor, input_ids: Tensor, attention_mask: Tensor, together: int
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Scene tokens in the place of each prompt's placeholder, left-aligned and padded.
 
         Args:
@@ -424,9 +439,10 @@ class LLaVA3DModel(nn.Module):
             owner: [K], the row of each, ascending.
             input_ids: [B, L] with one ``IMAGE_TOKEN`` a row.
             attention_mask: bool [B, L].
+            together: how many rows make a group, see :meth:`contexts`.
 
         Returns:
-            Embeddings [B, T, width] and valid bool [B, T].
+            Of each group: its rows [b], embeddings [b, T, width] and valid bool [b, T].
         """
         batch = len(input_ids)
         is_image = input_ids == IMAGE_TOKEN
@@ -439,11 +455,17 @@ class LLaVA3DModel(nn.Module):
         start = scene_count.cumsum(0) - scene_count
         scene_column = torch.arange(len(owner), device=owner.device) - start[owner] + text_before[owner]
         length = scene_count + is_text.sum(1)
-        columns = int(length.max())
-        row = torch.arange(batch, device=owner.device)
+        order = length.argsort(stable=True) if together < batch else torch.arange(batch, device=owner.device)
+        groups = order.split(together)
+        shapes = [(len(rows), int(length[rows].max())) for rows in groups]
+        columns = torch.cat([length.new_full((count,), width) for count, width in shapes])
+        begin = torch.empty_like(columns).index_copy(0, order, columns.cumsum(0) - columns)
         words = self.language_model.embed_tokens(input_ids[is_text])
-        place = torch.cat([(row[:, None] * columns + text_column)[is_text], owner * columns + scene_column])
-        embeddings = words.new_zeros(batch * columns, words.shape[1])
+        place = torch.cat([(begin[:, None] + text_column)[is_text], begin[owner] + scene_column])
+        sizes = [count * width for count, width in shapes]
+        embeddings = words.new_zeros(sum(sizes), words.shape[1])
         embeddings = embeddings.index_copy(0, place, torch.cat([words, tokens.to(words.dtype)]))
-        valid = torch.arange(columns, device=owner.device) < length[:, None]
-        return embeddings.view(batch, columns, -1), valid
+        return [
+            (rows, part.view(*shape, -1), torch.arange(shape[1], device=owner.device) < length[rows, None])
+            for rows, shape, part in zip(groups, shapes, embeddings.split(sizes), strict=True)
+        ]

@@ -19,6 +19,8 @@ from sim_eval.policies.spatialvla.modeling_llava3d import Context, LLaVA3DModel,
 if TYPE_CHECKING:
     from sim_eval.policies.spatialvla.pretrained import LoadingOptions
 
+TOGETHER = 8  # observations of a training batch that share one padded pass of Llama and expert
+
 EXPERTS: Mapping[ActionExpertType, type[DeepFusionActionExpert] | type[FlowMatchingActionExpert]] = {
     "deep_llama": DeepFusionActionExpert,
     "late_gemma": FlowMatchingActionExpert,
@@ -100,12 +102,17 @@ class SpatialVLAForConditionalGeneration(PreTrainedModel):  # type: ignore[misc]
             context: what the VLM makes of the inputs, where it is known.
         """
         actions = actions[:, None]
-        context = self.vlm(inputs) if context is None else context
-        prepared = self.action_expert.prepare(context, self.vlm.language_model.layers, noise.shape[1])
+        everyone = torch.arange(len(noise), device=noise.device)
+        contexts = self.vlm.contexts(inputs, TOGETHER) if context is None else [(everyone, context)]
         noisy = flow_matching.interpolate(actions, noise, time)
-        velocity = self.action_expert.velocity(prepared, inputs.state, noisy, time)
-        target = flow_matching.target_velocity(actions, noise)
-        return flow_matching.masked_mse(velocity, target, valid[:, None, :, None])
+        layers, draws = self.vlm.language_model.layers, noise.shape[1]
+        parts = []
+        for rows, seen in contexts:
+            prepared = self.action_expert.prepare(seen, layers, draws)
+            parts.append(self.action_expert.velocity(prepared, inputs.state[rows], noisy[rows], time[rows]))
+        order = torch.cat([rows for rows, _ in contexts])
+        target = flow_matching.target_velocity(actions, noise)[order]
+        return flow_matching.masked_mse(torch.cat(parts), target, valid[order, None, :, None])
 
     @torch.no_grad()
     def predict_action(self, inputs: SpatialVLAInputs, noise: Tensor, steps: int | None = None) -> Tensor:

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from sim_eval.envs.cameras import FARTHEST
 from sim_eval.envs.contract import (
     ActionSpec,
     CameraView,
@@ -35,7 +36,6 @@ TINY_PROMPT = "USER: {instruction}\n<image> ASSISTANT:"
 TOKEN_LENGTH = 16  # characters: long enough for "stack the green ", too short for a whole sentence
 ACTION = "action"  # the actions' name in the normalisation statistics
 PAD = "<pad>"
-FARTHEST = 50.0  # metres; half a picture beyond it is no robot's table, but one measured in millimetres
 
 
 def train_tokenizer(sentences: Iterable[str], vocab_size: int = 384, prompt: str = TINY_PROMPT) -> Tokenizer:

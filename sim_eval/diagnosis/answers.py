@@ -10,6 +10,7 @@ import numpy as np
 
 from sim_eval.diagnosis.findings import Finding, graded
 from sim_eval.envs.contract import EnvironmentSpec, NormalizationMode
+from sim_eval.envs.tasks import in_short
 from sim_eval.policies.policy import Policy, PolicyRequest, PolicySpec, differences
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def data_fit_findings(data: EnvironmentSpec, environment: EnvironmentSpec) -> It
 
 def task_finding(policy: PolicySpec, task: str) -> Iterator[Finding]:
     if policy.tasks and task not in policy.tasks:
-        told = f"the policy was trained on {', '.join(policy.tasks)}"
+        told = f"the policy was trained on {in_short(policy.tasks)}"
         yield Finding("task", "warning", told, "do not take its score for that of a trained policy")
 
 

@@ -30,7 +30,7 @@ from sim_eval.diagnosis.pace import policy_pace, simulator_pace, worker_findings
 from sim_eval.envs.contract import EpisodeKey, NormalizationStats, Simulator, SimulatorOptions, Task
 from sim_eval.evaluation.engine import RolloutProtocol
 from sim_eval.policies.policy import Policy, PolicyRequest, differences
-from sim_eval.policies.scripted.expert import ScriptedPolicy, all_experts
+from sim_eval.policies.scripted.expert import ScriptedPolicy, find_expert
 
 Group: TypeAlias = tuple[str, list[Finding]]
 
@@ -169,7 +169,7 @@ def demonstration_findings(patient: Patient, simulator: Simulator) -> Iterator[F
 def look_around(simulator: Simulator) -> Iterator[Moment]:
     """The start of some validation episodes and a little of their course, led by the task's expert if it has one."""
     task, action = simulator.task.name, simulator.spec.action
-    expert = ScriptedPolicy() if task in all_experts() else None
+    expert = ScriptedPolicy() if find_expert(task) else None
     for index in range(EPISODES):
         key = EpisodeKey(task, "val", index)
         simulator.reset(key)

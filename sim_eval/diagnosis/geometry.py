@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim_eval.diagnosis.findings import Finding, graded, level_above
-from sim_eval.envs.cameras import project, unproject
+from sim_eval.envs.cameras import FARTHEST, project, unproject
 from sim_eval.envs.contract import CameraView, FloatArray, Observation
 
 Views: TypeAlias = Mapping[str, CameraView]
@@ -79,8 +79,6 @@ def scene_findings(moments: Sequence[Moment]) -> Iterator[Finding]:
 
 def depth_ranges(scenes: Sequence[Views]) -> Iterator[Finding]:
     """Whether each camera's depths can be metres."""
-    from sim_eval.policies.spatialvla.processing_spatialvla import FARTHEST
-
     for name in scenes[0]:
         depth = np.stack([views[name].depth for views in scenes])
         unsound = ~(np.isfinite(depth) & (depth > 0))
@@ -138,6 +136,7 @@ def _compare(one: CameraView, other: CameraView) -> tuple[int, int, int]:
     with np.errstate(all="ignore"):
         pixels, depth = project(points, other.intrinsics, other.camera_to_world)
         inside = (depth > 0) & np.all((pixels >= 0) & (pixels < (width, height)), axis=-1)
+    inside &= one.depth.reshape(-1) < FARTHEST  # the far plane, where nothing is seen, is another one for each camera
     columns, rows = pixels[inside].astype(int).T
     depth = depth[inside]
     # A pixel stands for all that its neighbourhood shows: a slanted surface changes its depth within one.

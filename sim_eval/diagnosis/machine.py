@@ -14,7 +14,7 @@ from sim_eval.envs.contract import SimEvalError
 
 ROOT = Path(__file__).resolve().parents[2]  # of a clone; a wheel has no lock and no pyproject.toml there
 # Another version of these changes pictures, physics or floating-point sums; of the others, nothing that is scored.
-DECIDING = ("numpy", "mujoco", "robosuite", "torch", "transformers", "tokenizers", "h5py")
+DECIDING = ("numpy", "mujoco", "robosuite", "metaworld", "torch", "transformers", "tokenizers", "h5py")
 SOFTWARE_RENDERERS = ("llvmpipe", "softpipe", "swrast", "osmesa", "software")
 LEAST_MEMORY = 2e9  # bytes that a simulator and a tiny policy take together
 GIGABYTE = 1e9

@@ -30,6 +30,8 @@ from sim_eval.policies.policy import ActionChunk, Policy, PolicyRequest
 # Correlation of the disturbance from one control step to the next: at 20 Hz a push lasts about half a second, long
 # enough to lead the arm off the expert's path instead of averaging out.
 DISTURBANCE_CORRELATION = 0.9
+# Control steps that a burst of disturbance lasts on average, where a policy wants it in bursts.
+BURST_STEPS = 8
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def _ask(simulator: Simulator, policy: Policy, key: EpisodeKey, instruction: str
         privileged = simulator.privileged() if policy.spec.privileged else None
     with _blame("policy"):
         (chunk,) = policy.predict([PolicyRequest(observation, key, replan, simulator.spec.action, privileged)])
-        return ActionChunk(_checked(chunk.actions, simulator.spec.action), chunk.disturbance)
+        return replace(chunk, actions=_checked(chunk.actions, simulator.spec.action))
 
 
 def _checked(actions: FloatArray, spec: ActionSpec) -> FloatArray:
@@ -134,16 +136,23 @@ def _checked(actions: FloatArray, spec: ActionSpec) -> FloatArray:
 
 
 class Disturbance:
-    """Temporally correlated unit noise (stationary AR(1)), one draw [dim] a control step."""
+    """Temporally correlated unit noise (stationary AR(1)), one draw [dim] a control step, and when it is on."""
 
     def __init__(self, key: EpisodeKey, dim: int) -> None:
-        self._rng = key.rng("disturbance")
+        self._rng, self._bursts = key.rng("disturbance"), key.rng("bursts")
         self._noise = self._rng.standard_normal(dim)
+        self._on = False
 
-    def draw(self) -> FloatArray:
+    def draw(self, share: float) -> FloatArray:
+        """The next draw [dim]; zeros between bursts, which take up ``share`` of all control steps."""
         fresh = self._rng.standard_normal(self._noise.shape)
         self._noise = DISTURBANCE_CORRELATION * self._noise + np.sqrt(1 - DISTURBANCE_CORRELATION**2) * fresh
-        return self._noise
+        # A chain of two states that is on for BURST_STEPS and in the long run for the share.
+        begin = min(1.0, share / (1 - share) / BURST_STEPS) if share < 1 else 1.0
+        end = 1 / BURST_STEPS if share < 1 else 0.0
+        change = self._bursts.random() < (end if self._on else begin)
+        self._on = self._on != change
+        return self._noise if self._on else np.zeros_like(self._noise)
 
 
 def run_episode(
@@ -185,7 +194,7 @@ def run_episode(
                 executed = label
                 if noise is not None and chunk.disturbance is not None:
                     with _blame("policy"):
-                        executed = spec.clip(label + chunk.disturbance * noise.draw())
+                        executed = spec.clip(label + chunk.disturbance * noise.draw(chunk.disturbed_share))
                 if recorder:
                     recorder.before_act(simulator, label, executed)
                 with _blame("simulator"):

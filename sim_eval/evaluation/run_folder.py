@@ -23,6 +23,7 @@ import numpy as np
 
 from sim_eval import __version__
 from sim_eval.envs.contract import EnvironmentSpec, EpisodeKey, SimEvalError, SimulatorOptions
+from sim_eval.envs.tasks import in_short
 from sim_eval.evaluation.engine import EpisodeResult, RolloutProtocol
 from sim_eval.evaluation.manifest import Manifest
 from sim_eval.policies.policy import PolicySpec
@@ -41,7 +42,18 @@ RESULT_TYPES: dict[str, type | UnionType] = {
 }
 MANIFEST, RUN, EPISODES, TRAJECTORIES, VIDEOS = "manifest.json", "run.json", "episodes.jsonl", "trajectories", "videos"
 OUTCOMES = ("success", "failure")  # the ends of videos' names
-PACKAGES = ("numpy", "mujoco", "robosuite", "torch", "transformers", "tokenizers", "h5py", "imageio-ffmpeg", "pillow")
+PACKAGES = (
+    "numpy",
+    "mujoco",
+    "robosuite",
+    "metaworld",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "h5py",
+    "imageio-ffmpeg",
+    "pillow",
+)
 
 
 @contextmanager
@@ -206,14 +218,22 @@ def read_run(folder: Path) -> Run:
     path = folder / RUN
     data = read_json(path)
     try:
-        raw = data["protocol"]
-        protocol = RolloutProtocol(**{**raw, "simulator": SimulatorOptions(**raw["simulator"])})
+        protocol = _protocol(data["protocol"])
         name, digest, privileged = (data["policy"][part] for part in ("name", "digest", "privileged"))
         variant = data["policy"].get("variant", "")  # runs of earlier versions have none
     except (KeyError, TypeError, SimEvalError) as error:
         raise SimEvalError(f"{path} is damaged ({error!r}): run it again into a new folder") from error
     episodes = read_episodes(folder / EPISODES, manifest)
     return Run(folder, manifest, name, digest, privileged, variant, protocol, episodes)
+
+
+def _protocol(raw: Mapping[str, Any]) -> RolloutProtocol:
+    """Reads what asdict made; what an earlier version did not know has its default.
+
+    Raises:
+        KeyError, TypeError, SimEvalError: it is something else.
+    """
+    return RolloutProtocol(**{**raw, "simulator": SimulatorOptions(**raw["simulator"])})
 
 
 def _read_manifest(path: Path) -> Manifest:
@@ -375,6 +395,8 @@ def _check_same_manifest(folder: Path, manifest: Manifest) -> None:
 def _check_same(folder: Path, manifest: Manifest, expected: Mapping[str, Mapping[str, object]]) -> None:
     _check_same_manifest(folder, manifest)
     recorded = read_json(folder / RUN)
+    with suppress(KeyError, TypeError, SimEvalError):
+        recorded["protocol"] = asdict(_protocol(recorded["protocol"]))
     found = []
     for part, values in expected.items():
         for name, value in values.items():
@@ -393,7 +415,7 @@ def _difference(there: Manifest, now: Manifest) -> str:
     def describe(manifest: Manifest) -> str:
         splits = sorted({key.split for key in manifest.keys})
         first = min(key.index for key in manifest.keys)
-        return f"{len(manifest.keys)} episodes of {', '.join(manifest.tasks)}, {'/'.join(splits)} from {first}"
+        return f"{len(manifest.keys)} episodes of {in_short(manifest.tasks)}, {'/'.join(splits)} from {first}"
 
     return f"{describe(there)} there, {describe(now)} now"
 

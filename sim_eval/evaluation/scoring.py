@@ -1,21 +1,22 @@
-"""What a process needs to score episodes of a run: the policy, one simulator at a time, and the recorders."""
+"""What a process needs to run episodes, to score or to collect them: policy, one simulator at a time, recorders."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from sim_eval.envs.contract import EpisodeKey, SimEvalError, Simulator, SimulatorOptions
+from sim_eval.envs.contract import EnvironmentSpec, EpisodeKey, SimEvalError, Simulator, SimulatorOptions
 from sim_eval.envs.tasks import get_task
 from sim_eval.evaluation.batching import AskingPolicy
 from sim_eval.evaluation.engine import EpisodeResult, Recorder, Recorders, RolloutProtocol, run_episode
 from sim_eval.evaluation.run_folder import VIDEOS
 from sim_eval.evaluation.trajectory import TrajectoryRecorder
 from sim_eval.evaluation.workers import Link, Play, Pulse
-from sim_eval.policies.policy import Inference, Policy, PolicySpec, load_policy
+from sim_eval.policies.policy import Inference, Policy, PolicySpec, check_fit, load_policy
 from sim_eval.reporting.video import VideoChoice, VideoRecorder
 
 
@@ -60,22 +61,47 @@ class OneSimulator:
 
 
 @dataclass(frozen=True)
-class Scoring:
-    """How a run's episodes are scored, and recorded in its folder; small, so that it can be sent to a worker.
+class EpisodeJob(ABC):
+    """How episodes are run and what is kept of them; small, so that it can be sent to a worker.
 
     Attributes:
         spec: of the policy.
+        folder: where what is kept goes.
         source: where a worker loads its own copy of the policy; None: it asks its parent's.
     """
 
     spec: PolicySpec
     protocol: RolloutProtocol
     folder: Path
-    video: VideoChoice
-    source: PolicySource | None = None
+    source: PolicySource | None = field(default=None, kw_only=True)
 
+    @abstractmethod
     def player(self, policy: Policy, simulators: OneSimulator, *recorders: Recorder) -> Play:
         """Runs episodes in this process."""
+
+    @contextmanager
+    def __call__(self, link: Link) -> Iterator[Play]:
+        """As a worker's job."""
+        policy: Policy = self.source.load() if self.source else AskingPolicy(self.spec, link.ask)
+        if policy.spec != self.spec:
+            raise SimEvalError(
+                f"policy '{self.spec.name}' changed while the run went on: restore it and resume the run"
+            )
+        with closing(OneSimulator(self.protocol.simulator)) as simulators:
+            yield self.player(policy, simulators, Pulse(link))
+
+
+@dataclass(frozen=True)
+class Scoring(EpisodeJob):
+    """How a run's episodes are scored, and recorded in its folder.
+
+    Attributes:
+        video: which episodes get one.
+    """
+
+    video: VideoChoice
+
+    def player(self, policy: Policy, simulators: OneSimulator, *recorders: Recorder) -> Play:
         trajectories = TrajectoryRecorder(self.folder)
         watched = trajectories.watch(policy)
         kept: list[Recorder] = [*recorders, trajectories]
@@ -88,13 +114,58 @@ class Scoring:
 
         return play
 
-    @contextmanager
-    def __call__(self, link: Link) -> Iterator[Play]:
-        """As a worker's job."""
-        policy: Policy = self.source.load() if self.source else AskingPolicy(self.spec, link.ask)
-        if policy.spec != self.spec:
+
+@dataclass(frozen=True)
+class Collecting(EpisodeJob):
+    """How episodes become demonstrations, a file each in the folder.
+
+    Attributes:
+        keep_failures: also of episodes that failed.
+        disturb: push the demonstrator off its path.
+        rehearse: run each episode without recording first, and again only if it is to be kept.
+        cameras: which are recorded; empty: all.
+        there: task -> cameras (name -> height, width) of the files that the folder holds of it.
+    """
+
+    keep_failures: bool
+    disturb: bool
+    rehearse: bool = False
+    cameras: tuple[str, ...] = ()
+    there: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
+
+    def player(self, policy: Policy, simulators: OneSimulator, *recorders: Recorder) -> Play:
+        from sim_eval.datasets.recorder import DemonstrationRecorder, is_kept
+
+        recorder = Recorders(
+            *recorders,
+            DemonstrationRecorder(
+                self.folder, self.protocol.simulator, self.keep_failures, cameras=self.cameras or None
+            ),
+        )
+
+        def play(key: EpisodeKey) -> EpisodeResult:
+            simulator = simulators.of(key.task)
+            check_fit(policy.spec, simulator.spec)
+            self._check_cameras(key.task, simulator.spec)
+            if self.rehearse:
+                result = run_episode(simulator, policy, key, self.protocol, Recorders(*recorders), self.disturb)
+                if not is_kept(result.success, result.steps, self.keep_failures):
+                    return result
+            return run_episode(simulator, policy, key, self.protocol, recorder, self.disturb)
+
+        return play
+
+    def _check_cameras(self, task: str, spec: EnvironmentSpec) -> None:
+        """Refuses a camera that is not there, or others than those of the files that are.
+
+        Raises:
+            SimEvalError: names them.
+        """
+        if unknown := [name for name in self.cameras if name not in spec.cameras]:
+            raise SimEvalError(f"--cameras: {task} has no camera '{unknown[0]}', it has {', '.join(spec.cameras)}")
+        recorded = {name: spec.cameras[name] for name in self.cameras or spec.cameras}
+        if (there := self.there.get(task, recorded)) != recorded:
             raise SimEvalError(
-                f"policy '{self.spec.name}' changed while the run went on: restore it and resume the run"
+                f"{self.folder} holds pictures of {dict(there)}, this command makes {recorded}: choose another --out "
+                "or the same --cameras"
             )
-        with closing(OneSimulator(self.protocol.simulator)) as simulators:
-            yield self.player(policy, simulators, Pulse(link))

@@ -15,9 +15,10 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from queue import SimpleQueue
@@ -287,14 +288,24 @@ class Crew:
         while self._workers:
             self._workers.pop().end()
 
-    def run(self, keys: Sequence[EpisodeKey]) -> Iterator[EpisodeResult | Lost]:
+    def run(self, keys: Iterable[EpisodeKey]) -> Iterator[EpisodeResult | Lost]:
         """The episodes' results as they end; of each key one result, or a final loss.
 
         Raises:
             SimEvalError: a worker met what the user must mend, or workers die while they start.
         """
-        self._waiting.extend(keys)
-        while self._waiting or any(worker.key for worker in self._workers):
+        return self.run_from(partial(next, iter(keys), None))
+
+    def run_from(self, next_key: Callable[[], EpisodeKey | None]) -> Iterator[EpisodeResult | Lost]:
+        """As :meth:`run`, where which episodes there are depends on what came of others.
+
+        Args:
+            next_key: asked when a worker can take an episode; None: there is none, as long as no other ends.
+        """
+        while True:
+            self._fetch(next_key)
+            if not self._waiting and not any(worker.key for worker in self._workers):
+                return
             self._staff()
             wait([worker.connection for worker in self._workers], self._patience())
             for worker in list(self._workers):
@@ -302,6 +313,12 @@ class Crew:
             if self._batcher is not None:
                 busy = sum(worker.key is not None for worker in self._workers)
                 self._batcher.answer(busy)
+
+    def _fetch(self, next_key: Callable[[], EpisodeKey | None]) -> None:
+        """Takes an episode for each worker that has none, or could be started."""
+        idle = self._size - sum(worker.key is not None for worker in self._workers)
+        while len(self._waiting) < idle and (key := next_key()):
+            self._waiting.append(key)
 
     def _staff(self) -> None:
         """Starts the workers that are missing, and gives the idle ones work."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import sqrt
+from fractions import Fraction
+from functools import cache
+from math import hypot, sqrt
+from typing import NamedTuple
 
 SIGNIFICANCE, POWER = 0.05, 0.8
 MOST = 100_000  # episodes beyond which nobody waits for a difference
 
 
+@cache
 def success_interval(successes: int, episodes: int) -> tuple[float, float]:
     """Clopper and Pearson's exact 95 % interval of a success rate (1934); (0, 1) without episodes."""
     from scipy.stats import binomtest
@@ -17,6 +21,40 @@ def success_interval(successes: int, episodes: int) -> tuple[float, float]:
         return 0.0, 1.0
     interval = binomtest(successes, episodes).proportion_ci(confidence_level=1 - SIGNIFICANCE, method="exact")
     return float(interval.low), float(interval.high)
+
+
+class Share(NamedTuple):
+    """What one task adds to a mean over tasks: its weight, and its successes among its episodes, one or more."""
+
+    weight: Fraction
+    successes: int
+    episodes: int
+
+
+def mean_interval(shares: Sequence[Share]) -> tuple[float, float]:
+    """95 % interval of a mean of tasks' success rates, each with its weight; the weights add up to 1.
+
+    The tasks are taken as fixed: they are all that the suite has, and who runs it again runs the same ones. What is
+    uncertain is how the episodes fell. A bootstrap over tasks would answer another question, how a policy would do on
+    other tasks of the kind, and be wider.
+
+    Episodes that weigh alike are counted together, by Clopper and Pearson's interval: where tasks differ in their
+    rates, successes scatter less than of one common rate (Hoeffding 1956, Annals of Mathematical Statistics 27:713),
+    so the interval is too wide rather than too narrow. A mean of tasks with equally many episodes each is one such
+    count. Where there are several, as in a mean of groups of unequal size, their intervals are combined by the method
+    of variance estimates recovery (Zou, Huang and Zhang 2009, Computational Statistics & Data Analysis 53:1080).
+    """
+    counts: dict[Fraction, tuple[int, int]] = {}  # weight of an episode -> successes, episodes
+    for weight, successes, episodes in shares:
+        before = counts.get(weight / episodes, (0, 0))
+        counts[weight / episodes] = before[0] + successes, before[1] + episodes
+    mean = sum(float(weight) * successes for weight, (successes, _) in counts.items())
+    below, above = [], []
+    for weight, (successes, episodes) in counts.items():
+        low, high = success_interval(successes, episodes)
+        below.append(float(weight) * (successes - low * episodes))
+        above.append(float(weight) * (high * episodes - successes))
+    return max(0.0, mean - hypot(*below)), min(1.0, mean + hypot(*above))
 
 
 def discordant(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int]:

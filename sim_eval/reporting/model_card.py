@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sim_eval.policies.policy import PolicySpec
-from sim_eval.reporting.training_record import TrainingRecord
+from sim_eval.reporting.training_record import LISTED, TrainingRecord
 
 CARD = """# {name}
 
@@ -59,16 +59,32 @@ def _validation(record: TrainingRecord) -> str:
     if not record.rounds:
         return "none was run; the weights are the last ones."
     tasks = list(record.rounds[0].success)
+    many = len(tasks) > LISTED
+    columns = _families(tasks) if many else {task: [task] for task in tasks}
     rows = [
         [
             str(entry.step),
             f"{entry.minutes:.1f}",
-            *("{}/{}".format(*entry.success[task]) for task in tasks),
+            *(_score([entry.success[task] for task in together]) for together in columns.values()),
+            *([f"{entry.rate:.1%}"] if many else []),
             "best" if index == record.best else "",
         ]
         for index, entry in enumerate(record.rounds)
     ]
-    return _table(["step", "minutes", *tasks, ""], rows)
+    return _table(["step", "minutes", *columns, *(["mean of tasks"] if many else []), ""], rows)
+
+
+def _families(tasks: list[str]) -> dict[str, list[str]]:
+    """The tasks of each family, by its heading."""
+    families: dict[str, list[str]] = {}
+    for task in tasks:
+        families.setdefault(task.partition("/")[0], []).append(task)
+    return {f"{family}, {len(members)} tasks": members for family, members in families.items()}
+
+
+def _score(counts: list[tuple[int, int]]) -> str:
+    """Successes and episodes of several tasks together."""
+    return "/".join(str(sum(each)) for each in zip(*counts, strict=True))
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> str:

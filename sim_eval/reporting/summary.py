@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from statistics import median
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from sim_eval.envs.tasks import get_task, task_names
-from sim_eval.reporting.intervals import success_interval
-from sim_eval.reporting.tables import Grid, counted, interval, rate
+from sim_eval.envs.tasks import get_task, suite_tasks, suites, task_names, whole_suites
+from sim_eval.reporting.intervals import Share, mean_interval, success_interval
+from sim_eval.reporting.tables import Grid, counted, interval, limits, percent, rate
 
 if TYPE_CHECKING:
     from sim_eval.envs.contract import EpisodeKey
@@ -33,6 +34,11 @@ COLUMNS_NOTE = (
     "Intervals are Clopper-Pearson's 95 %. Rates are over all planned episodes, one that broke off with an error being "
     "a failure; completed ones had no error. Success counts at any step; at the end: at the last one. "
     "Steps to success: the median over the successes."
+)
+MEANS_NOTE = (
+    "A suite's mean of tasks counts each task alike, its mean of groups each of the suites alike that it is made of, "
+    "as the mean of that one's tasks. Their 95 % intervals take the tasks as fixed: Clopper-Pearson's over episodes "
+    "that weigh alike, combined by Zou, Huang and Zhang's method where groups differ in size."
 )
 
 
@@ -142,6 +148,88 @@ def summaries(results: Sequence[EpisodeResult]) -> Iterator[TaskSummary]:
     by_key = {result.key: result for result in results}
     for (task, goal), keys in parts(list(by_key)):
         yield summarize(task, [by_key[key] for key in keys], goal)
+
+
+@dataclass(frozen=True)
+class SuiteMean:
+    """A success rate over a suite. Intervals are 95 %; see :func:`sim_eval.reporting.intervals.mean_interval`.
+
+    Attributes:
+        suite: the suite's name.
+        of: what is averaged: the suite's tasks, or the suites ("groups") of which it is made, each as the mean of its
+            tasks.
+        count: how many of them there are.
+        episodes: of all tasks together.
+        rate, interval: success at any step.
+        rate_end, interval_end: success at the last step.
+    """
+
+    suite: str
+    of: Literal["tasks", "groups"]
+    count: int
+    episodes: int
+    rate: float
+    interval: tuple[float, float]
+    rate_end: float
+    interval_end: tuple[float, float]
+
+    @property
+    def cell(self) -> str:
+        return f"{percent(self.rate)} {limits(self.interval)}"
+
+
+def suite_means(results: Sequence[EpisodeResult]) -> Iterator[SuiteMean]:
+    """Of every suite all of whose tasks have results: the mean of its tasks, and of its groups if it is made of any."""
+    by_task: dict[str, list[EpisodeResult]] = {}
+    for result in results:
+        by_task.setdefault(result.key.task, []).append(result)
+    for suite in whole_suites(by_task):
+        tasks = suite_tasks(suite)
+        mine = {task: by_task[task] for task in tasks}
+        yield _mean(suite, "tasks", [(task,) for task in tasks], mine)
+        groups = suites()[suite]
+        if all(group in suites() for group in groups):
+            yield _mean(suite, "groups", [suite_tasks(group) for group in groups], mine)
+
+
+def _mean(
+    suite: str,
+    of: Literal["tasks", "groups"],
+    parts: Sequence[Sequence[str]],
+    results: Mapping[str, Sequence[EpisodeResult]],
+) -> SuiteMean:
+    """The mean of parts of a suite, each the mean of its tasks."""
+    weights = dict.fromkeys(results, Fraction(0))
+    for part in parts:
+        for task in part:
+            weights[task] += Fraction(1, len(parts) * len(part))
+
+    def scored(at_end: bool) -> tuple[float, tuple[float, float]]:
+        shares = [
+            Share(weights[task], sum(r.success_end if at_end else r.success for r in mine), len(mine))
+            for task, mine in results.items()
+        ]
+        rate = sum(share.weight * Fraction(share.successes, share.episodes) for share in shares)
+        return float(rate), mean_interval(shares)
+
+    episodes = sum(len(mine) for mine in results.values())
+    return SuiteMean(suite, of, len(parts), episodes, *scored(at_end=False), *scored(at_end=True))
+
+
+def means_grid(means: Sequence[SuiteMean]) -> Grid:
+    """A row a mean."""
+    rows = [
+        (
+            mean.suite,
+            f"mean of {mean.count} {mean.of}",
+            str(mean.episodes),
+            percent(mean.rate),
+            limits(mean.interval),
+            f"{percent(mean.rate_end)} {limits(mean.interval_end)}",
+        )
+        for mean in means
+    ]
+    return Grid(("suite", "", "episodes", "rate", "95 % interval", "at the end"), tuple(rows))
 
 
 def summary_cells(summary: TaskSummary) -> tuple[str, ...]:

@@ -18,6 +18,10 @@ class Grid(NamedTuple):
     rows: tuple[tuple[str, ...], ...]
 
 
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
 def rate(successes: int, episodes: int) -> str:
     return f"{100 * successes / episodes:.1f} %" if episodes else "-"
 

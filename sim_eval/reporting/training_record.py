@@ -12,6 +12,7 @@ from sim_eval.envs.contract import SimEvalError
 from sim_eval.evaluation.run_folder import write_json
 
 RECORD = "training.json"
+LISTED = 8  # tasks that a line can name
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ class Round:
 
     def __str__(self) -> str:
         scores = [f"{task} {count}/{total}" for task, (count, total) in self.success.items()]
+        if len(scores) > LISTED:
+            together = "/".join(str(sum(counts)) for counts in zip(*self.success.values(), strict=True))
+            scores = [f"{together} on {len(scores)} tasks", f"their mean {self.rate:.1%}"]
         return ", ".join([f"step {self.step}", f"{self.minutes:.1f} minutes", *scores])
 
 
@@ -42,7 +46,7 @@ class TrainingRecord:
     """A training so far.
 
     Attributes:
-        expert, size, seed, batch_size, draws, balance: as the command line gave them.
+        expert, size, seed, batch_size, draws, balance, every: as the command line gave them.
         command: what was typed.
         overrides: ``FIELD=VALUE`` that ``--set`` changed in the network's configuration.
         minutes, steps: behind it, validation included.
@@ -77,6 +81,7 @@ class TrainingRecord:
     best: int | None
     digest: str
     finished: bool
+    every: int = 1
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -109,7 +114,7 @@ class TrainingRecord:
 
 KINDS = {
     **dict.fromkeys(("expert", "size", "command", "device", "digest"), str),
-    **dict.fromkeys(("seed", "batch_size", "draws", "steps", "threads", "parameters", "trainable"), int),
+    **dict.fromkeys(("seed", "batch_size", "draws", "every", "steps", "threads", "parameters", "trainable"), int),
     **dict.fromkeys(("balance", "minutes"), int | float),
     "versions": Mapping,
     "finished": bool,

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
+from sim_eval.datasets import episode_file
 from sim_eval.datasets.checks import check_episode
 from sim_eval.datasets.episode_file import (
     Episode,
@@ -21,7 +22,7 @@ from sim_eval.datasets.episode_file import (
     read_header,
     write_episode,
 )
-from sim_eval.envs.contract import CameraView, EpisodeKey, SimEvalError
+from sim_eval.envs.contract import CameraView, EpisodeKey, SimEvalError, SimulatorOptions
 
 Make = Callable[..., Episode]
 
@@ -208,3 +209,16 @@ def test_sigkill_in_mid_write_costs_only_the_running_episode(tmp_path: Path, mak
     assert len(files) >= 3
     assert [read_header(path).key.index for path in files] == list(range(len(files)))
     assert [check_episode(path) for path in files] == [[]] * len(files)
+
+
+def test_how_the_task_was_shown_is_told_even_by_files_of_an_earlier_version(
+    tmp_path: Path, make_episode: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = SimulatorOptions("faithful", 12, 16, hide_goal=True)
+    path = tmp_path / "episode.hdf5"
+    write_episode(path, make_episode(shown=shown))
+    assert read_episode(path).shown == read_header(path).shown == shown
+    meta = episode_file._meta
+    monkeypatch.setattr(episode_file, "_meta", lambda episode: {k: v for k, v in meta(episode).items() if k != "shown"})
+    write_episode(path, make_episode(provenance={"env_args": '{"render": "faithful"}', "model_file": ""}))
+    assert read_header(path).shown == SimulatorOptions("faithful", 12, 16)

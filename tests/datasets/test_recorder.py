@@ -25,6 +25,7 @@ from sim_eval.envs.contract import (
 
 Make = Callable[..., Episode]
 TASK = "robosuite/LiftWide"
+SHOWN = SimulatorOptions("fast", 12, 16)  # as make_episode
 
 
 class Playback:
@@ -82,7 +83,7 @@ def _record(recorder: DemonstrationRecorder, episode: Episode) -> None:
 
 def test_what_is_recorded_is_what_happened(tmp_path: Path, make_episode: Make) -> None:
     wanted = make_episode(4)
-    recorder = DemonstrationRecorder(tmp_path / "new", versions=wanted.versions)
+    recorder = DemonstrationRecorder(tmp_path / "new", SHOWN, versions=wanted.versions)
     _record(recorder, wanted)
     assert recorder.written == [tmp_path / "new" / episode_name(wanted.key)]
     assert check_episode(recorder.written[0]) == []
@@ -92,20 +93,21 @@ def test_what_is_recorded_is_what_happened(tmp_path: Path, make_episode: Make) -
 
 def test_failures_are_kept_only_when_asked(tmp_path: Path, make_episode: Make) -> None:
     failed = make_episode(1, success=np.zeros(5, dtype=np.bool_))
-    recorder = DemonstrationRecorder(tmp_path)
+    recorder = DemonstrationRecorder(tmp_path, SHOWN)
     _record(recorder, failed)
     _record(recorder, make_episode(2))
     assert (recorder.skipped, len(recorder.written)) == ([failed.key], 1)
-    keeper = DemonstrationRecorder(tmp_path, keep_failures=True)
+    keeper = DemonstrationRecorder(tmp_path, SHOWN, keep_failures=True)
     _record(keeper, failed)
-    assert {index: header.success for index, header in existing(tmp_path, TASK, "train").items()} == {1: False, 2: True}
+    found = {key.index: header.success for key, header in existing(tmp_path, [TASK], "train").items()}
+    assert found == {1: False, 2: True}
 
 
 def test_a_step_that_broke_the_simulator_is_left_out(tmp_path: Path, make_episode: Make) -> None:
     episode = make_episode(1)
     simulator = Playback(episode)
     simulator.reset(episode.key)
-    recorder = DemonstrationRecorder(tmp_path, keep_failures=True)
+    recorder = DemonstrationRecorder(tmp_path, SHOWN, keep_failures=True)
     recorder.start(simulator, episode.key)
     for step in range(3):
         recorder.before_act(simulator, episode.actions[step], episode.executed_actions[step])
@@ -117,7 +119,7 @@ def test_a_step_that_broke_the_simulator_is_left_out(tmp_path: Path, make_episod
 
 
 def test_an_abandoned_episode_does_not_leak_into_the_next(tmp_path: Path, make_episode: Make) -> None:
-    recorder, abandoned = DemonstrationRecorder(tmp_path), Playback(make_episode(1))
+    recorder, abandoned = DemonstrationRecorder(tmp_path, SHOWN), Playback(make_episode(1))
     recorder.start(abandoned, abandoned.episode.key)
     recorder.before_act(abandoned, np.ones(3), np.ones(3))
     _record(recorder, make_episode(2))
@@ -135,9 +137,11 @@ def test_resume_counts_sound_files_of_its_task_and_split_only(tmp_path: Path, ma
     for name, age in ((".old.hdf5.1.tmp", 3600), (".running.hdf5.2.tmp", 0)):
         (tmp_path / name).write_bytes(b"half")
         os.utime(tmp_path / name, (time.time() - age,) * 2)
-    assert sorted(existing(tmp_path, TASK, "train")) == [0, 5]
+    both = [*(EpisodeKey(TASK, "train", index) for index in (0, 5)), EpisodeKey("robosuite/Lift", "train", 2)]
+    assert set(existing(tmp_path, [TASK], "train")) == set(both[:2])
+    assert set(existing(tmp_path, [TASK, "robosuite/Lift"], "train")) == set(both)
     assert [path.name for path in tmp_path.glob(".*")] == [".running.hdf5.2.tmp"]
-    assert existing(tmp_path / "not there yet", TASK, "train") == {}
+    assert existing(tmp_path / "not there yet", [TASK], "train") == {}
 
 
 def test_resume_names_a_duplicate_and_another_robot(tmp_path: Path, make_episode: Make) -> None:
@@ -145,7 +149,7 @@ def test_resume_names_a_duplicate_and_another_robot(tmp_path: Path, make_episode
     write_episode(path, make_episode(0))
     shutil.copy(path, tmp_path / "copy.hdf5")
     with pytest.raises(SimEvalError, match=r"train/00000 is in both .*copy\.hdf5 and .*_00000\.hdf5"):
-        existing(tmp_path, TASK, "train")
+        existing(tmp_path, [TASK], "train")
     write_episode(tmp_path / "copy.hdf5", replace(make_episode(1), robot="Sawyer"))
     with pytest.raises(SimEvalError, match="robot is "):
-        existing(tmp_path, TASK, "train")
+        existing(tmp_path, [TASK], "train")

@@ -175,3 +175,33 @@ def test_data_that_would_poison_training_is_refused(tmp_path: Path, make_episode
     actions[3, 1] = np.nan
     with pytest.raises(SimEvalError, match=r"_00000\.hdf5: actions is not finite"):
         EpisodeWindows(_write(tmp_path, make_episode(0, actions=actions)), 2)
+
+
+def test_windows_at_every_third_step_have_all_phases_and_whole_chunks(tmp_path: Path, make_episode: Make) -> None:
+    lengths = (7, 5, 6, 4)
+    folder = _write(tmp_path, *(make_episode(index, steps=steps) for index, steps in enumerate(lengths)))
+    whole = EpisodeWindows(folder, 3)
+    few = EpisodeWindows(folder, 3, every=3)
+    # The first step is 0, 1, 2 and 0 again.
+    steps = [(0, 0), (0, 3), (0, 6), (1, 1), (1, 4), (2, 2), (2, 5), (3, 0), (3, 3)]
+    assert len(few) == len(few.tasks) == len(steps)
+    for number, (episode, step) in enumerate(steps):
+        mine, theirs = few[number], whole[sum(lengths[:episode]) + step]
+        assert mine.actions.tobytes() == theirs.actions.tobytes()
+        assert mine.valid.tobytes() == theirs.valid.tobytes()
+        assert np.array_equal(mine.observation.views["agentview"].rgb, theirs.observation.views["agentview"].rgb)
+    assert len(few.episodes) == 4
+    assert normalization_stats(few.episodes, "quantile") == normalization_stats(whole.episodes, "quantile")
+
+
+def test_so_many_demonstrations_are_the_first_of_each_task(tmp_path: Path, make_episode: Make) -> None:
+    lift = [_of_task(make_episode(index, steps=3), "robosuite/Lift") for index in (9, 2, 4)]
+    folder = _write(tmp_path, *lift, *(make_episode(index, steps=4) for index in (1, 0)))
+    windows = EpisodeWindows(folder, 2, demonstrations=2, every=2)
+    found = [(episode.key.task, episode.key.index) for episode in windows.episodes]
+    assert found == [("robosuite/Lift", 2), ("robosuite/Lift", 4), ("robosuite/LiftWide", 0), ("robosuite/LiftWide", 1)]
+    # Each task begins to count its episodes anew.
+    assert windows.tasks == ("robosuite/Lift",) * 3 + ("robosuite/LiftWide",) * 4
+    for wrong in ({"every": 0}, {"demonstrations": 0}):
+        with pytest.raises(SimEvalError, match=f"{next(iter(wrong))} must be 1 or more, not 0"):
+            EpisodeWindows(folder, 2, **wrong)  # type: ignore[arg-type]

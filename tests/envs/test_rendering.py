@@ -88,6 +88,6 @@ def test_clustering_moves_no_vertex_further_than_a_cell() -> None:
 def test_render_copy_leaves_the_physics_model_alone(fast: RobosuiteSimulator) -> None:
     fast.reset(KEY)
     fast.observe()
-    drawn, physics = fast._render().drawn_model, fast._model
+    drawn, physics = fast._onlooker._render().drawn_model, fast._model
     assert drawn.mesh_facenum.sum() < physics.mesh_facenum.sum() / 4
     assert physics.vis.quality.offsamples == 4

@@ -78,7 +78,7 @@ def test_the_phantoms_of_pick_place_are_nowhere() -> None:
     simulator.reset(EpisodeKey(CAN, "val", 0))
     assert not np.isin(simulator.segmentation("agentview"), phantoms).any()
     points = unproject(simulator.observe(["agentview"]).views["agentview"]).reshape(-1, 3)
-    where = simulator._view.xpos[model.body("VisualCan_main").id]
+    where = simulator._onlooker.data.xpos[model.body("VisualCan_main").id]
     inside = np.linalg.norm((points - where)[:, :2], axis=1) < 0.02
     assert inside.any()
     assert points[inside, 2].max() < 0.825  # the bin's floor, not the can that is drawn there

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sim_eval.envs.contract import Observation
-from sim_eval.policies.spatialvla import flow_matching
+from sim_eval.policies.spatialvla import flow_matching, modeling_spatialvla
 from sim_eval.policies.spatialvla.configuration_spatialvla import SpatialVLAConfig
 from sim_eval.policies.spatialvla.modeling_llava3d import Context
 from sim_eval.policies.spatialvla.modeling_llava3d import SpatialVLAInputs as Inputs
@@ -145,6 +145,26 @@ def test_gradient_checkpointing_changes_nothing(any_model: Model, some: Inputs, 
     for name, parameter in any_model.named_parameters():
         if name in expected:
             torch.testing.assert_close(parameter.grad, expected[name], atol=1e-7, rtol=1e-5)
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_groups_of_like_length_change_neither_loss_nor_gradients(
+    any_model: Model, inputs: Inputs, monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    noise, time, actions = torch.randn(3, 2, 4, 7), torch.rand(3, 2), torch.randn(3, 4, 7)
+    valid = torch.arange(4) < torch.tensor([[1], [4], [2]])  # a mean of the groups' means would be another loss
+    found: list[tuple[Tensor, dict[str, Tensor]]] = []
+    for size in (3, together):
+        monkeypatch.setattr(modeling_spatialvla, "TOGETHER", size)
+        any_model.zero_grad()
+        loss = any_model(inputs, actions, valid, noise, time)
+        loss.backward()
+        found.append((loss, {name: p.grad for name, p in any_model.named_parameters() if p.grad is not None}))
+    (whole, expected), (grouped, gradients) = found
+    torch.testing.assert_close(grouped, whole, atol=1e-6, rtol=1e-6)
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-4, msg=name)
 
 
 def test_loss_ignores_what_lies_past_the_end(any_model: Model, some: Inputs) -> None:

@@ -190,18 +190,27 @@ def test_splice_puts_scene_tokens_in_the_placeholders_stead(model: SpatialVLAFor
     ids = torch.tensor([[5, 6, IMAGE_TOKEN, 7, 0], [0, 8, IMAGE_TOKEN, 9, 9], [IMAGE_TOKEN, 4, 0, 0, 0]])
     mask = torch.tensor([[1, 1, 1, 1, 0], [0, 1, 1, 1, 1], [1, 1, 0, 0, 0]]).bool()  # one is padded on the left
     scene = torch.randn(5, 32)
-    embeddings, valid = vlm.splice(scene, torch.tensor([0, 0, 0, 2, 2]), ids, mask)
+    ((order, embeddings, valid),) = vlm.splice(scene, torch.tensor([0, 0, 0, 2, 2]), ids, mask, 3)
     word = vlm.language_model.embed_tokens.weight
     rows = [
         [word[5], word[6], scene[0], scene[1], scene[2], word[7]],
         [word[8], word[9], word[9]],
         [scene[3], scene[4], word[4]],
     ]
+    assert order.tolist() == [0, 1, 2]
     assert valid.sum(1).tolist() == [6, 3, 3]
     for index, expected in enumerate(rows):
         assert torch.equal(embeddings[index][valid[index]], torch.stack(expected))
         assert valid[index, : len(expected)].all()
         assert not embeddings[index][~valid[index]].any()
+    # Two by two, the shorter ones first; nothing is padded here.
+    short, long = vlm.splice(scene, torch.tensor([0, 0, 0, 2, 2]), ids, mask, 2)
+    assert (short[0].tolist(), long[0].tolist()) == ([1, 2], [0])
+    assert (short[2].shape, long[2].shape) == ((2, 3), (1, 6))
+    assert short[2].all()
+    assert long[2].all()
+    assert torch.equal(short[1], torch.stack([torch.stack(rows[1]), torch.stack(rows[2])]))
+    assert torch.equal(long[1][0], torch.stack(rows[0]))
 
 
 def test_hidden_states_equal_the_stock_llama(
@@ -332,6 +341,23 @@ def test_no_more_tokens_than_asked_for(config: SpatialVLAConfig, make_model: Mak
     assert torch.bincount(owner).min() > 5
     assert torch.bincount(whose).tolist() == [5, 5, 5]
     assert all(any(torch.equal(token, other) for other in everything) for token in few)
+
+
+def test_a_policy_without_scene_tokens_is_blind(
+    each_config: SpatialVLAConfig, make_model: Make, inputs: SpatialVLAInputs
+) -> None:
+    assert inputs.geometry is not None
+    model = make_model(replace(each_config, max_tokens=0))
+    noise = torch.randn(3, 1, each_config.expert.horizon, each_config.expert.action_dim)
+    others = replace(
+        inputs,
+        pixel_values=torch.rand_like(inputs.pixel_values),
+        geometry=replace(inputs.geometry, depths=1 + torch.rand_like(inputs.geometry.depths)),
+    )
+    chunk = model.predict_action(inputs, noise[:, 0])
+    assert torch.equal(chunk, model.predict_action(others, noise[:, 0]))
+    elsewhere = replace(inputs, state=inputs.state + 1)
+    assert not torch.equal(chunk, model.predict_action(elsewhere, noise[:, 0]))
 
 
 def test_without_crop_and_mask_every_patch_is_kept_where_its_depth_says(

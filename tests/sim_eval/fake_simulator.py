@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -68,7 +69,7 @@ class PlaneSimulator:
         return {"goal": self._goal}
 
     def provenance(self) -> Mapping[str, str]:
-        return {}
+        return {"env_args": "{}", "model_file": ""}
 
     def close(self) -> None:
         pass
@@ -80,6 +81,7 @@ def plane(task: Task, options: SimulatorOptions) -> Simulator:
 
 BOX = WorkspaceBox((-1.0, -1.0, -0.5), (1.0, 1.0, 0.5))
 PLANE = Task("fake/Plane", (("go to the goal", "reach the goal"),), 30, BOX, ("near", "goal"), plane)
+LINE = replace(PLANE, name="fake/Line")
 
 
 class FakePolicy:

@@ -69,20 +69,32 @@ def test_a_damaged_file_is_collected_again(collected: Path) -> None:
     assert check_folder(collected).problems == ()
 
 
-def test_other_pictures_are_not_mixed_in(collected: Path) -> None:
-    with pytest.raises(SimEvalError, match="--size"):
-        main(arguments(collected, size=32, episodes=9))
+@pytest.mark.parametrize("other", [{"size": 32}, {"render": "faithful"}, {"hide_goal": True}])
+def test_other_looks_are_not_mixed_in(collected: Path, other: dict[str, object]) -> None:
+    with pytest.raises(SimEvalError, match="--size and --hide-goal"):
+        main(arguments(collected, episodes=9, **other))
+
+
+def test_how_the_task_was_shown_is_written_down(collected: Path) -> None:
+    assert read_episode(episode_files(collected)[0]).shown == SimulatorOptions("fast", 64, 64)
+
+
+def test_workers_write_the_same_bytes(collected: Path, tmp_path: Path) -> None:
+    assert main(arguments(tmp_path, workers=2)) == 0
+    written = {file.name: file.read_bytes() for file in episode_files(tmp_path)}
+    assert written == {file.name: file.read_bytes() for file in episode_files(collected) if file.name in written}
+    assert len(written) == 2
 
 
 def test_a_policy_that_cannot_demonstrate_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sim_eval.collect.TRIES_BEFORE_GIVING_UP", 2)
+    monkeypatch.setattr("sim_eval.evaluation.quota.TRIES_BEFORE_GIVING_UP", 2)
     with pytest.raises(SimEvalError, match="cannot demonstrate"):
         main(arguments(tmp_path / "out", policy="random"))
     assert episode_files(tmp_path / "out") == []
 
 
 def test_failures_can_be_what_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sim_eval.collect.TRIES_BEFORE_GIVING_UP", 1)
+    monkeypatch.setattr("sim_eval.evaluation.quota.TRIES_BEFORE_GIVING_UP", 1)
     assert main(arguments(tmp_path, policy="random", episodes=1, size=32, keep_failures=True)) == 0
     report = check_folder(tmp_path)
     assert (report.episodes, report.successes, report.problems) == (1, 0, ())
@@ -91,7 +103,9 @@ def test_failures_can_be_what_is_wanted(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--task", "robosuite/Fly"], "robosuite/LiftWide"),
+        (["--task", "robosuite/Lft"], "robosuite/Lift"),
+        (["--task", ","], "--task names nothing"),
+        (["--workers", "0"], "--workers must be 1 or more"),
         (["--episodes", "0"], "--episodes must be 1 or more"),
         (["--policy", "nobody"], "unknown policy 'nobody'"),
         (["--split", "test"], "split"),

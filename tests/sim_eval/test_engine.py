@@ -7,7 +7,7 @@ import pytest
 from fake_simulator import PLANE, FakePolicy, PlaneSimulator, constant, wander
 
 from sim_eval.envs.contract import EpisodeKey, FloatArray, SimEvalError, Simulator, Status
-from sim_eval.evaluation.engine import Disturbance, RolloutProtocol, run_episode
+from sim_eval.evaluation.engine import BURST_STEPS, Disturbance, RolloutProtocol, run_episode
 from sim_eval.policies.policy import ActionChunk, PolicySpec
 
 KEY = EpisodeKey(PLANE.name, "test", 3)
@@ -174,9 +174,18 @@ def test_a_disturbance_moves_what_is_executed_and_leaves_labels_clean():
 
 def test_the_disturbance_is_unit_noise_correlated_over_steps():
     noise = Disturbance(KEY, 50)
-    draws = np.array([noise.draw() for _ in range(2000)])
+    draws = np.array([noise.draw(1.0) for _ in range(2000)])
     assert draws.std() == pytest.approx(1.0, abs=0.05)
     assert np.mean(draws[1:] * draws[:-1]) == pytest.approx(0.9, abs=0.05)
+
+
+def test_bursts_of_disturbance_take_up_their_share_and_are_those_draws():
+    always, bursts = Disturbance(KEY, 3), Disturbance(KEY, 3)
+    pairs = [(always.draw(1.0), bursts.draw(0.2)) for _ in range(20000)]
+    on = np.array([drawn.any() for _, drawn in pairs])
+    assert on.mean() == pytest.approx(0.2, abs=0.03)
+    assert on.sum() / (on[1:] > on[:-1]).sum() == pytest.approx(BURST_STEPS, rel=0.15)  # the mean length of a burst
+    assert all(np.array_equal(*pair) for pair, is_on in zip(pairs, on, strict=True) if is_on)
 
 
 def test_a_protocol_that_cannot_run_is_refused():

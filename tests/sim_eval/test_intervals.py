@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from scipy.stats import binom
@@ -9,9 +11,11 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
 from sim_eval.reporting.intervals import (
+    Share,
     discordant,
     episodes_to_separate,
     holm,
+    mean_interval,
     paired_difference_interval,
     paired_p_value,
     paired_power,
@@ -140,3 +144,39 @@ def test_ranks_tie_those_that_cannot_be_told_apart():
     assert ranks([poor, good, same]) == [3, 1, 1]
     assert ranks([good]) == [1]
     assert ranks([[True] * 3, [False] * 3]) == [1, 1]  # three episodes prove nothing
+
+
+def shares(weights: list[Fraction], successes: list[int], episodes: int) -> list[Share]:
+    return [Share(weight, count, episodes) for weight, count in zip(weights, successes, strict=True)]
+
+
+def test_a_mean_of_tasks_with_equal_episodes_has_the_interval_of_all_episodes_together():
+    found = mean_interval(shares([Fraction(1, 4)] * 4, [10, 3, 0, 7], 10))
+    assert found == pytest.approx(success_interval(20, 40))
+
+
+# Groups as Meta-World's: many easy tasks that succeed, few hard ones that do not always.
+@pytest.mark.parametrize("rates", [(0.95, 0.8, 0.6, 0.4), (1.0, 1.0, 0.9, 0.5), (0.3, 0.3, 0.3, 0.3)])
+@pytest.mark.parametrize("sizes", [(28, 11, 6, 5), (3, 3, 3, 3)])
+@pytest.mark.parametrize("spread", [0.0, 0.3])
+def test_the_interval_of_a_mean_holds_the_truth_at_least_as_often_as_it_says(
+    rates: tuple[float, ...], sizes: tuple[int, ...], spread: float
+):
+    rng = np.random.default_rng(4)
+    weights = [Fraction(1, len(sizes) * size) for size in sizes for _ in range(size)]
+    chances = np.concatenate([np.full(size, rate) for size, rate in zip(sizes, rates, strict=True)])
+    chances = np.clip(chances + rng.uniform(-spread, spread, len(chances)), 0, 1)
+    truth = float(np.array([float(weight) for weight in weights]) @ chances)
+    limits = np.array(
+        [mean_interval(shares(weights, drawn.tolist(), 10)) for drawn in rng.binomial(10, chances, (400, len(chances)))]
+    )
+    held = (limits[:, 0] <= truth) & (truth <= limits[:, 1])
+    assert held.mean() > 0.93  # 0.95 less what 400 draws leave open
+    assert (limits[:, 0] >= 0).all()
+    assert (limits[:, 1] <= 1).all()
+
+
+def test_a_mean_without_a_failure_is_still_uncertain():
+    low, high = mean_interval(shares([Fraction(1, 4)] * 2 + [Fraction(1, 2)], [10, 10, 10], 10))
+    assert high == 1.0
+    assert success_interval(10, 10)[0] < low < success_interval(30, 30)[0]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from sim_eval.envs.contract import EpisodeKey, SimEvalError, SimulatorOptions
+from sim_eval.envs.tasks import suites
 from sim_eval.evaluation.engine import EpisodeResult, RolloutProtocol
 from sim_eval.evaluation.manifest import Manifest
 from sim_eval.evaluation.run_folder import open_run
@@ -127,6 +128,42 @@ def test_several_tasks_get_a_table_each_and_one_for_all_whatever_their_order(tmp
     assert [table.title.split(" (")[0] for table in tables] == ["fake/Plane", "fake/Line", "all tasks"]
     assert [cells(table, "b")["success / planned"] for table in tables] == ["20 / 40", "20 / 40", "40 / 80"]
     assert [cells(tables[2], name)["rank"] for name in ("a", "b")] == ["2", "1"]
+
+
+def test_fifty_tasks_of_a_suite_share_a_table_with_their_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    easy, hard = tuple(f"sea/cod-{n}" for n in range(40)), tuple(f"sea/eel-{n}" for n in range(10))
+    for name, parts in {"sea/All": ("sea/easy", "sea/hard"), "sea/easy": easy, "sea/hard": hard}.items():
+        monkeypatch.setitem(suites(), name, parts)
+    make_run(tmp_path / "a", 1, tasks=(*easy, *hard, "fake/Plane"), episodes=4)
+    make_run(tmp_path / "b", 3, tasks=("fake/Plane", *hard, *easy), episodes=4)
+    tables = build(find_runs([tmp_path])).tables
+    assert [table.title.split(" (")[0] for table in tables] == [
+        "sea/All",
+        "sea/easy",
+        "sea/hard",
+        "fake/Plane",
+        "all tasks",
+    ]
+    row = cells(tables[0], "b")
+    assert (row["rank"], row["success / planned"], row["mean of 50 tasks"][:6]) == ("1", "150 / 200", "75.0 %")
+    assert row["mean of 2 groups"].startswith("75.0 %")
+    assert [table.details is None for table in tables] == [False, True, True, False, True]
+    assert tables[0].details is not None
+    assert tables[0].details.header == ("success / planned", "b", "a")
+    assert len(tables[0].details.rows) == 50
+    assert tables[0].details.rows[0][1:] == ("3 / 4", "1 / 4")
+
+
+def test_how_goals_are_shown_and_what_is_told_stand_in_the_title(tmp_path: Path):
+    make_run(tmp_path / "plain", 20)
+    make_run(tmp_path / "hidden", 20, protocol=RolloutProtocol(simulator=SimulatorOptions(hide_goal=True)))
+    make_run(tmp_path / "misled", 20, protocol=RolloutProtocol(telling="wrong"))
+    titles = {table.ranking.rows[0][1]: table.title for table in build(find_runs([tmp_path])).tables}
+    assert len(titles) == 3
+    assert "goal hidden" in titles["hidden"]
+    assert "told the wrong instruction" in titles["misled"]
+    assert "told" not in titles["plain"]
+    assert "hidden" not in titles["plain"]
 
 
 def test_a_run_named_twice_stands_once(tmp_path: Path):

@@ -105,7 +105,7 @@ def test_another_run_in_the_folder_is_refused(
     ("arguments", "words"),
     [
         (["--policy", "zero", "--task", "robosuite/Flying"], "unknown task 'robosuite/Flying'"),
-        (["--policy", "zero", "--task", "robosuite/Lift,robosuite/Lift"], "named twice"),
+        (["--policy", "zero", "--task", "robosuite/Lft"], "did you mean robosuite/Lift"),
         (["--policy", "genius"], "unknown policy 'genius'"),
         (["--policy", "zero", "--split", "exam"], "unknown split 'exam'"),
         (["--policy", "zero", "--episodes", "0"], "--episodes must be 1 or more, not 0"),

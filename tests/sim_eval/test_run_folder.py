@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -59,10 +59,18 @@ def test_run_json_is_enough_to_run_it_again(tmp_path: Path):
     data = json.loads((tmp_path / "run.json").read_text())
     assert data["command"] == ["again"]
     assert data["policy"]["digest"] == "abc"
-    assert data["protocol"]["simulator"] == {"render": "fast", "height": 128, "width": 128}
+    assert data["protocol"]["simulator"] == asdict(SimulatorOptions())
     assert data["environments"][PLANE.name]["action"]["control_hz"] == 20.0
     assert data["versions"]["mujoco"]
     assert data["processor"]
+
+
+def test_a_run_of_an_earlier_version_is_resumed(tmp_path: Path):
+    play(tmp_path, 5)
+    data = json.loads((tmp_path / "run.json").read_text())
+    del data["protocol"]["simulator"]["hide_goal"]
+    (tmp_path / "run.json").write_text(json.dumps(data))
+    assert play(tmp_path) == 7
 
 
 def test_run_twice_gives_the_same_lines(tmp_path: Path):

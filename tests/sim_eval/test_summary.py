@@ -6,9 +6,10 @@ import pytest
 from trainings_and_runs import LIFT, STACK
 
 from sim_eval.envs.contract import EpisodeKey
+from sim_eval.envs.tasks import suites
 from sim_eval.evaluation.engine import EpisodeResult
 from sim_eval.reporting.intervals import success_interval
-from sim_eval.reporting.summary import COLUMNS, phase_grid, summaries, summarize, summary_cells
+from sim_eval.reporting.summary import COLUMNS, means_grid, phase_grid, suite_means, summaries, summarize, summary_cells
 
 
 def episode(task: str, index: int, first: int | None, phase: str, end: bool = False, error: str | None = None):
@@ -81,3 +82,30 @@ def test_goals_follow_their_task():
 def test_cells_say_it_in_a_row(results: list[EpisodeResult], cells: tuple[str, ...]):
     assert summary_cells(summarize(STACK, results)) == cells
     assert len(cells) == len(COLUMNS)
+
+
+def test_a_suite_has_the_mean_of_its_tasks_and_of_its_groups(monkeypatch: pytest.MonkeyPatch):
+    wide = "robosuite/LiftWide"
+    for name, parts in {"made/All": ("made/lifts", STACK), "made/Deep": ("made/lifts", "made/one")}.items():
+        monkeypatch.setitem(suites(), name, parts)
+    monkeypatch.setitem(suites(), "made/lifts", (LIFT, wide))
+    monkeypatch.setitem(suites(), "made/one", (STACK,))
+    monkeypatch.setitem(suites(), "made/More", (LIFT, "robosuite/PickPlaceCan"))
+    first = {LIFT: 4, wide: 2, STACK: 1}  # successes of 4
+    results = [
+        episode(task, index, 10 if index < count else None, "none", end=index < count - 1)
+        for task, count in first.items()
+        for index in range(4)
+    ]
+    found = {(mean.suite, mean.of): mean for mean in suite_means(results)}
+    tasks = [suite for suite, of in found if of == "tasks"]
+    assert tasks == ["made/All", "made/Deep", "made/lifts", "made/one"]  # and not made/More, of which a task lacks
+    assert [suite for suite, of in found if of == "groups"] == ["made/Deep"]  # not made/All, of a suite and a task
+    assert found["made/Deep", "tasks"].rate == pytest.approx((1 + 0.5 + 0.25) / 3)
+    assert found["made/Deep", "groups"].rate == pytest.approx((0.75 + 0.25) / 2)
+    assert found["made/Deep", "groups"].rate_end == pytest.approx(((0.75 + 0.25) / 2 + 0) / 2)
+    assert found["made/Deep", "tasks"].interval == pytest.approx(success_interval(7, 12))
+    grid = means_grid(list(found.values()))
+    assert grid.rows[2][:4] == ("made/Deep", "mean of 2 groups", "12", "50.0 %")
+    assert all(len(row) == len(grid.header) for row in grid.rows)
+    assert list(suite_means(STACKS)) == [mean for mean in suite_means(STACKS) if mean.suite == "made/one"]

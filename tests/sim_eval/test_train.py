@@ -162,6 +162,45 @@ def test_several_tasks_are_validated_each_and_the_best_weights_kept(
         assert line in card
 
 
+def test_a_validation_is_spread_over_the_tasks() -> None:
+    tasks = tuple("abcde")
+
+    def counted(episodes: int, total: int | None) -> list[int]:
+        keys = fine_tuning.validation_keys(tasks, episodes, total)
+        assert len(set(keys)) == len(keys)
+        assert {key.split for key in keys} <= {"val"}
+        groups = {task: [key.index for key in keys if key.task == task] for task in tasks}
+        assert keys == [EpisodeKey(task, "val", index) for task in tasks for index in groups[task]]
+        assert all(found == list(range(len(found))) for found in groups.values())
+        return [len(groups[task]) for task in tasks]
+
+    assert counted(3, None) == counted(3, 15) == counted(3, 99) == [3] * 5
+    assert counted(3, 5) == [1] * 5
+    assert counted(3, 7) == [1, 1, 2, 1, 2]
+    assert counted(3, 2) == [0, 0, 1, 0, 1]
+    assert counted(0, None) == [0] * 5
+
+
+def test_part_of_the_steps_and_of_the_demonstrations(data: Path, trained: Path, tmp_path: Path) -> None:
+    train.main(arguments([data], tmp_path, every=2, demonstrations=2, steps=2))
+    some, whole = read_record(tmp_path), read_record(trained)
+    assert (some.every, whole.every) == (2, 1)
+    assert (some.demonstrations, whole.demonstrations) == ({TASK: 2}, {TASK: 3})
+    assert 0 < some.windows[TASK] < whole.windows[TASK] / 2
+    with pytest.raises(SimEvalError, match="every, demonstrations, episodes differ"):
+        train.main(arguments([data], tmp_path, steps=2))
+
+
+def test_a_policy_may_see_fewer_cameras_than_were_recorded(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "one"
+    flat = ("position.kind=2d", "position.crop=false", "position.mask_depth=false")
+    assert train.main(arguments([data], out, steps=1, cameras=("agentview",), overrides=flat)) == 0
+    policy = load_policy(str(out), "cpu")
+    assert dict(policy.spec.cameras) == {"agentview": (SIDE, SIDE)}
+    with pytest.raises(SimEvalError, match="no camera 'front', it has agentview, wrist"):
+        train.main(arguments([data], tmp_path / "none", cameras=("front",)))
+
+
 def test_the_network_can_be_changed_and_says_so(data: Path, tmp_path: Path) -> None:
     changed, threads = ("expert.horizon=4", "frame=world"), torch.get_num_threads()
     assert (
@@ -225,7 +264,7 @@ def test_looks_are_not_mixed(data: Path, tmp_path: Path) -> None:
     other = tmp_path / "faithful"
     task = "robosuite/Lift"
     collect.main(collect.CollectArguments(task=task, out=other, episodes=1, size=SIDE, render="faithful"))
-    with pytest.raises(SimEvalError, match="faithful and fast"):
+    with pytest.raises(SimEvalError, match="faithful 64x64 and fast 64x64"):
         train.main(arguments([data, other], tmp_path / "out"))
 
 
@@ -236,6 +275,8 @@ def test_looks_are_not_mixed(data: Path, tmp_path: Path) -> None:
         (["--size", "huge"], "unknown size"),
         (["--balance", "2"], "--balance must lie between 0 and 1"),
         (["--threads", "0"], "--threads must be"),
+        (["--every", "0"], "--every must be"),
+        (["--demonstrations", "0"], "--demonstrations must be"),
         (["--data", "/nowhere"], "/nowhere"),
         (["--data", "docs"], "no demonstrations in docs"),
         (["--minutes", "-1"], "--minutes must be"),
@@ -250,7 +291,7 @@ def test_bad_input_is_one_line(options: list[str], says: str, data: Path, tmp_pa
     command = [sys.executable, "-m", "sim_eval.train", "--data", str(data), "--out", str(tmp_path / "out"), *options]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     assert answer.returncode == 2, answer.stderr
-    lines = [line for line in answer.stderr.strip().splitlines() if not line.startswith("reading")]
+    lines = [line for line in answer.stderr.strip().splitlines() if not line.startswith(("packing", "opening"))]
     assert len(lines) == 1, answer.stderr
     assert lines[0].startswith("error: ")
     assert says in lines[0]

@@ -105,3 +105,10 @@ def test_the_card_tells_the_record() -> None:
     ):
         assert line in card.splitlines() or line in card, line
     assert "none was run" in model_card(replace(RECORDED, rounds=(), best=None), PolicySpec("late_gemma"), 4)
+
+
+def test_a_card_of_many_tasks_counts_them_by_family() -> None:
+    success = {LIFT: (3, 4), **{f"metaworld/task-{number}-v3": (number % 2, 1) for number in range(50)}}
+    card = model_card(replace(RECORDED, rounds=(Round(4000, 12.4, success),), best=0), PolicySpec("late_gemma"), 4)
+    assert "| step | minutes | robosuite, 1 tasks | metaworld, 50 tasks | mean of tasks |  |" in card.splitlines()
+    assert "| 4000 | 12.4 | 3/4 | 25/50 | 50.5% | best |" in card.splitlines()

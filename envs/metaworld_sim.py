@@ -1,0 +1,196 @@
+"""Meta-World 3.1 behind the Simulator protocol: Sawyer, a mocap hand, 80 Hz, 4-D actions in [-1, 1].
+
+Its environments keep much of one episode in the next, in the compiled model as in themselves, and ignore
+``reset(seed=)``. Here each episode has a new environment, made of one compiled model in a few milliseconds, and
+everything that Meta-World draws at random it draws from the episode's key.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache, cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sim_eval.envs.contract import (
+    ActionSpec,
+    EnvironmentSpec,
+    EpisodeKey,
+    FloatArray,
+    Observation,
+    SimEvalError,
+    SimulatorOptions,
+    Snapshot,
+    Status,
+    Task,
+)
+from sim_eval.envs.onlooker import Onlooker, state_names
+from sim_eval.envs.rendering import Look, choose_backend
+
+if TYPE_CHECKING:
+    import mujoco
+    from metaworld.sawyer_xyz_env import SawyerXYZEnv
+
+ROBOT = "Sawyer"
+ACTION = ActionSpec(
+    names=("dx", "dy", "dz", "gripper"),
+    low=(-1.0,) * 4,
+    high=(1.0,) * 4,
+    controller="delta of the hand's mocap target in the world frame, 1 = 0.01 m; gripper -1 opens, 1 closes",
+    control_hz=80,
+)
+# Our camera names -> Meta-World's. Ours in front of the table takes the place of one that nobody uses; the field's is
+# shown upright, though Meta-World mounts it upside down.
+CAMERAS = {"agentview": "topview", "wrist": "gripperPOV", "corner2": "corner2"}
+AGENTVIEW_POSITION, AGENTVIEW_TARGET, AGENTVIEW_FOVY = (0.65, -0.05, 0.75), (-0.02, 0.68, 0.08), 48.0
+# What the field counts as proprioception: the first four numbers of Meta-World's observation. The rest is object state.
+PROPRIO = {"eef_pos": 3, "gripper_opening": 1}
+WIDEST_METRES = 0.1  # between the claws; an opening of 1
+# Visual geoms are in the first two groups. Its objects are small meshes: a coarser grid would swallow their handles.
+GROUPS, CELL_METRES = (0, 1), 0.005
+
+
+def mount_cameras(model: mujoco.MjModel) -> None:
+    """Puts our camera where it belongs and turns the field's upright, in place."""
+    from scipy.spatial.transform import Rotation
+
+    forward = np.subtract(AGENTVIEW_TARGET, AGENTVIEW_POSITION)
+    backward = -forward / np.linalg.norm(forward)
+    right = np.cross((0.0, 0.0, 1.0), backward)
+    right /= np.linalg.norm(right)
+    pose = Rotation.from_matrix(np.stack([right, np.cross(backward, right), backward], axis=1))
+    ours, field = (model.camera(CAMERAS[name]) for name in ("agentview", "corner2"))
+    ours.pos[:], ours.quat[:], ours.fovy[:] = AGENTVIEW_POSITION, pose.as_quat()[[3, 0, 1, 2]], AGENTVIEW_FOVY
+    w, x, y, z = field.quat
+    field.quat[:] = -z, y, -x, w  # times half a turn about the optical axis
+
+
+@cache
+def environment_class(name: str) -> type[SawyerXYZEnv]:
+    """Meta-World's environment of this name, whose model is compiled once a process.
+
+    Raises:
+        SimEvalError: Meta-World is not installed.
+    """
+    choose_backend()
+    try:
+        from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+    except ModuleNotFoundError as error:
+        raise SimEvalError(f"metaworld/{name} needs {error.name}: pip install 'sim_eval[metaworld]'") from error
+    import mujoco
+
+    base: type[SawyerXYZEnv] = ALL_V3_ENVIRONMENTS[name]
+    compiled: list[mujoco.MjModel] = []
+
+    class Compiled(base):  # type: ignore[misc, valid-type]
+        def _initialize_simulation(self) -> tuple[mujoco.MjModel, mujoco.MjData]:
+            if not compiled:
+                compiled.append(super()._initialize_simulation()[0])
+                mount_cameras(compiled[0])
+            model = copy.copy(compiled[0])
+            return model, mujoco.MjData(model)
+
+    return Compiled
+
+
+def new_environment(name: str, rng: np.random.Generator) -> SawyerXYZEnv:
+    """One that draws its goal and objects from the generator at every reset."""
+    env = environment_class(name)()
+    env._freeze_rand_vec, env.seeded_rand_vec = False, True
+    env._set_task_called = True  # set_task would freeze the scene
+    env._partially_observable = False  # the scripted policies read the goal from the observation
+    vars(env).pop("sawyer_observation_space", None)
+    env.max_path_length = sys.maxsize  # the engine counts steps
+    env.seed(int(rng.integers(2**31)))
+    return env
+
+
+class MetaworldSimulator:
+    """One Meta-World task, running; see :class:`sim_eval.envs.contract.Simulator`."""
+
+    def __init__(self, task: Task, name: str, options: SimulatorOptions) -> None:
+        """Args: name: Meta-World's name of the environment."""
+        self._task, self._name, self._options = task, name, options
+        self._env = environment_class(name)()
+        look = Look(GROUPS, sites=not options.hide_goal, cell_metres=CELL_METRES)
+        self._onlooker = Onlooker(self._env.model, CAMERAS, options, look)
+        self._state_names = state_names(self._env.model)
+        self._instruction = task.goals[0][0]
+
+    @property
+    def task(self) -> Task:
+        return self._task
+
+    @property
+    def spec(self) -> EnvironmentSpec:
+        size = (self._options.height, self._options.width)
+        return EnvironmentSpec(ROBOT, {name: size for name in CAMERAS}, PROPRIO, ACTION)
+
+    def reset(self, key: EpisodeKey) -> None:
+        self._env = new_environment(self._name, key.rng("reset"))
+        self._env.reset()
+        self._instruction = self._task.instruction(key)
+        self._onlooker.follow(self._env.model)
+
+    def act(self, action: FloatArray) -> Status:
+        info = self._env.step(np.asarray(action, np.float64))[4]
+        self._onlooker.forget()
+        success = bool(info["success"])
+        return Status(success=success, phase=int(success))
+
+    def observe(self, cameras: Sequence[str] | None = None) -> Observation:
+        self._onlooker.update(self._env.data)
+        views = {name: self._onlooker.view(name) for name in (CAMERAS if cameras is None else cameras)}
+        return Observation(views, self._proprio(), self._instruction, self._task.workspace)
+
+    def snapshot(self) -> Snapshot:
+        data = self._env.data
+        return Snapshot(np.concatenate([[data.time], data.qpos, data.qvel]), self._state_names)
+
+    def privileged(self) -> Mapping[str, FloatArray]:
+        """``observation`` [39]: what Meta-World shows its scripted policies, hand, gripper, objects and goal."""
+        now = self._env._get_curr_obs_combined_no_goal()
+        return {"observation": np.concatenate([now, now, self._env._get_pos_goal()])}
+
+    def segmentation(self, camera: str) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
+        """Geom id int32 [H, W] of what each pixel shows, -1 where nothing."""
+        self._onlooker.update(self._env.data)
+        return self._onlooker.segmentation(camera)
+
+    def provenance(self) -> Mapping[str, str]:
+        return self._provenance
+
+    def close(self) -> None:
+        self._onlooker.close()
+        self._env.close()  # type: ignore[no-untyped-call]
+
+    def _proprio(self) -> dict[str, FloatArray]:
+        # As Meta-World computes them, without the objects that it computes at the same time.
+        data = self._env.data
+        apart = np.linalg.norm(data.body("rightclaw").xpos - data.body("leftclaw").xpos)
+        return {
+            "eef_pos": self._env.get_endeff_pos().copy(),
+            "gripper_opening": np.clip([apart / WIDEST_METRES], 0.0, 1.0),
+        }
+
+    @cached_property
+    def _provenance(self) -> Mapping[str, str]:
+        from importlib.metadata import version
+
+        import mujoco
+
+        arguments = {
+            "env_name": self._name,
+            "env_version": version("metaworld"),
+            "type": 1,  # robomimic's number for MuJoCo through robosuite; it has none for Meta-World
+            "env_kwargs": {"camera_names": list(CAMERAS.values()), "camera_depths": True},
+            "render": self._options.render,
+            "hide_goal": self._options.hide_goal,
+        }
+        model = mujoco.MjSpec.from_file(self._env.fullpath)
+        model.compile()
+        return {"env_args": json.dumps(arguments), "model_file": model.to_xml()}

@@ -1,0 +1,47 @@
+"""Meta-World's own scripted policies as experts for its 50 tasks."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sim_eval.envs.contract import FloatArray, SimEvalError
+from sim_eval.policies.policy import ActionChunk, extra
+
+if TYPE_CHECKING:
+    from metaworld.policies.policy import Policy
+
+    from sim_eval.policies.scripted.expert import Expert
+
+SIMULATOR = "metaworld/"
+# Pushes off the expert's path, of the hand and not of the gripper. Noise at every step ruins these experts, which move
+# at full speed and wait for nothing; short bursts leave most of their episodes successful.
+DISTURBANCE, DISTURBED_SHARE = np.array([0.7, 0.7, 0.7, 0.0]), 0.15
+
+
+def act(policy: Policy, state: Mapping[str, FloatArray], instruction: str) -> ActionChunk:
+    """One action; Meta-World's policies command more than the bounds and rely on being clipped."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they say so at each step
+        action = np.asarray(policy.get_action(state["observation"]), np.float64)
+    return ActionChunk(np.clip(action, -1, 1)[None], DISTURBANCE, DISTURBED_SHARE)
+
+
+def find_expert(task: str) -> Expert | None:
+    """The expert of a task of ours by name; None: it is not Meta-World's.
+
+    Raises:
+        SimEvalError: Meta-World is not installed, or has no such policy.
+    """
+    if not task.startswith(SIMULATOR):
+        return None
+    with extra("metaworld"):
+        from metaworld.policies import ENV_POLICY_MAP
+    name = task.removeprefix(SIMULATOR)
+    if name not in ENV_POLICY_MAP:
+        raise SimEvalError(f"Meta-World has no scripted policy for '{name}'")
+    return partial(act, ENV_POLICY_MAP[name]())  # type: ignore[abstract]
