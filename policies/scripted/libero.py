@@ -109,7 +109,7 @@ def between_fingers(state: Mapping[str, FloatArray], moved: Thing) -> tuple[Floa
         point, angle, oddity = way
         spots = (point + reach * direction(angle) for reach in np.linspace(-1, 1, 5) * HAND_METRES)
         room = min(gap(spot, tall, HAND_HALF_METRES) for spot in spots)
-        return round(room, 3), -oddity - TURN_COST * abs(turn_to(state["eef_mat"], direction(angle)))
+        return round(room, 3), -oddity - TURN_COST * round(abs(turn_to(state["eef_mat"], direction(angle))), 1)
 
     ways = [
         (moved.middle[:2] + shift * along, float(np.arctan2(side[1], side[0])) + askew, abs(askew) + abs(shift) * 10)
@@ -140,7 +140,8 @@ def by_the_rim(state: Mapping[str, FloatArray], moved: Thing) -> tuple[FloatArra
 
     def judge(way: FloatArray) -> tuple[float, float]:
         finger = moved.middle[:2] + (radius + FINGER_METRES) * way
-        return round(gap(finger, beside, FREE_METRES), 3), -abs(turn_to(state["eef_mat"], way))
+        # Rounded, so that of two sides that are as good it is always the same.
+        return round(gap(finger, beside, FREE_METRES), 3), -round(abs(turn_to(state["eef_mat"], way)), 1)
 
     here = state["eef_pos"][:2] - moved.middle[:2]
     if np.linalg.norm(here) > 1e-6:

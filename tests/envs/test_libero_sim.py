@@ -1,4 +1,4 @@
-"""LIBERO: its own sentences, limits and initial states, keys that decide everything, and pixels that stand where it says.
+"""LIBERO: its own sentences, limits and initial states; keys decide everything; pixels stand where the simulator says.
 
 Skipped where LIBERO is not installed (``make libero``).
 """
