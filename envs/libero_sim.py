@@ -129,7 +129,11 @@ def drawing_from(rng: np.random.Generator) -> Iterator[None]:
 
 
 def collision_box(model: mujoco.MjModel, data: mujoco.MjData, root: int) -> FloatArray:
-    """Lower and upper corner [2, 3], in the body's frame, of the box round what collides of it and of its parts."""
+    """Lower and upper corner [2, 3], in the body's frame, of the box round what collides of it and of its parts.
+
+    Args:
+        data: everything's pose.
+    """
     corners = []
     for geom in np.flatnonzero(model.geom_contype):
         body = int(model.geom_bodyid[geom])
@@ -203,6 +207,7 @@ class LiberoSimulator(RobosuiteSimulator):
         self._package, self._problem = load_libero().package, f"{suite}/{name}"
         file = str(self._package / "bddl_files" / f"{self._problem}.bddl")
         with quiet():
+            import mujoco
             from libero.libero.envs import TASK_MAPPING
             from libero.libero.envs.bddl_utils import get_problem_info
             from robosuite import load_composite_controller_config
@@ -224,7 +229,8 @@ class LiberoSimulator(RobosuiteSimulator):
         roles = dict(zip(("moved", "place"), (concerned(env, word) for word in words), strict=False))
         self._bodies = dict(env.obj_body_id)
         self._bodies |= {role: env.obj_body_id[name] for role, name in roles.items() if name in env.obj_body_id}
-        data = env.sim.data._data
+        data = mujoco.MjData(self._model)  # in which drawers and doors are shut
+        mujoco.mj_kinematics(self._model, data)
         self._boxes = {f"{name}_box": collision_box(self._model, data, body) for name, body in self._bodies.items()}
         self._movable = [env.obj_body_id[name] for name in env.objects_dict]
         self._fixtures = {
@@ -279,9 +285,8 @@ class LiberoSimulator(RobosuiteSimulator):
         """As robosuite's, for every object by LIBERO's name, and by the role in the task's first goal.
 
         ``moved`` is what the goal is about and ``place``, if it has one, where that shall be; ``<object>_box`` [2, 3]
-        is the box round what it collides with, two corners in the object's frame, with drawers and doors as the
-        environment was built. ``held`` [1] is 1 while both fingers
-        touch something that is to move.
+        is the box round what it collides with, two corners in the object's frame, with drawers and doors shut. ``held``
+        [1] is 1 while both fingers touch something that is to move.
         """
         return {**super().privileged(), **self._boxes, "held": np.array([float(held(self._env))])}
 

@@ -34,7 +34,7 @@ CLEARANCE_METRES = 0.03  # above the highest thing, on the way
 DEEP_METRES = 0.08  # a place that is higher is a container
 BELOW_RIM_METRES = 0.02  # how far the fingers reach into one
 OVER_METRES = 0.01
-SLACK_METRES = 0.05  # below the way's height within which it goes sideways too
+SLACK_METRES = 0.03  # below the way's height within which it goes sideways too
 SEATED_METRES = 0.008
 FINGER_METRES = 0.05  # from the point between the open fingers to the outside of one
 FREE_METRES = 0.02
@@ -125,7 +125,10 @@ def between_fingers(state: Mapping[str, FloatArray], moved: Thing) -> tuple[Floa
 
 
 def by_the_rim(state: Mapping[str, FloatArray], moved: Thing) -> tuple[FloatArray, float]:
-    """Where [3] and with what turn to take hold of a bowl: one finger inside, one outside, where there is room."""
+    """Where [3] and with what turn to take hold of a bowl: one finger inside, one outside, where there is room.
+
+    In a drawer that is along its front, which is its longer side, and towards its middle.
+    """
     rotation, radius = state["moved_mat"], float(moved.half_widths.mean())
 
     def rim(way: FloatArray) -> FloatArray:
@@ -148,7 +151,12 @@ def by_the_rim(state: Mapping[str, FloatArray], moved: Thing) -> tuple[FloatArra
         here = here / np.linalg.norm(here)
         if is_at(rim(here) - state["eef_pos"], 2 * RIM_DEPTH_METRES):
             return rim(here), turn_to(state["eef_mat"], here)
-    best = max((direction(angle) for angle in np.arange(4) * np.pi / 2), key=judge)
+    ways = [direction(angle) for angle in np.arange(4) * np.pi / 2]
+    for drawers in others(state):
+        if drawers.bottom + DEEP_METRES < moved.bottom and moved.top < drawers.top:
+            front = drawers.sides[int(drawers.half_widths.argmax())]
+            ways = [front if (moved.middle - drawers.middle)[:2] @ front < 0 else -front]
+    best = max(ways, key=judge)
     return rim(best), turn_to(state["eef_mat"], best)
 
 
@@ -169,7 +177,7 @@ def transport(state: Mapping[str, FloatArray], instruction: str) -> ActionChunk:
     if state["held"][0]:
         # Up first, then over, then down a funnel: sideways only as far as the height allows.
         rise = seat + (travel - seat) * np.clip((beside - OVER_METRES) / 0.03, 0.0, 1.0) - moved.bottom
-        across = across * np.clip(1.5 - rise / SLACK_METRES, 0.0, 1.0)
+        across = across * np.clip(1.0 - rise / SLACK_METRES, 0.0, 1.0)
         return disturbed(towards(np.array([*across, rise]), upright(state["eef_mat"]), CLOSE, gain=1.5), beside)
     offset = grasp - eef
     if is_at(offset):
