@@ -27,6 +27,7 @@ OPENING_METRES = 0.07  # what is wider is not taken between the fingers but by i
 HAND_METRES, HAND_HALF_METRES = 0.1, 0.035  # half the length of the hand, along the fingers' opening, and its thickness
 PALM_METRES = 0.04  # of the palm above the point between the fingers
 TURN_COST = 0.01
+CARRIED_METRES = 0.08  # from the middle of what is carried to what may be beside it
 DEPTH_METRES = 0.035  # of the point between the fingers below the top of what they hold, or the palm would touch it
 RIM_DEPTH_METRES, RIM_INSET_METRES = 0.012, 0.008  # of that point below a bowl's rim, and inside it
 GROUND_METRES = 0.012  # of that point above what the thing stands on: the fingertips reach further down
@@ -78,6 +79,20 @@ def others(state: Mapping[str, FloatArray]) -> list[Thing]:
     names = [key.removesuffix("_box") for key in state if key.endswith("_box")]
     own = state["moved_pos"]
     return [thing(state, name) for name in names if not np.array_equal(state[f"{name}_pos"], own)]
+
+
+def way_height(state: Mapping[str, FloatArray], start: FloatArray, end: FloatArray, beside: float) -> float:
+    """Height above which the way from one point [2] to another, seen from above, is free, so far ``beside`` it.
+
+    Not above everything: held high, the arm does not reach far.
+    """
+    along = (end - start) / max(float(np.sum((end - start) ** 2)), 1e-9)
+    tops = [
+        each.top
+        for each in others(state)
+        if gap(start + np.clip((each.middle[:2] - start) @ along, 0.0, 1.0) * (end - start), [each], beside) < beside
+    ]
+    return max(tops, default=-np.inf) + CLEARANCE_METRES
 
 
 def turn_to(eef_mat: FloatArray, way: FloatArray) -> float:
@@ -172,17 +187,19 @@ def transport(state: Mapping[str, FloatArray], instruction: str) -> ActionChunk:
     seat = max(place.bottom + OVER_METRES, place.top - BELOW_RIM_METRES - reach) if container else place.bottom
     if beside < 2 * OVER_METRES and moved.bottom < seat + SEATED_METRES:
         return disturbed(let_go(state["eef_mat"], width, LOOSE_METRES if rimmed else 2 * min(moved.half_widths)), 0.0)
-    travel = max(each.top for each in others(state)) + CLEARANCE_METRES
     grasp, turn = (by_the_rim if rimmed else between_fingers)(state, moved)
     if state["held"][0]:
         # Up first, then over, then down a funnel: sideways only as far as the height allows.
+        travel = max(way_height(state, moved.middle[:2], place.middle[:2], CARRIED_METRES), seat)
         rise = seat + (travel - seat) * np.clip((beside - OVER_METRES) / 0.03, 0.0, 1.0) - moved.bottom
         across = across * np.clip(1.0 - rise / SLACK_METRES, 0.0, 1.0)
-        return disturbed(towards(np.array([*across, rise]), upright(state["eef_mat"]), CLOSE, gain=1.5), beside)
+        # No turning: far out, where the elbow is straight, it would hold the arm there.
+        return disturbed(towards(np.array([*across, rise]), np.zeros(3), CLOSE, gain=1.5), beside)
     offset = grasp - eef
     if is_at(offset):
         return disturbed(towards(offset, np.zeros(3), CLOSE), 0.0)
-    hover = max(travel - float(grasp[2]), CLEARANCE_METRES)
+    travel = max(way_height(state, eef[:2], grasp[:2], HAND_METRES), moved.top + CLEARANCE_METRES)
+    hover = travel - float(grasp[2])
     return disturbed(approach(offset, upright(state["eef_mat"], turn), hover), float(np.linalg.norm(offset)))
 
 
