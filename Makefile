@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup rollout test lint reproduce mt50 quantized
+.PHONY: setup rollout test lint reproduce mt50 quantized libero
 
 setup: $(VENV)/.ready
 
@@ -25,6 +25,11 @@ test: setup
 # What --weights int8 and nf4 need; see requirements-quantized.lock.
 quantized: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-quantized.lock
+
+# LIBERO's tasks, which are listed once this has run; see requirements-libero.lock.
+libero: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile \
+		--requirement requirements-libero.lock
 
 lint: setup
 	sh scripts/lint.sh $(BIN)

@@ -125,10 +125,14 @@ def as_dict(observation: Observation) -> GymObservation:
 
 
 def register_all() -> None:
-    """Registers our tasks as ``sim_eval/<Task>-v0``; building one imports its simulator, registering does not."""
+    """Registers our tasks as ``sim_eval/<Task>-v0``; building one imports its simulator, registering does not.
+
+    A task that is only a number in its suite goes by both: ``sim_eval/libero_object-3-v0``.
+    """
     from sim_eval.envs.tasks import own_tasks
 
     for name in own_tasks():
-        gym_id = f"sim_eval/{name.split('/')[-1]}-v0"
+        task = name.split("/")[-1]
+        gym_id = f"sim_eval/{name.replace('/', '-') if task.isdigit() else task}-v0"
         if gym_id not in gymnasium.registry:
             gymnasium.register(gym_id, entry_point="sim_eval.envs.gym:SimulatorEnv", kwargs={"task": name})

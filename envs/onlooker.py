@@ -53,8 +53,12 @@ class Onlooker:
 
         self._model, self.data = model, mujoco.MjData(model)
         self._seen = {}
+        self.repaint()
+
+    def repaint(self) -> None:
+        """Takes over colours and the like that the model has changed within an episode."""
         if self._renderer is not None:
-            self._renderer.sync(model)
+            self._renderer.sync(self._model)
 
     def update(self, data: mujoco.MjData) -> None:
         """Moves everything to where it is in the physics now."""

@@ -39,6 +39,7 @@ SYNCED_FIELDS = (
     "body_pos",
     "body_quat",
     "site_pos",
+    "site_rgba",
     "cam_pos",
     "cam_quat",
     "cam_fovy",
@@ -55,12 +56,14 @@ class Look:
         hidden: geoms of these groups that are drawn neither in RGB nor in depth.
         sites: draw MuJoCo's sites, which most simulators mean for people and some for policies.
         cell_metres: least edge of the grid by which ``fast`` decimates meshes.
+        coarse: geoms whose meshes it may decimate, by which textures suffer; None: all.
     """
 
     groups: tuple[int, ...] = (1,)
     hidden: frozenset[int] = frozenset()
     sites: bool = False
     cell_metres: float = 0.01
+    coarse: frozenset[int] | None = None
 
 
 def _egl_works() -> bool:
@@ -260,7 +263,8 @@ class RgbdRenderer:
         self.decimated: list[int] = []
         if mode == "fast":
             shown = [geom for geom in range(own.ngeom) if own.geom_group[geom] in look.groups]
-            self.decimated = decimate_meshes(own, shown, look.cell_metres)
+            coarse = [geom for geom in shown if look.coarse is None or geom in look.coarse]
+            self.decimated = decimate_meshes(own, coarse, look.cell_metres)
             self._canvases = [_Canvas(own, height, width, look, effects=False)]
         else:
             self._canvases = [_Canvas(copy.copy(own), height, width, look, effects) for effects in (True, False)]

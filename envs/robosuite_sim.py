@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,9 +56,11 @@ class RobosuiteScene:
         phase: how many of the task's phases are fulfilled, of the running environment and the goal's index; all of
             them: success.
         objects: name a scripted expert uses -> MuJoCo body.
-        arguments: made afresh for each environment, handed to ``robosuite.make``.
+        arguments: made afresh for each environment, handed to ``robosuite.make``; they go before ours.
         randomize: sets, in the compiled model, what robosuite draws only when it builds an environment.
         hidden: prefixes of geoms shown neither in RGB nor in depth.
+        coarse: prefixes of geoms whose meshes ``fast`` may decimate, by which textures suffer.
+        sites: whether MuJoCo's sites are something to see.
     """
 
     environment: str
@@ -66,11 +68,18 @@ class RobosuiteScene:
     objects: Mapping[str, str]
     arguments: Callable[[], Mapping[str, object]] = dict
     randomize: Callable[[ManipulationEnv, np.random.Generator], None] = lambda env, rng: None
-    hidden: tuple[str, ...] = field(default=())
+    hidden: tuple[str, ...] = ()
+    coarse: tuple[str, ...] = ("",)
+    sites: bool = False
 
-    def hidden_geoms(self, model: mujoco.MjModel) -> frozenset[int]:
-        names = ((index, model.geom(index).name) for index in range(model.ngeom))
-        return frozenset(index for index, name in names if self.hidden and name.startswith(self.hidden))
+    def look(self, model: mujoco.MjModel) -> Look:
+        """What of the compiled model is drawn."""
+        names = [model.geom(index).name for index in range(model.ngeom)]
+        hidden, coarse = (
+            frozenset(index for index, name in enumerate(names) if name.startswith(prefixes))
+            for prefixes in (self.hidden, self.coarse)
+        )
+        return Look(hidden=hidden, coarse=coarse, sites=self.sites)
 
 
 @contextmanager
@@ -129,29 +138,29 @@ class RobosuiteSimulator:
         with quiet():
             import robosuite
 
-            self._env: ManipulationEnv = robosuite.make(
-                scene.environment,
-                robots=ROBOT,
-                has_renderer=False,
-                has_offscreen_renderer=False,
-                use_camera_obs=False,
-                use_object_obs=False,
-                control_freq=CONTROL_HZ,
-                horizon=task.horizon,
-                ignore_done=True,
-                hard_reset=False,
-                seed=0,
-                **scene.arguments(),
-            )
+            arguments = {
+                "robots": ROBOT,
+                "has_renderer": False,
+                "has_offscreen_renderer": False,
+                "use_camera_obs": False,
+                "use_object_obs": False,
+                "control_freq": CONTROL_HZ,
+                "horizon": task.horizon,
+                "ignore_done": True,
+                "hard_reset": False,
+                "seed": 0,
+            }
+            self._env: ManipulationEnv = robosuite.make(scene.environment, **{**arguments, **scene.arguments()})
         for name in self._env.observation_names:  # observations are read from the state when asked for
             self._env.modify_observable(name, "enabled", False)
             self._env.modify_observable(name, "active", False)
         self._task, self._scene, self._options = task, scene, options
         self._model = self._env.sim.model._model
-        self._onlooker = Onlooker(self._model, CAMERAS, options, Look(hidden=scene.hidden_geoms(self._model)))
+        self._onlooker = Onlooker(self._model, CAMERAS, options, scene.look(self._model))
         self._site = self._env.robots[0].eef_site_id["right"]
         self._joints = self._env.robots[0]._ref_joint_pos_indexes
         self._fingers = self._env.robots[0]._ref_gripper_joint_pos_indexes["right"]
+        self._bodies = {name: self._model.body(body).id for name, body in scene.objects.items()}
         self._state_names = state_names(self._model)
         self._goal, self._instruction = 0, task.goals[0][0]
 
@@ -190,8 +199,7 @@ class RobosuiteSimulator:
         self._look()
         state, seen = self._proprio(), self._onlooker.data
         state["eef_mat"] = seen.site_xmat[self._site].reshape(3, 3).copy()
-        for name, body in self._scene.objects.items():
-            index = self._model.body(body).id
+        for name, index in self._bodies.items():
             state[f"{name}_pos"] = seen.xpos[index].copy()
             state[f"{name}_mat"] = seen.xmat[index].reshape(3, 3).copy()
         return state

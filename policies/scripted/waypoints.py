@@ -25,7 +25,7 @@ def yaw_error(eef_mat: FloatArray, object_mat: FloatArray) -> float:
     """Rotation about world z, in (-pi/4, pi/4], that lines the fingers up with a square object's nearest face.
 
     Args:
-        eef_mat, object_mat: rotation matrices [3, 3]; the fingers open along the gripper's y.
+        eef_mat, object_mat: rotation matrices [3, 3]; the fingers open along the gripper's x, a quarter from its y.
     """
     fingers = np.arctan2(eef_mat[1, 1], eef_mat[0, 1])
     face = np.arctan2(object_mat[1, 0], object_mat[0, 0])
