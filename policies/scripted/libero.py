@@ -151,7 +151,8 @@ def by_the_rim(state: Mapping[str, FloatArray], moved: Thing) -> tuple[FloatArra
         outwards[2] = 0.0
         outwards *= (radius - RIM_INSET_METRES) / np.linalg.norm(outwards)
         top = np.array([0.0, 0.0, moved.half_height - RIM_DEPTH_METRES])
-        return moved.middle + rotation @ (outwards + top)
+        point: FloatArray = moved.middle + rotation @ (outwards + top)
+        return point
 
     low = moved.top - 2 * RIM_DEPTH_METRES
     beside = [each for each in others(state) if each.bottom < moved.bottom + RIM_DEPTH_METRES and each.top > low]
