@@ -98,7 +98,10 @@ def test_tasks_are_the_official_ones(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_test_episodes_are_the_official_environments(butter: LiberoSimulator) -> None:
-    """LIBERO's own wrapper, driven in LIBERO's order, comes to the same state and shows the same robot, bit for bit."""
+    """LIBERO's own wrapper, driven in LIBERO's order, comes to the same state and shows the same robot.
+
+    To rounding: MuJoCo's solver starts from its last solution, which is of what the samplers drew before.
+    """
     from libero.libero.envs.env_wrapper import ControlEnv
 
     task_file = butter._package / "bddl_files" / f"{butter._problem}.bddl"
@@ -110,7 +113,7 @@ def test_test_episodes_are_the_official_environments(butter: LiberoSimulator) ->
         for _ in range(10):
             seen = wrapper.step([0.0] * 6 + [-1.0])[0]
         butter.reset(EpisodeKey(OBJECT, "test", index))
-        assert np.array_equal(butter.snapshot().state, wrapper.get_sim_state())
+        np.testing.assert_allclose(butter.snapshot().state, wrapper.get_sim_state(), rtol=0, atol=1e-9)
         proprio = butter.observe(()).proprio
         for ours, theirs in (("eef_pos", "eef_pos"), ("hand_quat", "eef_quat"), ("gripper_qpos", "gripper_qpos")):
             # LIBERO reads its sensors one physics step before the control step ends.
