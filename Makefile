@@ -54,8 +54,8 @@ reproduce: setup
 		--task robosuite/Stack --telling wrong --out runs/$(NAME)-stack-wrong
 	$(BIN)/python -m sim_eval.results --trainings runs/train --runs runs --out runs/results
 
-# Meta-World's 50 tasks from nothing: half an hour of collecting, 78 minutes of training on one core, 500 test episodes. It
-# takes 40 GB of disk. Depth makes deep_llama listen (docs/results.md), so it has three layers here.
+# Meta-World's 50 tasks from nothing: collecting, 78 minutes of training on one core, 500 test episodes. It takes 40 GB of
+# disk. Depth makes deep_llama listen (docs/results.md), so it has three layers here.
 LAYERS_deep_llama = --set text.layers=3 expert.layers=3
 mt50: setup
 	$(BIN)/python -m sim_eval.collect --task metaworld/MT50 --episodes 50 --cameras agentview,wrist --rehearse --workers 2 \

@@ -30,7 +30,7 @@ from sim_eval.envs.contract import (
     Status,
 )
 
-PACKAGES = ("sim_eval", "robosuite", "metaworld", "mujoco", "numpy", "h5py")
+PACKAGES = ("sim_eval", "robosuite", "metaworld", "rpent-libero", "mujoco", "numpy", "h5py")
 STALE_SECONDS = 600.0
 
 

@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 
     import mujoco
 
-OFFICIAL_STATES = 50
+OFFICIAL_STATES = 50  # of each task
 SETTLE_STEPS = 10
-WAIT = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
-CONFIG_PATH = "LIBERO_CONFIG_PATH"
-SHIFT_METRES, TILT_RADIANS = 0.06, 0.5
-TRIES = 100
-POSE = (("pos", "0 0 0"), ("quat", "1 0 0 0"))
+WAIT = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])  # stands still, the gripper open
+CONFIG_PATH = "LIBERO_CONFIG_PATH"  # the environment variable that names the folder of LIBERO's settings
+SHIFT_METRES, TILT_RADIANS = 0.06, 0.5  # by which a thing may move while it settles
+TRIES = 100  # to find a scene that stands
+POSE = (("pos", "0 0 0"), ("quat", "1 0 0 0"))  # MJCF's attributes and what they are when left out
 ROBOT_GEOMS = ("robot0_", "gripper0_", "fixed_mount0_")
 
 

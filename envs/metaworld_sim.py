@@ -118,7 +118,7 @@ class MetaworldSimulator:
         self._env = self._kind()
         look = Look(GROUPS, sites=not options.hide_goal, cell_metres=CELL_METRES)
         self._onlooker = Onlooker(self._env.model, CAMERAS, options, look)
-        self._state_names = state_names(self._env.model)
+        self._joint_names = state_names(self._env.model)
         self._instruction = task.goals[0][0]
 
     @property
@@ -148,8 +148,13 @@ class MetaworldSimulator:
         return Observation(views, self._proprio(), self._instruction, self._task.workspace)
 
     def snapshot(self) -> Snapshot:
-        data = self._env.data
-        return Snapshot(np.concatenate([[data.time], data.qpos, data.qvel]), self._state_names)
+        """Time, joints, where the mocap target is, and what the episode drew: the goal, and where objects began."""
+        data, drawn = self._env.data, self._env._last_rand_vec
+        drawn = np.zeros(0) if drawn is None else drawn  # nothing is, before the first reset
+        parts = {"mocap_pos": data.mocap_pos[0], "mocap_quat": data.mocap_quat[0], "drawn": drawn}
+        names = [f"{part}[{place}]" for part, values in parts.items() for place in range(len(values))]
+        state = np.concatenate([[data.time], data.qpos, data.qvel, *parts.values()])
+        return Snapshot(state, (*self._joint_names, *names))
 
     def privileged(self) -> Mapping[str, FloatArray]:
         """``observation`` [39]: what Meta-World shows its scripted policies, hand, gripper, objects and goal."""

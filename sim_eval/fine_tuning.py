@@ -386,6 +386,7 @@ class Training:
             "network": self._processor.config.to_dict(),
             "episodes": [str(episode.key) for episode in self._windows.episodes],
             "every": self._arguments.every,
+            "shown": str(shown_as(self._windows)),
         }
         return FeatureCache(arguments.cache_features, model.vlm, identity)
 
@@ -424,7 +425,8 @@ class Training:
         """What must be the same for a training to be continued: everything but files and speed."""
         values = {k: v for k, v in asdict(self._arguments).items() if k not in FREE}
         episodes = [str(episode.key) for episode in self._windows.episodes]
-        return {**values, "episodes": episodes, "processes": self._trainer.processes}
+        shown = str(shown_as(self._windows))
+        return {**values, "episodes": episodes, "shown": shown, "processes": self._trainer.processes}
 
     def _save(self) -> None:
         """Writes the training's state and its record, each whole or not at all."""

@@ -1,7 +1,8 @@
 """The registry of tasks: ``TASKS`` of every module of this folder, and what other packages register.
 
 A module may name groups of its tasks in ``SUITES``: suite name -> names of its tasks, or of the suites of which it is
-made. A suite's name stands for its tasks wherever tasks are named.
+made. A suite's name stands for its tasks wherever tasks are named. Where tasks are there only once something is
+installed, the module has ``MISSING``: beginning of their names -> the remedy, empty when it is installed.
 
 Another package adds a task, and with its factory a simulator, by an entry point of the group ``sim_eval.tasks`` whose
 name is the task's and whose value is the :class:`sim_eval.envs.contract.Task`.
@@ -91,7 +92,13 @@ def task_names() -> list[str]:
 
 
 def _instead(name: str) -> str:
-    """What may have been meant: names like it, or one task of each simulator, and the suites."""
+    """What may have been meant: what is not installed, names like it, or one task of each simulator, and the suites."""
+    missing: dict[str, str] = {
+        start: told for each in _modules() for start, told in getattr(each, "MISSING", {}).items()
+    }
+    for start, remedy in missing.items():
+        if name.startswith(start):
+            return remedy
     tasks = task_names()
     some = {task.partition("/")[0]: task for task in reversed(tasks)}
     close = get_close_matches(name, [*tasks, *suites()], n=5, cutoff=0.5)

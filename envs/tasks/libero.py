@@ -88,6 +88,7 @@ TASKS = tuple(
     for suite, tasks in official_tasks().items()
     for number, official in enumerate(tasks)
 )
+MISSING = {} if TASKS else {"libero": "LIBERO is not installed: make libero, or pip install 'sim_eval[libero]'"}
 SUITES = {
     suite: tuple(f"{suite}/{number}" for number in range(len(tasks))) for suite, tasks in official_tasks().items()
 }

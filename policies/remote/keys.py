@@ -1,6 +1,6 @@
 """How a server that is not sim_eval's own is asked: a TOML or JSON file that says what it needs and what it means.
 
-For openpi's LIBERO checkpoints, in robosuite, it would be::
+For openpi's LIBERO checkpoints, on our LIBERO tasks, it would be::
 
     name = "pi05_libero"
     robot = "Panda"                       # may be left out: any
@@ -9,7 +9,7 @@ For openpi's LIBERO checkpoints, in robosuite, it would be::
     [observation]                         # its key = ours; a list is joined to one vector, a table is a nested one
     "observation/image" = "views/agentview/rgb | mirror"
     "observation/wrist_image" = "views/wrist/rgb | mirror"
-    "observation/state" = ["proprio/eef_pos", "proprio/eef_quat | axis_angle", "proprio/gripper_qpos"]
+    "observation/state" = ["proprio/eef_pos", "proprio/hand_quat | axis_angle", "proprio/gripper_qpos"]
     prompt = "prompt"
 
     [cameras]                             # height and width it is given, rendered in that size
@@ -18,7 +18,7 @@ For openpi's LIBERO checkpoints, in robosuite, it would be::
 
     [proprio]                             # length of every field that is read
     eef_pos = 3
-    eef_quat = 4
+    hand_quat = 4
     gripper_qpos = 2
 
     [action]                              # compared with the environment's before the first step

@@ -47,6 +47,7 @@ PACKAGES = (
     "mujoco",
     "robosuite",
     "metaworld",
+    "rpent-libero",
     "torch",
     "transformers",
     "tokenizers",

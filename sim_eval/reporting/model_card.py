@@ -47,7 +47,7 @@ def model_card(record: TrainingRecord, spec: PolicySpec, replan: int) -> str:
         device=record.device + threads,
         versions=", ".join(f"{name} {version}" for name, version in record.versions.items()),
         demonstrations=_table(
-            ["task", "episodes", "control steps"],
+            ["task", "episodes", "windows"],
             [[task, str(count), str(record.windows[task])] for task, count in record.demonstrations.items()],
         ),
         replan=replan,

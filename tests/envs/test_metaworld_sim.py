@@ -50,6 +50,20 @@ def test_an_episode_does_not_depend_on_what_ran_before_it(task: str):
         assert other != first
 
 
+def test_a_state_holds_the_goal_and_where_the_hand_is_going(reach: Simulator):
+    states = []
+    for index in (0, 1):
+        reach.reset(EpisodeKey("metaworld/reach-v3", "train", index))
+        states.append(reach.snapshot())
+    assert len(states[0].names) == len(states[0].state)
+    goal = [states[1].names.index(f"drawn[{place}]") for place in (3, 4, 5)]
+    np.testing.assert_array_equal(states[1].state[goal], reach.privileged()["observation"][-3:])
+    assert not np.array_equal(states[0].state[goal], states[1].state[goal])
+    target = states[1].names.index("mocap_pos[2]")
+    reach.act(np.array([0.0, 0.0, 1.0, 0.0]))
+    assert reach.snapshot().state[target] - states[1].state[target] == pytest.approx(0.01)
+
+
 def test_every_camera_sees_the_table_where_it_is(reach: Simulator):
     reach.reset(EpisodeKey("metaworld/reach-v3", "train", 0))
     for name, view in reach.observe().views.items():

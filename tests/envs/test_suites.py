@@ -95,3 +95,10 @@ def test_every_suite_names_tasks_that_exist() -> None:
 def test_no_two_tasks_share_their_files() -> None:
     names = {episode_name(EpisodeKey(task, "train", 0)) for task in task_names()}
     assert len(names) == len(task_names())
+
+
+def test_tasks_of_a_package_that_is_not_installed_are_refused_with_the_remedy() -> None:
+    if "libero_object" in suites():
+        pytest.skip("LIBERO is installed")
+    with pytest.raises(SimEvalError, match=r"unknown task 'libero_object': LIBERO is not installed: make libero"):
+        expand(["libero_object"])
