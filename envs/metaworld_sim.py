@@ -52,6 +52,9 @@ PROPRIO = {"eef_pos": 3, "gripper_opening": 1}
 WIDEST_METRES = 0.1  # between the claws; an opening of 1
 # Visual geoms are in the first two groups. Its objects are small meshes: a coarser grid would swallow their handles.
 GROUPS, CELL_METRES = (0, 1), 0.005
+# Lights are far away: corners of a box are enough to shade it by. The floor, far below the table, is what takes longest
+# to draw: it is left out when fast.
+QUADS, FLOOR = 1, "floor"
 
 
 def mount_cameras(model: mujoco.MjModel) -> None:
@@ -67,6 +70,13 @@ def mount_cameras(model: mujoco.MjModel) -> None:
     ours.pos[:], ours.quat[:], ours.fovy[:] = AGENTVIEW_POSITION, pose.as_quat()[[3, 0, 1, 2]], AGENTVIEW_FOVY
     w, x, y, z = field.quat
     field.quat[:] = -z, y, -x, w  # times half a turn about the optical axis
+
+
+def look(model: mujoco.MjModel, options: SimulatorOptions) -> Look:
+    """What is drawn of Meta-World's scenes, and how coarsely."""
+    floors = {geom for geom in range(model.ngeom) if model.geom(geom).name == FLOOR}
+    hidden = frozenset(floors if options.render == "fast" else ())
+    return Look(GROUPS, hidden, not options.hide_goal, CELL_METRES, quads=QUADS)
 
 
 def environment_class(name: str) -> type[SawyerXYZEnv]:
@@ -116,8 +126,7 @@ class MetaworldSimulator:
         self._task, self._name, self._options = task, name, options
         self._kind = environment_class(name)
         self._env = self._kind()
-        look = Look(GROUPS, sites=not options.hide_goal, cell_metres=CELL_METRES)
-        self._onlooker = Onlooker(self._env.model, CAMERAS, options, look)
+        self._onlooker = Onlooker(self._env.model, CAMERAS, options, look(self._env.model, options))
         self._joint_names = state_names(self._env.model)
         self._instruction = task.goals[0][0]
 

@@ -57,6 +57,7 @@ class Look:
         sites: draw MuJoCo's sites, which most simulators mean for people and some for policies.
         cell_metres: least edge of the grid by which ``fast`` decimates meshes.
         coarse: geoms whose meshes it may decimate, by which textures suffer; None: all.
+        quads: into how many a side of a box or plane is cut when ``fast``, for its shading; None: as the model says.
     """
 
     groups: tuple[int, ...] = (1,)
@@ -64,6 +65,7 @@ class Look:
     sites: bool = False
     cell_metres: float = 0.01
     coarse: frozenset[int] | None = None
+    quads: int | None = None
 
 
 def _egl_works() -> bool:
@@ -194,6 +196,8 @@ class _Canvas:
         model.vis.global_.offheight, model.vis.global_.offwidth = height, width
         if not effects:
             model.vis.quality.offsamples = 0
+            if look.quads is not None:
+                model.vis.quality.numquads = look.quads
         try:
             self._gl = GLContext(width, height)
             self._gl.make_current()

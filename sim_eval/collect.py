@@ -44,6 +44,8 @@ class CollectArguments:
         disturb: push the demonstrator off its path but record clean labels (DART), so that a learner sees recoveries.
         rehearse: run each episode without recording first, and again only if it succeeds; faster where simulation is
             cheap beside rendering and the demonstrator fails now and then.
+        settle: control steps that are recorded after the first success; where success is a distance to come under, with
+            few of them a policy learns to stop just short of it.
         render: fast, or faithful for the simulator's own look.
         hide_goal: leave out the marks by which some simulators show where the goal is.
         size: height and width of every camera in pixels.
@@ -60,6 +62,7 @@ class CollectArguments:
     keep_failures: bool = False
     disturb: bool = True
     rehearse: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    settle: int = 10
     render: Literal["fast", "faithful"] = "fast"
     hide_goal: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     size: int = 128
@@ -73,6 +76,7 @@ def main(arguments: CollectArguments) -> int:
     at_least("episodes", arguments.episodes, 1)
     at_least("size", arguments.size, 16)
     at_least("workers", arguments.workers, 1)
+    at_least("settle", arguments.settle, 0)
     from sim_eval.evaluation.engine import RolloutProtocol
     from sim_eval.evaluation.quota import Quota
     from sim_eval.evaluation.scoring import Collecting, PolicySource
@@ -92,7 +96,7 @@ def main(arguments: CollectArguments) -> int:
     }
     job = Collecting(
         policy.spec,
-        RolloutProtocol(simulator=shown),
+        RolloutProtocol(settle_steps=arguments.settle, simulator=shown),
         arguments.out,
         keep_failures=arguments.keep_failures,
         disturb=arguments.disturb,
