@@ -280,6 +280,7 @@ class Task:
         phases: names of the phases on the way to success, the last being success.
         factory: makes the simulator; heavy imports happen inside.
         others: sentences that ask for something else than a task's only goal, for when it is told wrong.
+        render: how it is shown when nobody says; "faithful" where published policies know its own look.
     """
 
     name: str
@@ -289,6 +290,7 @@ class Task:
     phases: tuple[str, ...]
     factory: Callable[[Task, SimulatorOptions], Simulator]
     others: tuple[str, ...] = ()
+    render: RenderMode = "fast"
 
     def make(self, options: SimulatorOptions = SimulatorOptions()) -> Simulator:
         return self.factory(self, options)

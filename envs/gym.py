@@ -14,7 +14,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from sim_eval.envs.contract import EpisodeKey, FloatArray, Observation, RenderMode, SimulatorOptions
-from sim_eval.envs.tasks import get_task
+from sim_eval.envs.tasks import choose_render, get_task
 
 # Nested dicts as the observation space has them; Gymnasium's own type for a Dict space says no more.
 GymObservation: TypeAlias = dict[str, object]
@@ -37,15 +37,20 @@ class SimulatorEnv(gymnasium.Env[GymObservation, FloatArray]):
         self,
         task: str,
         render_mode: str | None = None,
-        render: RenderMode = "fast",
+        render: RenderMode | None = None,
         height: int = 128,
         width: int = 128,
         split: str = "train",
     ) -> None:
-        """Args: render: see SimulatorOptions. split: whose episodes seeds number, see :meth:`reset`."""
+        """As :class:`SimulatorOptions` and Gymnasium say.
+
+        Args:
+            render: None: as the task wants.
+            split: whose episodes seeds number, see :meth:`reset`.
+        """
         self.render_mode = render_mode
         self._split = split
-        self._simulator = get_task(task).make(SimulatorOptions(render, height, width))
+        self._simulator = get_task(task).make(SimulatorOptions(choose_render(render, [task]), height, width))
         self._steps = 0
         spec = self._simulator.spec
         self.action_space = spaces.Box(np.array(spec.action.low), np.array(spec.action.high), dtype=np.float64)

@@ -46,7 +46,7 @@ class CollectArguments:
             cheap beside rendering and the demonstrator fails now and then.
         settle: control steps that are recorded after the first success; where success is a distance to come under, with
             few of them a policy learns to stop just short of it.
-        render: fast, or faithful for the simulator's own look.
+        render: fast, or faithful for the simulator's own look; without it faithful for LIBERO and fast for all else.
         hide_goal: leave out the marks by which some simulators show where the goal is.
         size: height and width of every camera in pixels.
         cameras: which of the environment's cameras are recorded, separated by commas; default: all.
@@ -63,7 +63,7 @@ class CollectArguments:
     disturb: bool = True
     rehearse: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     settle: int = 10
-    render: Literal["fast", "faithful"] = "fast"
+    render: Literal["fast", "faithful"] | None = None
     hide_goal: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     size: int = 128
     cameras: Annotated[str, tyro.conf.arg(metavar="C[,C...]")] = ""
@@ -77,6 +77,7 @@ def main(arguments: CollectArguments) -> int:
     at_least("size", arguments.size, 16)
     at_least("workers", arguments.workers, 1)
     at_least("settle", arguments.settle, 0)
+    from sim_eval.envs.tasks import choose_render
     from sim_eval.evaluation.engine import RolloutProtocol
     from sim_eval.evaluation.quota import Quota
     from sim_eval.evaluation.scoring import Collecting, PolicySource
@@ -88,7 +89,8 @@ def main(arguments: CollectArguments) -> int:
     source = PolicySource(arguments.policy, arguments.device, AS_SAVED, threads=1)
     policy = source.load()
     make_folder(arguments.out)
-    shown = SimulatorOptions(arguments.render, arguments.size, arguments.size, arguments.hide_goal)
+    render = choose_render(arguments.render, tasks)
+    shown = SimulatorOptions(render, arguments.size, arguments.size, arguments.hide_goal)
     there = found(arguments, tasks, shown)
     quotas = {
         task: Quota(task, arguments.split, arguments.episodes, [key.index for key in keys], arguments.keep_failures)

@@ -35,7 +35,7 @@ class DoctorArguments:
             robosuite/LiftWide.
         data: folders of demonstrations, best those that the policy was trained on.
         episodes: demonstrations of each task that are replayed.
-        render: fast or faithful, as the evaluation will show the task.
+        render: fast or faithful, as the evaluation will show the task; without it the task's own.
         hide_goal: leave out marks of the goal, if the evaluation will.
         device: auto, cpu, cuda or another of torch's devices.
         threads: torch's CPU threads, as the evaluation will have them.
@@ -46,7 +46,7 @@ class DoctorArguments:
     task: Annotated[str, tyro.conf.arg(metavar="T[,T...]")] = ""
     data: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="DIR [DIR ...]")] = ()
     episodes: int = 3
-    render: Literal["fast", "faithful"] = "fast"
+    render: Literal["fast", "faithful"] | None = None
     hide_goal: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     device: str = "auto"
     threads: int = 1
@@ -85,7 +85,7 @@ def admit(arguments: DoctorArguments) -> Patient:
     """
     from sim_eval.diagnosis.demonstrations import catalogue
     from sim_eval.diagnosis.examination import Patient
-    from sim_eval.envs.tasks import get_task
+    from sim_eval.envs.tasks import choose_render, get_task
     from sim_eval.policies.policy import checkpoint_folder, load_policy
 
     data = catalogue(arguments.data)
@@ -96,12 +96,14 @@ def admit(arguments: DoctorArguments) -> Patient:
     learnt = policy.spec.tasks if policy else ()
     sizes = [size for spec in (policy.spec if policy else None, data.spec) if spec for size in spec.cameras.values()]
     size = sizes[0] if sizes else (SimulatorOptions.height, SimulatorOptions.width)
+    tasks = tasks or [get_task(name) for name in learnt or (DEFAULT_TASK,)]
+    render = choose_render(arguments.render, [task.name for task in tasks])
     return Patient(
         policy=policy,
         folder=checkpoint_folder(arguments.policy) if arguments.policy else None,
         data=data,
-        tasks=tuple(tasks or [get_task(name) for name in learnt or (DEFAULT_TASK,)]),
-        simulator=SimulatorOptions(arguments.render, *size, arguments.hide_goal),
+        tasks=tuple(tasks),
+        simulator=SimulatorOptions(render, *size, arguments.hide_goal),
         replayed=arguments.episodes,
         device=arguments.device,
     )

@@ -49,7 +49,8 @@ class RolloutArguments:
         out: run folder; without it a new one under runs/. A folder of the same run that was interrupted is continued.
         device: auto, cpu, cuda or another of torch's devices.
         json: print one JSON object instead of the table.
-        render: fast (no shadows, lighter meshes) or faithful (the simulator's own look).
+        render: fast (no shadows, lighter meshes) or faithful (the simulator's own look); without it faithful for
+            LIBERO and fast for all else.
         hide_goal: leave out the marks by which some simulators show where the goal is.
         replan: control steps executed before the policy is asked again.
         euler_steps: of the sampler; without it what the checkpoint was saved with.
@@ -79,7 +80,7 @@ class RolloutArguments:
     out: Path | None = None
     device: str = "auto"
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    render: Literal["fast", "faithful"] = "fast"
+    render: Literal["fast", "faithful"] | None = None
     replan: int = 4
     euler_steps: int | None = None
     weights: Weights = "float32"
@@ -116,7 +117,7 @@ def main(arguments: RolloutArguments) -> int:
         raise SimEvalError("--ray-address is for --backend ray: add it")
     if arguments.backend == "ray":
         import_module("sim_eval.evaluation.ray_workers")  # without Ray it is refused here, before the long load
-    from sim_eval.envs.tasks import get_task
+    from sim_eval.envs.tasks import choose_render, get_task
     from sim_eval.evaluation.engine import RolloutProtocol
     from sim_eval.evaluation.manifest import Manifest
     from sim_eval.evaluation.run_folder import fresh_folder, open_run
@@ -130,7 +131,7 @@ def main(arguments: RolloutArguments) -> int:
     names = names or list(policy.spec.tasks) or [DEFAULT_TASK]
     manifest = Manifest.plan(names, arguments.split, arguments.first, arguments.episodes)
     size = next(iter(policy.spec.cameras.values()), (SimulatorOptions.height, SimulatorOptions.width))
-    simulator = SimulatorOptions(arguments.render, *size, arguments.hide_goal)
+    simulator = SimulatorOptions(choose_render(arguments.render, names), *size, arguments.hide_goal)
     protocol = RolloutProtocol(replan=arguments.replan, telling=arguments.telling, simulator=simulator)
     for key in manifest.keys:
         get_task(key.task).instruction(key, protocol.telling)  # a task without a wrong one is refused before the first

@@ -64,3 +64,8 @@ def test_what_is_built_from_nothing_is_whole(program: Callable[[str], dict[str, 
             assert torch.equal(found.float(), expected[1]), name
         elif found.dim() > 1:
             assert 0.01 < found.float().std() < 0.03, name
+
+
+def test_metaworlds_pictures_show_what_mujocos_show(program: Callable[[str], dict[str, Any]]) -> None:
+    taken = program("metaworld_speed.py")["frame_times"]("metaworld/door-open-v3", 2)  # which compares their depths
+    assert [len(times) for times in taken.values()] == [4, 4, 4]

@@ -17,7 +17,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
 
-from sim_eval.envs.contract import SimEvalError, Task
+from sim_eval.envs.contract import RenderMode, SimEvalError, Task
 from sim_eval.envs.plugins import find_plugin, plugin_names
 
 TASK_GROUP = "sim_eval.tasks"
@@ -104,6 +104,21 @@ def _instead(name: str) -> str:
     close = get_close_matches(name, [*tasks, *suites()], n=5, cutoff=0.5)
     told = f"did you mean {' or '.join(close)}?" if close else f"choose a task, such as {' or '.join(some.values())}"
     return f"{told}; suites: {', '.join(suites())}" if suites() else told
+
+
+def choose_render(asked: RenderMode | None, tasks: Iterable[str]) -> RenderMode:
+    """How the tasks are shown together: as asked, else as they all want.
+
+    Raises:
+        SimEvalError: nothing is asked and they differ.
+    """
+    if asked is not None:
+        return asked
+    wanted = {get_task(name).render: name for name in tasks}
+    if len(wanted) > 1:
+        told = " and ".join(f"{name} {mode}" for mode, name in wanted.items())
+        raise SimEvalError(f"shown by default are {told}: say --render fast or --render faithful")
+    return next(iter(wanted))
 
 
 @cache

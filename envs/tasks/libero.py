@@ -84,6 +84,7 @@ TASKS = tuple(
         phases=PHASES,
         factory=make,
         others=others(suite, official, tasks),
+        render="faithful",
     )
     for suite, tasks in official_tasks().items()
     for number, official in enumerate(tasks)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from sim_eval.console import named_tasks
 from sim_eval.envs.contract import EpisodeKey, SimEvalError
 from sim_eval.envs.tasks import (
+    choose_render,
     expand,
     get_task,
     groups,
@@ -102,3 +104,13 @@ def test_tasks_of_a_package_that_is_not_installed_are_refused_with_the_remedy() 
         pytest.skip("LIBERO is installed")
     with pytest.raises(SimEvalError, match=r"unknown task 'libero_object': LIBERO is not installed: make libero"):
         expand(["libero_object"])
+
+
+def test_tasks_are_shown_as_they_want_unless_somebody_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = replace(get_task(LIFT), name="made/Plain", render="faithful")
+    monkeypatch.setitem(own_tasks(), plain.name, plain)
+    assert choose_render(None, [LIFT, STACK]) == "fast"
+    assert choose_render(None, [plain.name]) == "faithful"
+    assert choose_render("fast", [plain.name, LIFT]) == "fast"
+    with pytest.raises(SimEvalError, match="made/Plain faithful: say --render fast or --render faithful"):
+        choose_render(None, [LIFT, plain.name])

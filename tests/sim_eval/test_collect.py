@@ -52,6 +52,15 @@ def test_executed_actions_replay_bit_for_bit(collected: Path) -> None:
     simulator.close()
 
 
+def test_what_is_recorded_after_success_is_as_long_as_asked(collected: Path, tmp_path: Path) -> None:
+    assert main(arguments(tmp_path, episodes=1, settle=25)) == 0
+    (short, *_), (long,) = episode_files(collected), episode_files(tmp_path)
+    usual, more = read_episode(short), read_episode(long)
+    for episode, settle in ((usual, 10), (more, 25)):
+        assert len(episode.actions) == np.argmax(episode.success) + 1 + settle
+    assert np.array_equal(usual.actions, more.actions[: len(usual.actions)])
+
+
 def test_the_target_is_a_total_and_what_is_there_stays(collected: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {file: file.read_bytes() for file in episode_files(collected)}
     assert main(arguments(collected, episodes=3)) == 0
