@@ -46,8 +46,9 @@ def weights(folder: Path) -> bytes:
     return (folder / "model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_interrupted_and_continued_equals_unbroken(
-    data: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    optimizer: str, data: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sim_eval.policies.spatialvla.training import Trainer
 
@@ -58,15 +59,19 @@ def test_interrupted_and_continued_equals_unbroken(
             raise KeyboardInterrupt
         return original(self, *batch)  # type: ignore[arg-type]
 
-    out = tmp_path / "checkpoint"
+    out, unbroken = tmp_path / "checkpoint", trained
+    if optimizer == "muon":
+        unbroken = tmp_path / "unbroken"
+        assert train.main(arguments([data], unbroken, optimizer=optimizer)) == 0
+        assert weights(unbroken) != weights(trained)
     monkeypatch.setattr(Trainer, "train_step", interrupting)
     with pytest.raises(KeyboardInterrupt, match="5 steps kept"):
-        train.main(arguments([data], out))
+        train.main(arguments([data], out, optimizer=optimizer))
     half = read_record(out)
     assert (half.steps, half.finished, half.digest) == (5, False, "")
     monkeypatch.setattr(Trainer, "train_step", original)
-    assert train.main(arguments([data], out)) == 0
-    assert weights(out) == weights(trained)
+    assert train.main(arguments([data], out, optimizer=optimizer)) == 0
+    assert weights(out) == weights(unbroken)
     assert read_record(out).steps == 8
     assert read_record(out).finished
 
@@ -285,6 +290,7 @@ def test_looks_are_not_mixed(data: Path, tmp_path: Path) -> None:
         (["--steps", "3", "--minutes", "1"], "not both"),
         (["--out", "pyproject.toml/below"], "cannot be written"),
         (["--device", "tpu9"], "device 'tpu9'"),
+        (["--shard", "--val-episodes", "0", "--optimizer", "muon"], "use --optimizer adamw"),
     ],
 )
 def test_bad_input_is_one_line(options: list[str], says: str, data: Path, tmp_path: Path) -> None:
