@@ -41,7 +41,7 @@ CONFIG_PATH = "LIBERO_CONFIG_PATH"  # the environment variable that names the fo
 SHIFT_METRES, TILT_RADIANS = 0.06, 0.5  # by which a thing may move while it settles
 TRIES = 100  # to find a scene that stands
 POSE = (("pos", "0 0 0"), ("quat", "1 0 0 0"))  # MJCF's attributes and what they are when left out
-ROBOT_GEOMS = ("robot0_", "gripper0_", "fixed_mount0_")
+CELL_METRES = 0.005  # its things are small, and of up to 60,000 faces
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ class LiberoSimulator(RobosuiteSimulator):
             }
 
         environment = TASK_MAPPING[get_problem_info(file)["problem_name"]].__name__
-        scene = RobosuiteScene(environment, phase, {}, arguments, coarse=ROBOT_GEOMS, sites=True)
+        scene = RobosuiteScene(environment, phase, {}, arguments, sites=True, cell_metres=CELL_METRES)
         super().__init__(task, scene, options)
         env: Any = self._env
         (_, *words), *_ = env.parsed_problem["goal_state"]

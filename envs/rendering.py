@@ -55,8 +55,7 @@ class Look:
         groups: MuJoCo's groups of visual geoms.
         hidden: geoms of these groups that are drawn neither in RGB nor in depth.
         sites: draw MuJoCo's sites, which most simulators mean for people and some for policies.
-        cell_metres: least edge of the grid by which ``fast`` decimates meshes.
-        coarse: geoms whose meshes it may decimate, by which textures suffer; None: all.
+        cell_metres: least edge of the grid by which ``fast`` decimates meshes; their textures suffer a little.
         quads: into how many a side of a box or plane is cut when ``fast``, for its shading; None: as the model says.
     """
 
@@ -64,7 +63,6 @@ class Look:
     hidden: frozenset[int] = frozenset()
     sites: bool = False
     cell_metres: float = 0.01
-    coarse: frozenset[int] | None = None
     quads: int | None = None
 
 
@@ -267,8 +265,7 @@ class RgbdRenderer:
         self.decimated: list[int] = []
         if mode == "fast":
             shown = [geom for geom in range(own.ngeom) if own.geom_group[geom] in look.groups]
-            coarse = [geom for geom in shown if look.coarse is None or geom in look.coarse]
-            self.decimated = decimate_meshes(own, coarse, look.cell_metres)
+            self.decimated = decimate_meshes(own, shown, look.cell_metres)
             self._canvases = [_Canvas(own, height, width, look, effects=False)]
         else:
             self._canvases = [_Canvas(copy.copy(own), height, width, look, effects) for effects in (True, False)]

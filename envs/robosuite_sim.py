@@ -59,8 +59,8 @@ class RobosuiteScene:
         arguments: made afresh for each environment, handed to ``robosuite.make``; they go before ours.
         randomize: sets, in the compiled model, what robosuite draws only when it builds an environment.
         hidden: prefixes of geoms shown neither in RGB nor in depth.
-        coarse: prefixes of geoms whose meshes ``fast`` may decimate, by which textures suffer.
         sites: whether MuJoCo's sites are something to see.
+        cell_metres: of the grid by which ``fast`` decimates meshes.
     """
 
     environment: str
@@ -69,17 +69,14 @@ class RobosuiteScene:
     arguments: Callable[[], Mapping[str, object]] = dict
     randomize: Callable[[ManipulationEnv, np.random.Generator], None] = lambda env, rng: None
     hidden: tuple[str, ...] = ()
-    coarse: tuple[str, ...] = ("",)
     sites: bool = False
+    cell_metres: float = Look.cell_metres
 
     def look(self, model: mujoco.MjModel) -> Look:
         """What of the compiled model is drawn."""
         names = [model.geom(index).name for index in range(model.ngeom)]
-        hidden, coarse = (
-            frozenset(index for index, name in enumerate(names) if name.startswith(prefixes))
-            for prefixes in (self.hidden, self.coarse)
-        )
-        return Look(hidden=hidden, coarse=coarse, sites=self.sites)
+        hidden = frozenset(index for index, name in enumerate(names) if name.startswith(self.hidden))
+        return Look(hidden=hidden, sites=self.sites, cell_metres=self.cell_metres)
 
 
 @contextmanager
