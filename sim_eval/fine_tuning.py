@@ -342,6 +342,7 @@ class Training:
             draws=arguments.draws,
             balance=arguments.balance,
             every=arguments.every,
+            optimizer=arguments.optimizer,
             command=shlex.join(["python", "-m", "sim_eval.train", *sys.argv[1:]]),
             overrides=arguments.overrides,
             minutes=progress.seconds / 60,

@@ -46,7 +46,7 @@ class TrainingRecord:
     """A training so far.
 
     Attributes:
-        expert, size, seed, batch_size, draws, balance, every: as the command line gave them.
+        expert, size, seed, batch_size, draws, balance, every, optimizer: as the command line gave them.
         command: what was typed.
         overrides: ``FIELD=VALUE`` that ``--set`` changed in the network's configuration.
         minutes, steps: behind it, validation included.
@@ -82,6 +82,7 @@ class TrainingRecord:
     digest: str
     finished: bool
     every: int = 1
+    optimizer: str = "adamw"
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -113,7 +114,7 @@ class TrainingRecord:
 
 
 KINDS = {
-    **dict.fromkeys(("expert", "size", "command", "device", "digest"), str),
+    **dict.fromkeys(("expert", "size", "optimizer", "command", "device", "digest"), str),
     **dict.fromkeys(("seed", "batch_size", "draws", "every", "steps", "threads", "parameters", "trainable"), int),
     **dict.fromkeys(("balance", "minutes"), int | float),
     "versions": Mapping,

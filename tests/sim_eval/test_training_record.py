@@ -97,7 +97,7 @@ def test_the_card_tells_the_record() -> None:
     for line in (
         "# late_gemma, seed 3",
         "1.23 M parameters",
-        "| trained | 12.5 minutes, 4000 steps of 32 observations, on cpu (2 threads) |",
+        "| trained | 12.5 minutes, 4000 steps of 32 observations with adamw, on cpu (2 threads) |",
         f"| {LIFT} | 50 | 2000 |",
         f"| {STACK} | 200 | 20000 |",
         f"| step | minutes | {LIFT} | {STACK} |  |",
