@@ -16,7 +16,8 @@ weights by sim_eval.
 | command | `{record.command}` |
 | network | {overrides} |
 | seed | {record.seed} |
-| trained | {record.minutes:.1f} minutes, {record.steps} steps of {record.batch_size} observations with {record.optimizer}, on {device} |
+| trained | {record.minutes:.1f} minutes, {record.steps} steps of {record.batch_size} observations with \
+{record.optimizer}, on {device} |
 | versions | {versions} |
 
 Demonstrations (split `train`; how: docs/results.md), drawn with balance {record.balance:g} between tasks:
