@@ -45,7 +45,7 @@ class CollectArguments:
         rehearse: run each episode without recording first, and again only if it succeeds; faster where simulation is
             cheap beside rendering and the demonstrator fails now and then.
         settle: control steps that are recorded after the first success; where success is a distance to come under, with
-            few of them a policy learns to stop just short of it.
+            few of them a policy may learn to stop just short of it.
         render: fast, or faithful for the simulator's own look; without it faithful for LIBERO and fast for all else.
         hide_goal: leave out the marks by which some simulators show where the goal is.
         size: height and width of every camera in pixels.
