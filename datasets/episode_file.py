@@ -101,7 +101,12 @@ class EpisodeHeader:
 
 def episode_name(key: EpisodeKey) -> str:
     """The file name of an episode, for example ``robosuite-LiftWide_train_00012.hdf5``."""
-    return f"{key.task.replace('/', '-')}_{key.split}_{key.index:05d}{SUFFIX}"
+    return f"{file_stem(key.task, key.split)}_{key.index:05d}{SUFFIX}"
+
+
+def file_stem(task: str, split: str) -> str:
+    """What the names of all files of a task and split begin with, for example ``robosuite-LiftWide_train``."""
+    return f"{task.replace('/', '-')}_{split}"
 
 
 def episode_files(folder: Path) -> list[Path]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from sim_eval.datasets.episode_file import EpisodeHeader
+    from sim_eval.datasets.tries import Tries
     from sim_eval.envs.contract import EpisodeKey
     from sim_eval.evaluation.engine import EpisodeResult
     from sim_eval.evaluation.quota import Quota
@@ -77,6 +78,7 @@ def main(arguments: CollectArguments) -> int:
     at_least("size", arguments.size, 16)
     at_least("workers", arguments.workers, 1)
     at_least("settle", arguments.settle, 0)
+    from sim_eval.datasets.tries import Manner, Tries
     from sim_eval.envs.tasks import choose_render
     from sim_eval.evaluation.engine import RolloutProtocol
     from sim_eval.evaluation.quota import Quota
@@ -89,11 +91,20 @@ def main(arguments: CollectArguments) -> int:
     source = PolicySource(arguments.policy, arguments.device, AS_SAVED, threads=1)
     policy = source.load()
     make_folder(arguments.out)
-    render = choose_render(arguments.render, tasks)
+    render = choose_render(arguments.render or policy.spec.render, tasks)
     shown = SimulatorOptions(render, arguments.size, arguments.size, arguments.hide_goal)
     there = found(arguments, tasks, shown)
+    manner = Manner(" ".join(filter(None, (policy.spec.name, policy.spec.digest))), arguments.disturb, arguments.settle)
+    tries = {task: Tries(arguments.out, task, arguments.split, manner) for task in tasks}
     quotas = {
-        task: Quota(task, arguments.split, arguments.episodes, [key.index for key in keys], arguments.keep_failures)
+        task: Quota(
+            task,
+            arguments.split,
+            arguments.episodes,
+            [key.index for key in keys],
+            arguments.keep_failures,
+            () if arguments.keep_failures else tries[task].failed,
+        )
         for task, keys in there.items()
     }
     job = Collecting(
@@ -110,7 +121,7 @@ def main(arguments: CollectArguments) -> int:
     began = time.monotonic()
     try:
         with outcomes(job, policy, list(quotas.values()), arguments.workers) as ended:
-            fill(quotas, ended)
+            fill(quotas, tries, ended)
     except KeyboardInterrupt:
         kept = sum(len(quota.kept) + len(written(arguments.out, quota, quota.running)) for quota in quotas.values())
         raise KeyboardInterrupt(
@@ -161,8 +172,8 @@ def outcomes(
             yield crew.run_from(next_key)
 
 
-def fill(quotas: Mapping[str, Quota], ended: Iterable[EpisodeResult | Lost]) -> None:
-    """Tells the quotas what came of their episodes, with a progress bar on stderr."""
+def fill(quotas: Mapping[str, Quota], tries: Mapping[str, Tries], ended: Iterable[EpisodeResult | Lost]) -> None:
+    """Tells the quotas what came of their episodes, and notes the failures, with a progress bar on stderr."""
     from tqdm import tqdm
 
     from sim_eval.envs.tasks import get_task, in_short
@@ -184,7 +195,10 @@ def fill(quotas: Mapping[str, Quota], ended: Iterable[EpisodeResult | Lost]) -> 
                 outcome = lost_episode(task, outcome.key, "right", outcome.reason, outcome.seconds)
             elif outcome.error:
                 bar.write(f"{outcome.key}: {outcome.error}", file=sys.stderr)
-            quotas[outcome.key.task].end(outcome)
+            quota = quotas[outcome.key.task]
+            quota.end(outcome)
+            if outcome.error is None and outcome.key.index not in quota.kept:
+                tries[quota.task].fail(outcome.key.index)
             bar.set_postfix_str("success {}/{}".format(*tried(quotas.values())), refresh=False)
             bar.update(kept() - bar.n)
 

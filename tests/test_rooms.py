@@ -73,6 +73,7 @@ def test_every_shipped_checkpoint_loads_and_has_a_card() -> None:
     scenes = {
         "": {task for task in task_names() if task.startswith("robosuite/")},
         "_mt50": set(suite_tasks("metaworld/MT50")),
+        "_libero": {f"{suite}/{number}" for suite in ("libero_object", "libero_spatial") for number in range(10)},
     }
     assert set(EXPERTS) <= set(shipped_checkpoints())
     for name in shipped_checkpoints():

@@ -23,6 +23,7 @@ class Quota:
     Args:
         there: indices of episodes that are kept already.
         keep_failures: a failure is kept too, and the demonstrator never given up.
+        failed: indices that need not be tried again.
 
     Attributes:
         kept: indices of the episodes that are.
@@ -31,13 +32,21 @@ class Quota:
         hopeless: the demonstrator is given up; nothing more is handed out.
     """
 
-    def __init__(self, task: str, split: str, wanted: int, there: Collection[int], keep_failures: bool = False) -> None:
+    def __init__(
+        self,
+        task: str,
+        split: str,
+        wanted: int,
+        there: Collection[int],
+        keep_failures: bool = False,
+        failed: Collection[int] = (),
+    ) -> None:
         self.task, self.split, self.wanted = task, split, wanted
         self.kept, self.running = set(there), set[int]()
         self.ended: list[EpisodeResult] = []
         self.hopeless = False
         self._keep_failures = keep_failures
-        self._indices = (index for index in count() if index not in self.kept)
+        self._indices = (index for index in count() if index not in self.kept and index not in failed)
         self._unjudged = deque[int]()
         self._success: dict[int, bool] = {}
         self._judged: list[bool] = []

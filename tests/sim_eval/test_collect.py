@@ -78,6 +78,15 @@ def test_a_damaged_file_is_collected_again(collected: Path) -> None:
     assert check_folder(collected).problems == ()
 
 
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [({"settle": 25}, "settle 10 there, 25 now"), ({"disturb": False}, "disturb True there, False now")],
+)
+def test_other_manners_are_not_mixed_in(collected: Path, other: dict[str, object], says: str) -> None:
+    with pytest.raises(SimEvalError, match=says):
+        main(arguments(collected, episodes=9, **other))
+
+
 @pytest.mark.parametrize("other", [{"size": 32}, {"render": "faithful"}, {"hide_goal": True}])
 def test_other_looks_are_not_mixed_in(collected: Path, other: dict[str, object]) -> None:
     with pytest.raises(SimEvalError, match="--size and --hide-goal"):
@@ -107,6 +116,8 @@ def test_failures_can_be_what_is_wanted(tmp_path: Path, monkeypatch: pytest.Monk
     assert main(arguments(tmp_path, policy="random", episodes=1, size=32, keep_failures=True)) == 0
     report = check_folder(tmp_path)
     assert (report.episodes, report.successes, report.problems) == (1, 0, ())
+    (notes,) = tmp_path.glob("*.tries.jsonl")
+    assert "failed" not in notes.read_text()  # it has a file of its own
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -144,6 +146,29 @@ def test_interrupted_and_continued_equals_unbroken(alone: Path, tmp_path: Path, 
     assert "Traceback" not in told
     assert main(arguments(out, workers=2)) == 0
     assert contents(out) == contents(alone)
+
+
+def test_what_failed_is_not_tried_again(alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(alone, out)
+    notes = out / "fake-Plane_train.tries.jsonl"
+    lines = notes.read_text().splitlines()
+    failed = [json.loads(line)["failed"] for line in lines[1:]]
+    kept = {int(name[-10:-5]) for name in contents(out) if name.startswith("fake-Plane_")}
+    assert failed
+    assert sorted({*failed, *kept}) == list(range(max(kept) + 1))
+    (out / f"fake-Plane_train_{max(kept):05d}.hdf5").unlink()
+    assert main(arguments(out)) == 0
+    assert "1 successes in 1 tries" in capsys.readouterr().out
+    assert contents(out) == contents(alone)
+    notes.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:5])  # a kill has torn the last line
+    (out / f"fake-Plane_train_{max(kept):05d}.hdf5").unlink()
+    assert main(arguments(out)) == 0
+    assert "1 successes in 2 tries" in capsys.readouterr().out
+    assert notes.read_text().splitlines() == lines
+    notes.write_text(lines[0] + "\nnonsense\n")
+    with pytest.raises(SimEvalError, match=r"tries\.jsonl is damaged"):
+        main(arguments(out))
 
 
 def test_one_hopeless_task_does_not_cost_the_others(tmp_path: Path) -> None:
