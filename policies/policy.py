@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias, cast
+from typing import Literal, Protocol, TypeAlias, cast, get_args
 
 from sim_eval.envs.contract import (
     ActionSpec,
@@ -14,6 +14,7 @@ from sim_eval.envs.contract import (
     EpisodeKey,
     FloatArray,
     Observation,
+    RenderMode,
     SimEvalError,
     reading,
 )
@@ -45,6 +46,7 @@ class PolicySpec:
         privileged: it sees the simulator's state, so its score is not a policy's score.
         digest: SHA-256 of the weights; empty when there are none.
         variant: how it is run otherwise than its checkpoint says, such as "2 Euler steps"; empty: as it says.
+        render: the look that it was trained on, and is shown unless somebody says otherwise; None: it is not known.
     """
 
     name: str
@@ -56,10 +58,11 @@ class PolicySpec:
     privileged: bool = False
     digest: str = ""
     variant: str = ""
+    render: RenderMode | None = None
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> PolicySpec:
-        """Reads what :func:`dataclasses.asdict` made; ``privileged``, ``digest`` and ``variant`` may be left out.
+        """Reads what :func:`dataclasses.asdict` made; all from ``privileged`` on may be left out.
 
         Raises:
             SimEvalError: another field is missing, or one is damaged.
@@ -79,7 +82,10 @@ class PolicySpec:
                 privileged=bool(data.get("privileged", False)),
                 digest=str(data.get("digest", "")),
                 variant=str(data.get("variant", "")),
+                render=cast(RenderMode | None, data.get("render")),
             )
+            if spec.render not in (None, *get_args(RenderMode)):
+                raise ValueError(f"render must be one of {', '.join(get_args(RenderMode))}, not {spec.render!r}")
             if any(length < 1 for length in (*sum(spec.cameras.values(), ()), *spec.proprio.values())):
                 raise ValueError("sizes of cameras and lengths of proprio must be 1 or more")
         return spec

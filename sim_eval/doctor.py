@@ -35,7 +35,8 @@ class DoctorArguments:
             robosuite/LiftWide.
         data: folders of demonstrations, best those that the policy was trained on.
         episodes: demonstrations of each task that are replayed.
-        render: fast or faithful, as the evaluation will show the task; without it the task's own.
+        render: fast or faithful, as the evaluation will show the task; without it what the policy was trained on, or
+            the task's own.
         hide_goal: leave out marks of the goal, if the evaluation will.
         device: auto, cpu, cuda or another of torch's devices.
         threads: torch's CPU threads, as the evaluation will have them.
@@ -97,7 +98,8 @@ def admit(arguments: DoctorArguments) -> Patient:
     sizes = [size for spec in (policy.spec if policy else None, data.spec) if spec for size in spec.cameras.values()]
     size = sizes[0] if sizes else (SimulatorOptions.height, SimulatorOptions.width)
     tasks = tasks or [get_task(name) for name in learnt or (DEFAULT_TASK,)]
-    render = choose_render(arguments.render, [task.name for task in tasks])
+    trained_on = policy.spec.render if policy else None
+    render = choose_render(arguments.render or trained_on, [task.name for task in tasks])
     return Patient(
         policy=policy,
         folder=checkpoint_folder(arguments.policy) if arguments.policy else None,

@@ -62,6 +62,7 @@ STATE_FIELDS = ("eef_pos", "eef_rot6d", "gripper_qpos", "gripper_opening")  # th
 ROUNDS = (0.2, 0.4, 0.6, 0.8, 1.0)
 # Options that change no result.
 FREE = ("data", "out", "device", "threads", "cache", "workers", "cache_features", "dry_run")
+BUDGETS = ("minutes", "steps")
 STATE, CARD_FILE = "training.pt", "README.md"
 SAVE_SECONDS = 60.0
 LOG_STEPS = 20
@@ -77,6 +78,7 @@ class Progress:
         rounds: what each validation gave.
         best: index of the best round, None before the first.
         digest: of the kept weights, empty before the first.
+        earlier_budgets: minutes or steps that it was first to take, if it was lengthened.
     """
 
     seconds: float = 0.0
@@ -84,6 +86,7 @@ class Progress:
     rounds: tuple[Round, ...] = ()
     best: int | None = None
     digest: str = ""
+    earlier_budgets: tuple[float, ...] = ()
 
 
 def network(arguments: TrainArguments) -> SpatialVLAConfig:
@@ -145,6 +148,7 @@ def make_processor(windows: EpisodeWindows, arguments: TrainArguments) -> Spatia
         proprio=proprio,
         action=windows.spec.action,
         tasks=tuple(sorted({episode.key.task for episode in windows.episodes})),
+        render=shown_as(windows).render,
     )
     stats = normalization_stats(windows.episodes, arguments.normalization)
     if arguments.llava3d is not None:
@@ -262,6 +266,7 @@ class Training:
         self._device = next(trainer.model.parameters()).device
         self._features = self._feature_cache()
         self.progress = self._resume()
+        self.progress.due = min(self.progress.due, self._passed())  # rounds of a lengthened training fall due again
         trainer.meet()  # before anything is written
 
     @property
@@ -358,6 +363,7 @@ class Training:
             best=progress.best,
             digest=progress.digest,
             finished=self.share >= 1.0,
+            earlier_budgets=progress.earlier_budgets,
         )
 
     def _batches(self) -> Iterator[list[int]]:
@@ -454,14 +460,23 @@ class Training:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
             there, now = state["identity"], self._identity()
-            if changed := [name for name in now if there.get(name) != now[name]]:
+            progress = state["progress"]
+            progress = Progress(**{**progress, "rounds": tuple(Round(**entry) for entry in progress["rounds"])})
+            changed = [name for name in now if there.get(name) != now[name]]
+            if len(changed) == 1 and changed[0] in BUDGETS:
+                (unit,) = changed
+                if now[unit] < there[unit]:
+                    raise SimEvalError(
+                        f"{self._out} holds a training of --{unit} {there[unit]:g}: it can only be made longer"
+                    )
+                progress.earlier_budgets = (*progress.earlier_budgets, there[unit])
+            elif changed:
                 raise SimEvalError(
                     f"{self._out} holds another training ({', '.join(changed)} differ): "
                     "choose another --out or the same options"
                 )
             self._trainer.load_state_dict(state["trainer"])
-            progress = state["progress"]
-            return Progress(**{**progress, "rounds": tuple(Round(**entry) for entry in progress["rounds"])})
+            return progress
         except SimEvalError:
             raise
         except Exception as error:  # torch.load reports damage in many ways

@@ -49,8 +49,8 @@ class RolloutArguments:
         out: run folder; without it a new one under runs/. A folder of the same run that was interrupted is continued.
         device: auto, cpu, cuda or another of torch's devices.
         json: print one JSON object instead of the table.
-        render: fast (no shadows, lighter meshes) or faithful (the simulator's own look); without it faithful for
-            LIBERO and fast for all else.
+        render: fast (no shadows, lighter meshes) or faithful (the simulator's own look); without it what the checkpoint
+            was trained on, or faithful for LIBERO and fast for all else.
         hide_goal: leave out the marks by which some simulators show where the goal is.
         replan: control steps executed before the policy is asked again.
         euler_steps: of the sampler; without it what the checkpoint was saved with.
@@ -131,7 +131,8 @@ def main(arguments: RolloutArguments) -> int:
     names = names or list(policy.spec.tasks) or [DEFAULT_TASK]
     manifest = Manifest.plan(names, arguments.split, arguments.first, arguments.episodes)
     size = next(iter(policy.spec.cameras.values()), (SimulatorOptions.height, SimulatorOptions.width))
-    simulator = SimulatorOptions(choose_render(arguments.render, names), *size, arguments.hide_goal)
+    render = choose_render(arguments.render or policy.spec.render, names)
+    simulator = SimulatorOptions(render, *size, arguments.hide_goal)
     protocol = RolloutProtocol(replan=arguments.replan, telling=arguments.telling, simulator=simulator)
     for key in manifest.keys:
         get_task(key.task).instruction(key, protocol.telling)  # a task without a wrong one is refused before the first

@@ -1,7 +1,8 @@
 """Train a policy on demonstrations: ``python -m sim_eval.train --data data/lift_wide --out runs/train/mine``.
 
 ``--out`` becomes a checkpoint folder that ``sim_eval.rollout --policy`` takes, with the weights that did best on
-rollouts of the ``val`` split. The same command again continues an interrupted training.
+rollouts of the ``val`` split. The same command again continues an interrupted training; with more ``--minutes`` or
+``--steps`` it lengthens one, finished or not.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class TrainArguments:
 
     Attributes:
         data: folders of episodes that sim_eval.collect filled.
-        out: checkpoint folder; one that holds an interrupted training is continued.
+        out: checkpoint folder; one that holds an interrupted training is continued, and with more minutes or
+            steps than it was to take it is lengthened.
         expert: which of the two fusion experts.
         minutes: how long to train on the clock, validation included; without it and --steps: 10.
         steps: how many optimizer steps to train instead.

@@ -12,12 +12,12 @@ weights by sim_eval.
 
 | what | value |
 |---|---|
-| sees | RGB-D of {cameras}; proprioception {proprio}; the instruction |
+| sees | RGB-D of {cameras}{look}; proprioception {proprio}; the instruction |
 | command | `{record.command}` |
 | network | {overrides} |
 | seed | {record.seed} |
 | trained | {record.minutes:.1f} minutes, {record.steps} steps of {record.batch_size} observations with \
-{record.optimizer}, on {device} |
+{record.optimizer}, on {device}{lengthened} |
 | versions | {versions} |
 
 Demonstrations (split `train`; how: docs/results.md), drawn with balance {record.balance:g} between tasks:
@@ -37,15 +37,18 @@ def model_card(record: TrainingRecord, spec: PolicySpec, replan: int) -> str:
         spec: what the policy sees.
         replan: control steps between two validation answers.
     """
+    budgets = " and of ".join(f"{budget:g}" for budget in record.earlier_budgets)
     threads = f" ({record.threads} threads)" if record.device == "cpu" else ""
     return CARD.format(
         record=record,
         name=f"{record.expert}, seed {record.seed}",
         parameters=record.parameters / 1e6,
         cameras=" and ".join(f"{name} ({size[0]}x{size[1]})" for name, size in spec.cameras.items()),
+        look=f", drawn `{spec.render}`" if spec.render else "",
         proprio=", ".join(spec.proprio),
         overrides=", ".join(f"`{change}`" for change in record.overrides) or f"`{record.size}` unchanged",
         device=record.device + threads,
+        lengthened=f"; a budget of {budgets} was lengthened" if budgets else "",
         versions=", ".join(f"{name} {version}" for name, version in record.versions.items()),
         demonstrations=_table(
             ["task", "episodes", "windows"],

@@ -58,6 +58,8 @@ class TrainingRecord:
         best: index of the round whose weights are kept; None: no validation, the last weights are.
         digest: SHA-256 of the kept ``model.safetensors``; empty before there is one.
         finished: the whole budget was spent.
+        earlier_budgets: minutes or steps that it was first to take, in order, if it was lengthened; the learning rate
+            followed a shorter cosine under each.
     """
 
     expert: str
@@ -83,6 +85,7 @@ class TrainingRecord:
     finished: bool
     every: int = 1
     optimizer: str = "adamw"
+    earlier_budgets: tuple[float, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -100,6 +103,8 @@ class TrainingRecord:
             for name in ("demonstrations", "windows"):
                 values[name] = {task: int(count) for task, count in cast(Mapping[str, int], values[name]).items()}
             values["overrides"] = tuple(cast(Sequence[str], values["overrides"]))
+            budgets = cast(Sequence[float], values.get("earlier_budgets", ()))
+            values["earlier_budgets"] = tuple(float(budget) for budget in budgets)
             record = cls(**values)  # type: ignore[arg-type]  # checked below
             for name, kind in KINDS.items():
                 if not isinstance(getattr(record, name), kind):

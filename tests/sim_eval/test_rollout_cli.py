@@ -10,12 +10,15 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from sim_eval.console import run
+from sim_eval.evaluation.run_folder import read_run
 from sim_eval.leaderboard import LeaderboardArguments
 from sim_eval.leaderboard import main as leaderboard
+from sim_eval.policies.baselines import ZeroPolicy
 from sim_eval.rollout import PROGRAM, RolloutArguments, command, main
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +62,16 @@ def test_it_prints_one_json_object_and_writes_videos(
     # Neither watching nor the number of episodes changes an episode.
     assert identities(tmp_path / "run") == identities(finished)[:2]
     assert leaderboard(LeaderboardArguments((tmp_path / "run", finished))) == 0
+
+
+@pytest.mark.parametrize(("asked", "shown"), [(None, "faithful"), ("fast", "fast")])
+def test_a_policy_is_shown_what_it_was_trained_on(
+    asked: Literal["fast"] | None, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    trained = replace(ZeroPolicy.spec, render="faithful")
+    monkeypatch.setattr(ZeroPolicy, "spec", trained)
+    assert main(RolloutArguments(policy="zero", episodes=1, video="none", out=tmp_path / "run", render=asked)) == 0
+    assert read_run(tmp_path / "run").protocol.simulator.render == shown
 
 
 def test_interrupted_and_resumed_equals_finished(

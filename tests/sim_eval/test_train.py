@@ -93,6 +93,22 @@ def test_killed_at_any_moment_it_can_be_continued(
     assert weights(tmp_path) == weights(trained)
 
 
+def test_a_training_can_be_lengthened_but_not_shortened(data: Path, trained: Path, tmp_path: Path) -> None:
+    assert train.main(arguments([data], tmp_path, steps=4)) == 0
+    shorter = weights(tmp_path)
+    assert train.main(arguments([data], tmp_path, steps=8)) == 0
+    record = read_record(tmp_path)
+    assert (record.steps, record.finished, record.earlier_budgets) == (8, True, (4.0,))
+    assert len({shorter, weights(tmp_path), weights(trained)}) == 3  # its learning rate has fallen twice
+    assert "8 steps of 4 observations" in (card := (tmp_path / "README.md").read_text())
+    assert "a budget of 4 was lengthened" in card
+    kept = weights(tmp_path)
+    for changes, says in (({"steps": 6}, "--steps 8: it can only be made longer"), ({"minutes": 9.0}, "differ")):
+        with pytest.raises(SimEvalError, match=says):
+            train.main(arguments([data], tmp_path, **{"steps": None, **changes}))
+    assert weights(tmp_path) == kept
+
+
 def test_another_seed_gives_other_weights(data: Path, trained: Path, tmp_path: Path) -> None:
     train.main(arguments([data], tmp_path, seed=1, steps=2))
     assert weights(tmp_path) != weights(trained)
@@ -100,7 +116,7 @@ def test_another_seed_gives_other_weights(data: Path, trained: Path, tmp_path: P
 
 def test_the_folder_is_a_policy_with_a_card(trained: Path) -> None:
     spec = load_policy(str(trained), "cpu").spec
-    assert spec.tasks == (TASK,)
+    assert (spec.tasks, spec.render) == ((TASK,), "fast")
     assert spec.cameras == {"agentview": (SIDE, SIDE), "wrist": (SIDE, SIDE)}
     card = (trained / "README.md").read_text()
     assert "8 steps of 4 observations" in card
@@ -165,6 +181,12 @@ def test_several_tasks_are_validated_each_and_the_best_weights_kept(
     card = (out / "README.md").read_text()
     for line in (f"| {TASK} | 3 | {record.windows[TASK]} |", "| 1/1 | 1/1 | best |"):
         assert line in card
+    scores = iter([1, 1, 0, 0, 0, 0])
+    assert train.main(arguments([data, other], out, steps=8, val_episodes=1)) == 0
+    longer = read_record(out)
+    assert [entry.step for entry in longer.rounds] == [1, 2, 3, 4, 5, 7, 8]  # the shares above a half fell due again
+    assert (longer.rounds[:4], longer.best) == (record.rounds, 4)
+    assert longer.digest == hashlib.sha256(weights(out)).hexdigest() != record.digest
 
 
 def test_a_validation_is_spread_over_the_tasks() -> None:
