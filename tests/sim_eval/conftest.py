@@ -1,6 +1,20 @@
-"""Lets the tests of this folder import ``fake_simulator``."""
+"""Lets the tests of this folder import ``fake_simulator``, and gives them recorded runs to verify."""
 
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+from recorded_run import Program, play, seeing  # found since the line above
+
+
+@pytest.fixture
+def verify(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Program:
+    return Program(monkeypatch, capsys)
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return play(tmp_path_factory.mktemp("recorded") / "run", seeing())

@@ -15,86 +15,25 @@ import numpy as np
 import pytest
 from fake_simulator import PLANE, FakePolicy, PlaneSimulator, constant, wander
 from faulty_workers import DEADLY, DeadlyProving, fake_task
+from recorded_run import MANIFEST, SEEING, Program, file_of, lines, play
 
 from sim_eval import rollout
 from sim_eval.console import run
 from sim_eval.envs.contract import CameraView, EpisodeKey, FloatArray, Observation, SimulatorOptions, Status
 from sim_eval.envs.tasks import get_task
-from sim_eval.evaluation.engine import RolloutProtocol, run_episode
-from sim_eval.evaluation.manifest import Manifest
-from sim_eval.evaluation.replay import TOLERANCE, Proving, RecordedPolicy, deviates
-from sim_eval.evaluation.run_folder import open_run, read_run
+from sim_eval.evaluation.replay import Proving, deviates
+from sim_eval.evaluation.run_folder import read_run
 from sim_eval.evaluation.trajectory import (
     Trajectory,
-    TrajectoryRecorder,
     read_trajectory,
     trajectory_path,
     write_trajectory,
 )
-from sim_eval.policies.baselines import RandomPolicy
-from sim_eval.policies.policy import ActionChunk, Policy, PolicyRequest, PolicySpec
+from sim_eval.policies.policy import PolicyRequest
 from sim_eval.verify import PROGRAM, VerifyArguments, main
 from sim_eval.verify import verify as prove
 
-PROTOCOL = RolloutProtocol()
-MANIFEST = Manifest.plan([PLANE.name], "test", 0, 8)
-SEEING = PolicySpec("wander", cameras={"side": (32, 32)}, digest="abc")
 KILLED = "its worker was killed by SIGKILL (out of memory?)"
-
-
-class Program:
-    """The verify command in this process, on the plane."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self._monkeypatch, self._capsys = monkeypatch, capsys
-        self.simulator(PlaneSimulator(PLANE))
-
-    def simulator(self, simulator: PlaneSimulator) -> None:
-        """From now on the task is this simulator."""
-        task = replace(PLANE, factory=lambda task, options: simulator)
-        self._monkeypatch.setattr("sim_eval.envs.tasks.own_tasks", lambda: {PLANE.name: task})
-        get_task.cache_clear()
-
-    def __call__(self, folder: Path, *options: str) -> tuple[int, str]:
-        """Its exit code and what it printed; the progress bar only when it failed."""
-        self._monkeypatch.setattr(sys, "argv", ["verify", str(folder), *options])
-        with pytest.raises(SystemExit) as stop:
-            run(main, VerifyArguments, PROGRAM)
-        shown = self._capsys.readouterr()
-        code = int(stop.value.code or 0)
-        return code, shown.err if code == 2 else shown.out
-
-
-@pytest.fixture
-def verify(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Program:
-    return Program(monkeypatch, capsys)
-
-
-def play(
-    folder: Path,
-    policy: Policy,
-    simulator: PlaneSimulator | None = None,
-    command: Sequence[str] = (),
-    episodes: int = 8,
-    protocol: RolloutProtocol = PROTOCOL,
-) -> Path:
-    simulator, recorder = simulator or PlaneSimulator(PLANE), TrajectoryRecorder(folder)
-    with open_run(folder, MANIFEST, policy.spec, protocol, {PLANE.name: simulator.spec}, command) as opened:
-        for key in opened.remaining[:episodes]:
-            opened.append(run_episode(simulator, recorder.watch(policy), key, protocol, recorder))
-    return folder
-
-
-def seeing(policy: FakePolicy | None = None) -> FakePolicy:
-    """The wanderer, or another, with a camera."""
-    policy = policy or wander()
-    policy.spec = SEEING
-    return policy
-
-
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return play(tmp_path_factory.mktemp("recorded") / "run", seeing())
 
 
 @pytest.fixture
@@ -102,10 +41,6 @@ def folder(recorded: Path, tmp_path: Path) -> Path:
     """A copy of the recorded run, to be spoiled."""
     shutil.copytree(recorded, tmp_path / "run")
     return tmp_path / "run"
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
 
 
 def edit_line(folder: Path, index: int, **changes: object) -> None:
@@ -118,10 +53,6 @@ def edit_run(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     data = json.loads((folder / "run.json").read_text())
     change(data)
     (folder / "run.json").write_text(json.dumps(data))
-
-
-def file_of(folder: Path, index: int) -> Path:
-    return trajectory_path(folder, MANIFEST.keys[index])
 
 
 def forge(folder: Path, index: int, **changes: object) -> None:
@@ -546,86 +477,6 @@ def test_no_run_is_one_line(tmp_path: Path, verify: Program):
     assert "has no finished episode" in verify(tmp_path / "planned")[1]
 
 
-def commanded(reference: str) -> list[str]:
-    return rollout.command(rollout.RolloutArguments(reference, task=PLANE.name, episodes=8))
-
-
-def test_the_policy_asked_again_gives_the_recorded_actions(tmp_path: Path, verify: Program):
-    play(tmp_path, RandomPolicy(), command=commanded("random"))
-    code, shown = verify(tmp_path, "--policy", "--strict")
-    assert code == 0
-    questions = str(sum(line["replans"] for line in lines(tmp_path)))
-    assert shown.splitlines()[-1].split()[-3:] == [questions, questions, "0"]
-
-
-def test_actions_of_another_policy_are_refuted_by_asking_again(tmp_path: Path, verify: Program):
-    """A whole run passed off as another policy's: only asking that policy again can tell."""
-    impostor = constant(0.9, 0.0)
-    impostor.spec = RandomPolicy.spec
-    play(tmp_path, impostor, command=commanded("random"))
-    assert verify(tmp_path, "--strict")[0] == 0
-    code, shown = verify(tmp_path, "--policy")
-    assert code == 1
-    assert "chunks differ when inferred again, most by 0.9" in shown
-
-
-@pytest.mark.parametrize(
-    ("reference", "words"),
-    [
-        ("zero", "'zero' is not the policy of"),
-        ("gone/checkpoint", "cannot be loaded again: unknown policy 'gone/checkpoint'"),
-    ],
-)
-def test_another_policy_or_none_is_refused(tmp_path: Path, verify: Program, reference: str, words: str):
-    play(tmp_path, RandomPolicy(), command=commanded(reference), episodes=1)
-    code, shown = verify(tmp_path, "--policy")
-    assert code == 2
-    assert words in shown
-    assert shown.count("\n") == 1
-
-
-class Rounding:
-    """The random policy with an error in its answer to the third question."""
-
-    spec = RandomPolicy.spec
-
-    def __init__(self, error: float) -> None:
-        self._error = error
-
-    def predict(self, requests: Sequence[PolicyRequest]) -> list[ActionChunk]:
-        answers = RandomPolicy().predict(requests)
-        moved = [np.where(np.abs(each.actions) < 0.9, each.actions + self._error, each.actions) for each in answers]
-        return [
-            ActionChunk(change) if request.replan == 2 else answer
-            for request, answer, change in zip(requests, answers, moved, strict=True)
-        ]
-
-
-@pytest.mark.parametrize(("error", "code"), [(1e-6, 0), (2.1 * TOLERANCE, 1)])
-def test_rounding_is_reported_and_more_is_refuted(
-    tmp_path: Path, verify: Program, monkeypatch: pytest.MonkeyPatch, error: float, code: int
-):
-    play(tmp_path, RandomPolicy(), command=commanded("random"), episodes=1)
-    monkeypatch.setattr("sim_eval.evaluation.scoring.load_policy", lambda *arguments: Rounding(error))
-    found, shown = verify(tmp_path, "--policy", "--out", str(tmp_path / "report.json"))
-    assert found == code
-    assert "1 of 8 chunks differ when inferred again" in shown
-    inferred = json.loads((tmp_path / "report.json").read_text())["episodes"][0]["inferred"]
-    assert (inferred["chunks"], inferred["equal"]) == (8, 7)
-    assert inferred["largest"] == pytest.approx(error / 2, rel=1e-3)
-    assert 9 <= inferred["step"] <= 12
-    assert verify(tmp_path, "--policy", "--strict")[0] == 1
-
-
-def test_an_answer_of_another_length_is_infinitely_far(recorded: Path):
-    found = read_trajectory(file_of(recorded, 0))
-    player = RecordedPolicy(found, SEEING, constant(0.0, 0.0, horizon=2))
-    run_episode(PlaneSimulator(PLANE), player, found.key, PROTOCOL)
-    assert player.inferred is not None
-    assert player.inferred.equal == 0
-    assert player.inferred.largest == float("inf")
-
-
 def test_the_largest_difference_is_where_it_is():
     states = np.arange(12.0).reshape(4, 3)
     assert deviates(states, states.copy()) is None
@@ -691,7 +542,6 @@ def test_real_episodes_of_a_shipped_policy_are_bit_identical(
 
 
 def test_the_state_of_a_robosuite_task_has_names():
-    from sim_eval.envs.tasks import get_task
 
     simulator = get_task("robosuite/Lift").make(SimulatorOptions())
     try:
