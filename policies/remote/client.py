@@ -14,7 +14,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from sim_eval.envs.contract import SimEvalError
 from sim_eval.policies.policy import ActionChunk, PolicyRequest, PolicySpec
-from sim_eval.policies.remote.keys import KeyMapping, read_keys
+from sim_eval.policies.remote.keys import SHIPPED, KeyMapping, read_keys
 from sim_eval.policies.remote.messages import from_metadata, from_request, to_chunk
 from sim_eval.policies.remote.wire import MAX_MESSAGE, Message, pack, unpack
 
@@ -46,8 +46,8 @@ class RemotePolicy:
 
     Args:
         url: of the server.
-        keys: file that says how a server is asked that is not sim_eval's own; see
-            :mod:`sim_eval.policies.remote.keys`.
+        keys: file, or the name of one that comes along, that says how a server is asked that is not sim_eval's own;
+            see :mod:`sim_eval.policies.remote.keys`.
 
     Raises:
         SimEvalError: nobody answers there, it is no such server, or it is not sim_eval's own and there are no keys.
@@ -75,7 +75,7 @@ class RemotePolicy:
         else:
             raise SimEvalError(
                 f"the server at {url} is not sim_eval's own and does not say what it needs and what its actions mean: "
-                "describe it in a file and give that as --keys"
+                f"describe it in a file and give that as --keys, or one that comes along: {', '.join(SHIPPED)}"
             )
 
     @property

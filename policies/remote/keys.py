@@ -1,33 +1,6 @@
 """How a server that is not sim_eval's own is asked: a TOML or JSON file that says what it needs and what it means.
 
-For openpi's LIBERO checkpoints, on our LIBERO tasks, it would be::
-
-    name = "pi05_libero"
-    robot = "Panda"                       # may be left out: any
-    answer = "actions"                    # the entry of its answer [horizon, action dim]; may be left out
-
-    [observation]                         # its key = ours; a list is joined to one vector, a table is a nested one
-    "observation/image" = "views/agentview/rgb | mirror"
-    "observation/wrist_image" = "views/wrist/rgb | mirror"
-    "observation/state" = ["proprio/eef_pos", "proprio/hand_quat | axis_angle", "proprio/gripper_qpos"]
-    prompt = "prompt"
-
-    [cameras]                             # height and width it is given, rendered in that size
-    agentview = [224, 224]
-    wrist = [224, 224]
-
-    [proprio]                             # length of every field that is read
-    eef_pos = 3
-    hand_quat = 4
-    gripper_qpos = 2
-
-    [action]                              # compared with the environment's before the first step
-    names = ["dx", "dy", "dz", "drx", "dry", "drz", "gripper"]
-    low = [-1, -1, -1, -1, -1, -1, -1]
-    high = [1, 1, 1, 1, 1, 1, 1]
-    controller = "OSC_POSE delta in the base frame, 1 = 0.05 m or 0.5 rad; gripper -1 opens, 1 closes"
-    control_hz = 20
-
+``openpi_libero.toml`` beside this module is one, and explains the fields; its name alone is enough for ``--keys``.
 Our keys are those of :mod:`sim_eval.policies.remote.messages`; after ``|`` stands one of :data:`CHANGES`.
 """
 
@@ -59,6 +32,7 @@ from sim_eval.policies.remote.wire import Message
 Array: TypeAlias = NDArray[Any]
 NEEDED = ("name", "observation", "cameras", "proprio", "action")
 OPTIONAL = ("robot", "answer")
+SHIPPED = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.toml"))}
 
 
 def axis_angle(quaternion: FloatArray) -> FloatArray:
@@ -107,16 +81,19 @@ class KeyMapping:
 def read_keys(file: Path) -> KeyMapping:
     """Reads a file of keys, and tries it on an empty observation.
 
+    Args:
+        file: of the user's, or the name of one in :data:`SHIPPED`.
+
     Raises:
         SimEvalError: it cannot be read, lacks something, or says something that cannot be.
     """
     try:
-        text = file.read_text()
+        text = (file if file.exists() else SHIPPED.get(str(file), file)).read_text()
         data = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
         if not isinstance(data, dict):
             raise ValueError("not a table")
     except OSError as error:
-        raise SimEvalError(f"--keys {file} cannot be read ({error.strerror})") from error
+        raise SimEvalError(f"--keys {file} cannot be read ({error.strerror}); by name: {', '.join(SHIPPED)}") from error
     except ValueError as error:
         raise SimEvalError(f"--keys {file} is neither TOML nor JSON ({error})") from error
     try:

@@ -18,10 +18,11 @@ import pytest
 
 from sim_eval import rollout, verify
 from sim_eval.envs.cameras import unproject
-from sim_eval.envs.contract import EpisodeKey, FloatArray, SimEvalError, Simulator
+from sim_eval.envs.contract import EpisodeKey, FloatArray, SimEvalError, Simulator, SimulatorOptions
 from sim_eval.envs.libero_sim import LiberoSimulator, drawing_from, installation, load_libero, undisturbed
 from sim_eval.envs.tasks import get_task, suite_tasks, suites
-from sim_eval.policies.remote.keys import axis_angle
+from sim_eval.policies.policy import PolicyRequest, check_fit
+from sim_eval.policies.remote.keys import axis_angle, read_keys
 
 pytestmark = pytest.mark.skipif(installation() is None, reason="LIBERO is not installed: make libero")
 
@@ -121,6 +122,41 @@ def test_test_episodes_are_the_official_environments(butter: LiberoSimulator) ->
         hand = axis_angle(proprio["hand_quat"])
         np.testing.assert_allclose(hand, axis_angle(np.asarray(seen["robot0_eef_quat"])), atol=3e-3)
     wrapper.close()
+
+
+def test_an_openpi_server_is_asked_what_openpis_own_client_asks() -> None:
+    """Its client turns LIBERO's pictures by 180 degrees and joins three of its readings (examples/libero/main.py)."""
+    load_libero()
+    from libero.libero.envs.env_wrapper import OffScreenRenderEnv
+
+    keys = read_keys(Path("openpi_libero"))
+    size = keys.spec.cameras["agentview"]
+    ours = get_task(OBJECT).make(SimulatorOptions("faithful", *size))
+    assert isinstance(ours, LiberoSimulator)
+    task_file = ours._package / "bddl_files" / f"{ours._problem}.bddl"
+    official = OffScreenRenderEnv(bddl_file_name=str(task_file), camera_heights=size[0], camera_widths=size[1])
+    with closing(ours), closing(official):  # closing one renderer would spoil the other's pictures
+        official.seed(7)
+        official.reset()
+        official.set_init_state(ours.official_states()[3])
+        for _ in range(10):
+            seen = official.step([0.0] * 6 + [-1.0])[0]
+        key = EpisodeKey(OBJECT, "test", 3)
+        ours.reset(key)
+        check_fit(keys.spec, ours.spec)
+        assert keys.spec.action is not None
+        asked = keys.message(PolicyRequest(ours.observe(), key, 0, keys.spec.action))
+    assert set(asked) == {"observation/image", "observation/wrist_image", "observation/state", "prompt"}
+    for theirs, camera in (("observation/image", "agentview"), ("observation/wrist_image", "robot0_eye_in_hand")):
+        picture = np.asarray(asked[theirs])
+        official_picture = seen[f"{camera}_image"][::-1, ::-1]
+        assert picture.dtype == np.uint8
+        assert picture.shape == official_picture.shape
+        assert np.abs(picture.astype(float) - official_picture).mean() < 0.1, theirs
+    readings = [seen[f"robot0_{name}"] for name in ("eef_pos", "eef_quat", "gripper_qpos")]
+    state = np.concatenate([readings[0], axis_angle(np.asarray(readings[1])), readings[2]])
+    np.testing.assert_allclose(np.asarray(asked["observation/state"]), state, atol=3e-3)
+    assert asked["prompt"] == "pick up the butter and place it in the basket"
 
 
 def test_no_other_split_starts_from_an_official_state(butter: LiberoSimulator) -> None:
