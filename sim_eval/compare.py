@@ -58,7 +58,7 @@ def main(arguments: CompareArguments) -> int:
     at_least("videos", arguments.videos, 0)
     if arguments.videos and not arguments.out:
         raise SimEvalError("--videos needs --out, the folder they are written to")
-    from sim_eval.evaluation.run_folder import atomic, read_run, write_json
+    from sim_eval.evaluation.run_folder import atomic, read_run, task_versions_apart, write_json
     from sim_eval.reporting.pairing import check_pairable, contrasts, lettered
     from sim_eval.reporting.summary import COLUMNS_NOTE
     from sim_eval.reporting.tables import terminal
@@ -77,6 +77,8 @@ def main(arguments: CompareArguments) -> int:
     for title, grid in tables.items():
         print(f"{title}\n{terminal(*grid)}\n")
     note = f"{COLUMNS_NOTE} {NOTE}"
+    if apart := task_versions_apart(runs.values()):
+        note = f"Not of one version, so the task itself may have differed: {apart}. {note}"
     print(note)
     if arguments.out:
         videos = write_videos(runs, arguments.out / "videos", arguments.videos) if arguments.videos else []

@@ -127,6 +127,7 @@ def tables(runs: Sequence[Run]) -> list[Table]:
     One a suite that is whole, one a task that is in none, and one over all tasks where there are several of these.
     """
     from sim_eval.envs.tasks import suite_tasks, whole_suites
+    from sim_eval.evaluation.run_folder import task_versions_apart
 
     manifest, protocol = runs[0].manifest, runs[0].protocol
     told = f"told the {protocol.telling} instruction, " * (protocol.telling != "right")
@@ -134,6 +135,8 @@ def tables(runs: Sequence[Run]) -> list[Table]:
         f"{'/'.join(sorted({key.split for key in manifest.keys}))} split, manifest {manifest.digest[:8]}; "
         f"replan {protocol.replan}, settle {protocol.settle_steps}, {told}{protocol.simulator}"
     )
+    if apart := task_versions_apart(runs):
+        conditions += f"; not of one version: {apart}"
     inside = {suite: suite_tasks(suite) for suite in whole_suites(manifest.tasks)}
     alone = [task for task in manifest.tasks if not any(task in tasks for tasks in inside.values())]
     parts: dict[str, Sequence[str]] = {**inside, **{task: (task,) for task in alone}}

@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -55,6 +55,7 @@ PACKAGES = (
     "imageio-ffmpeg",
     "pillow",
 )
+TASK_PACKAGES = ("sim_eval", "mujoco", "robosuite", "metaworld", "rpent-libero")  # of another version: another task
 
 
 @contextmanager
@@ -196,6 +197,7 @@ class Run:
     """A run as read back.
 
     Attributes:
+        versions: package -> version, as far as it is known.
         episodes: finished episodes, each once, in the manifest's order.
     """
 
@@ -206,6 +208,7 @@ class Run:
     privileged: bool
     variant: str
     protocol: RolloutProtocol
+    versions: Mapping[str, str]
     episodes: tuple[EpisodeResult, ...]
 
     @property
@@ -227,10 +230,19 @@ def read_run(folder: Path) -> Run:
         protocol = _protocol(data["protocol"])
         name, digest, privileged = (data["policy"][part] for part in ("name", "digest", "privileged"))
         variant = data["policy"].get("variant", "")  # runs of earlier versions have none
-    except (KeyError, TypeError, SimEvalError) as error:
+        packages = {str(package): str(version) for package, version in data.get("versions", {}).items()}
+    except (AttributeError, KeyError, TypeError, SimEvalError) as error:
         raise SimEvalError(f"{path} is damaged ({error!r}): run it again into a new folder") from error
     episodes = read_episodes(folder / EPISODES, manifest)
-    return Run(folder, manifest, name, digest, privileged, variant, protocol, episodes)
+    return Run(folder, manifest, name, digest, privileged, variant, protocol, packages, episodes)
+
+
+def task_versions_apart(runs: Collection[Run]) -> str:
+    """Packages that make a task what it is and were not of one version in these runs, in words; empty: none."""
+    found = {
+        package: sorted({run.versions[package] for run in runs if package in run.versions}) for package in TASK_PACKAGES
+    }
+    return ", ".join(f"{package} {' and '.join(versions)}" for package, versions in found.items() if len(versions) > 1)
 
 
 def _protocol(raw: Mapping[str, Any]) -> RolloutProtocol:

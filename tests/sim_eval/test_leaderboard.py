@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -201,6 +202,19 @@ def test_how_goals_are_shown_and_what_is_told_stand_in_the_title(tmp_path: Path)
     assert "told the wrong instruction" in titles["misled"]
     assert "told" not in titles["plain"]
     assert "hidden" not in titles["plain"]
+
+
+def test_runs_of_other_versions_are_told_in_the_title(tmp_path: Path):
+    """Another physics or rule is another task, and so is sim_eval's own; torch's version is the policy's affair."""
+    first, second = make_run(tmp_path / "first", 20), make_run(tmp_path / "second", 20)
+    assert "version" not in build([first, second]).tables[0].title
+    for package, said in (("torch", False), ("mujoco", True)):
+        data = json.loads((second / "run.json").read_text())
+        data["versions"][package] = "0.0"
+        (second / "run.json").write_text(json.dumps(data))
+        assert ("not of one version" in build([first, second]).tables[0].title) is said
+    assert build([first, second]).tables[0].title.endswith(f"not of one version: mujoco 0.0 and {version('mujoco')})")
+    assert "version" not in build([second]).tables[0].title
 
 
 def test_a_run_named_twice_stands_once(tmp_path: Path):
