@@ -68,7 +68,8 @@ class RolloutArguments:
         retries: of an episode whose worker died or hung, before it counts as failed.
         backend: where workers run: processes of this machine, or Ray actors, which needs sim_eval[ray].
         ray_address: host:port of a Ray cluster whose nodes share the run folder; without it one of this machine alone.
-        keys: TOML or JSON file that says how a server is asked that is not sim_eval's own; openpi_libero comes along.
+        keys: TOML or JSON file that says how a server is asked that is not sim_eval's own, or
+            openpi_libero, which ships, for openpi's LIBERO checkpoints.
     """
 
     policy: Annotated[str, tyro.conf.arg(metavar="NAME|DIR|ws://HOST:PORT")]

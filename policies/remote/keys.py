@@ -88,12 +88,14 @@ def read_keys(file: Path) -> KeyMapping:
         SimEvalError: it cannot be read, lacks something, or says something that cannot be.
     """
     try:
-        text = (file if file.exists() else SHIPPED.get(str(file), file)).read_text()
+        text = (file if file.is_file() else SHIPPED.get(str(file), file)).read_text()
         data = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
         if not isinstance(data, dict):
             raise ValueError("not a table")
     except OSError as error:
-        raise SimEvalError(f"--keys {file} cannot be read ({error.strerror}); by name: {', '.join(SHIPPED)}") from error
+        raise SimEvalError(
+            f"--keys {file} cannot be read ({error.strerror}); known by name: {', '.join(SHIPPED)}"
+        ) from error
     except ValueError as error:
         raise SimEvalError(f"--keys {file} is neither TOML nor JSON ({error})") from error
     try:

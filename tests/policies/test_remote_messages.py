@@ -21,7 +21,7 @@ from sim_eval.envs.contract import (
     WorkspaceBox,
 )
 from sim_eval.policies.policy import ActionChunk, PolicyRequest, PolicySpec, differences, shipped_checkpoints
-from sim_eval.policies.remote.keys import axis_angle, read_keys
+from sim_eval.policies.remote.keys import SHIPPED, axis_angle, read_keys
 from sim_eval.policies.remote.messages import (
     from_chunk,
     from_metadata,
@@ -227,6 +227,15 @@ def test_a_foreign_server_is_asked_in_its_words(tmp_path: Path) -> None:
     assert message["prompt"] == "lift it"
     (tmp_path / "keys.toml").write_text(TOML)
     assert read_keys(tmp_path / "keys.toml") == mapping
+
+
+def test_keys_that_come_along_are_known_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "openpi_libero").mkdir()  # a run folder of that name, say, is no file of keys
+    monkeypatch.chdir(tmp_path)
+    for name, file in SHIPPED.items():
+        mapping = read_keys(Path(name))
+        assert mapping == read_keys(file)
+        assert mapping.spec.name == name
 
 
 def test_axis_angle_goes_on_smoothly_past_half_a_turn() -> None:

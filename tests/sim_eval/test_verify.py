@@ -542,7 +542,6 @@ def test_real_episodes_of_a_shipped_policy_are_bit_identical(
 
 
 def test_the_state_of_a_robosuite_task_has_names():
-
     simulator = get_task("robosuite/Lift").make(SimulatorOptions())
     try:
         simulator.reset(EpisodeKey("robosuite/Lift", "test", 0))
