@@ -7,7 +7,6 @@ as it is; with ``--data`` training steps on batches of many tasks, padded as one
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,10 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 import tyro
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-
 from sim_eval.console import at_least, named_tasks, run
-from sim_eval.envs.contract import EpisodeKey, FloatArray, SimEvalError, SimulatorOptions
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import EpisodeKey, FloatArray, RenderConfig
 
 if TYPE_CHECKING:
     import mujoco
@@ -77,7 +75,7 @@ def renderers(model: mujoco.MjModel) -> Iterator[Mapping[str, Draw]]:
     from sim_eval.envs.metaworld_sim import look
     from sim_eval.envs.rendering import RgbdRenderer
 
-    now = look(model, SimulatorOptions())
+    now = look(model, RenderConfig())
     mine = {BEFORE: replace(now, hidden=frozenset(), quads=None), NOW: now}
     ours = {name: RgbdRenderer(model, SIDE, SIDE, "fast", how) for name, how in mine.items()}
     stock = mujoco.Renderer(model, SIDE, SIDE)
@@ -111,12 +109,12 @@ def frame_times(task: str, looks: int) -> dict[str, list[float]]:
     from sim_eval.envs.metaworld_sim import CAMERAS, MetaworldSimulator
     from sim_eval.envs.tasks import get_task
 
-    simulator = get_task(task).make(SimulatorOptions(height=SIDE, width=SIDE))
+    simulator = get_task(task).make(RenderConfig(height=SIDE, width=SIDE))
     if not isinstance(simulator, MetaworldSimulator):
         raise SimEvalError(f"{task} is not of Meta-World: time robosuite with benchmarks/rollout_speed.py")
     simulator.reset(EpisodeKey(task, "val", 0))
     simulator.observe(())
-    model, data = simulator._env.model, simulator._onlooker.data
+    model, data = simulator._env.model, simulator._scene_camera.data
     cameras = [model.camera(CAMERAS[name]).id for name in ("agentview", "wrist")]
     rng = np.random.default_rng(0)
     taken: dict[str, list[float]] = {STOCK: [], BEFORE: [], NOW: []}
@@ -156,15 +154,15 @@ def step_times(arguments: SpeedArguments) -> dict[str, list[float]]:
     import torch
 
     from sim_eval.datasets.windows import EpisodeWindows, numbered_batches
-    from sim_eval.fine_tuning import first_model, make_processor
     from sim_eval.policies.spatialvla import modeling_spatialvla
-    from sim_eval.policies.spatialvla.training import Trainer, TrainingConfig
+    from sim_eval.policies.spatialvla.trainer import Trainer, TrainingConfig
     from sim_eval.train import TrainArguments
+    from sim_eval.training.loop import first_model, make_processor
 
     torch.set_flush_denormal(True)
     torch.set_num_threads(1)
     options = TrainArguments(data=arguments.data, expert=arguments.expert)
-    windows = EpisodeWindows(arguments.data, 8, every=2)
+    windows = EpisodeWindows(arguments.data, 8, frame_stride=2)
     processor = make_processor(windows, options)
     torch.manual_seed(0)
     config = TrainingConfig()

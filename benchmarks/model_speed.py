@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from sim_eval.console import at_least, run
 
@@ -55,10 +52,10 @@ def actions(expert: str, windows: EpisodeWindows, arguments: SpeedArguments) -> 
     import torch
 
     from sim_eval.datasets.windows import batches
-    from sim_eval.fine_tuning import make_processor
     from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
-    from sim_eval.policies.spatialvla.training import Trainer, TrainingConfig
+    from sim_eval.policies.spatialvla.trainer import Trainer, TrainingConfig
     from sim_eval.train import TrainArguments
+    from sim_eval.training.loop import make_processor
 
     options = TrainArguments(data=arguments.data, out=Path("."), size=arguments.size, expert=expert)
     processor = make_processor(windows, options)
@@ -77,7 +74,7 @@ def actions(expert: str, windows: EpisodeWindows, arguments: SpeedArguments) -> 
 
     inputs = processor([windows[len(windows) // 2].observation])
     sizes = processor.config.expert
-    noise = torch.randn((1, sizes.horizon, sizes.action_dim), generator=torch.Generator().manual_seed(0))
+    noise = torch.randn((1, sizes.chunk_size, sizes.action_dim), generator=torch.Generator().manual_seed(0))
 
     @torch.inference_mode()
     def answer() -> None:
@@ -90,7 +87,7 @@ def actions(expert: str, windows: EpisodeWindows, arguments: SpeedArguments) -> 
 
     return {
         f"batch of {config.batch_size} prepared": prepare,
-        f"training step, {config.batch_size} observations x {config.draws} draws": step,
+        f"training step, {config.batch_size} observations x {config.flow_samples} draws": step,
         f"answer, {sizes.euler_steps} Euler steps on one prefix": answer,
         f"answer, prefix anew in each of {sizes.euler_steps} steps": answer_uncached,
     }
@@ -105,30 +102,30 @@ def main(arguments: SpeedArguments) -> int:
 
     from sim_eval.datasets.episode_file import episode_files
     from sim_eval.datasets.windows import EpisodeWindows
-    from sim_eval.policies.spatialvla.configuration_spatialvla import EXPERTS, SIZES
+    from sim_eval.policies.spatialvla.configuration_spatialvla import ACTION_EXPERTS, SIZES
     from sim_eval.reporting.tables import terminal
 
     torch.set_flush_denormal(True)
     torch.set_num_threads(arguments.threads)
     files = [file for folder in arguments.data for file in episode_files(folder)[: arguments.episodes]]
-    windows = EpisodeWindows(files or arguments.data, SIZES[arguments.size][EXPERTS[0]].expert.horizon)
-    by_expert = {expert: actions(expert, windows, arguments) for expert in EXPERTS}
+    windows = EpisodeWindows(files or arguments.data, SIZES[arguments.size][ACTION_EXPERTS[0]].expert.chunk_size)
+    by_expert = {expert: actions(expert, windows, arguments) for expert in ACTION_EXPERTS}
     rows = []
-    for name in by_expert[EXPERTS[0]]:
-        found: dict[str, list[float]] = {expert: [] for expert in EXPERTS}
+    for name in by_expert[ACTION_EXPERTS[0]]:
+        found: dict[str, list[float]] = {expert: [] for expert in ACTION_EXPERTS}
         for turn in range(WARM_UP + arguments.steps):  # the experts in turn, so that the machine's moods hit them alike
-            for expert in EXPERTS:
+            for expert in ACTION_EXPERTS:
                 taken = milliseconds(by_expert[expert][name])
                 if turn >= WARM_UP:
                     found[expert].append(taken)
         medians = {expert: statistics.median(times) for expert, times in found.items()}
         for expert, times in found.items():
             deciles = statistics.quantiles(times, n=10)
-            ratio = medians[expert] / medians[EXPERTS[0]]
+            ratio = medians[expert] / medians[ACTION_EXPERTS[0]]
             numbers = (f"{value:.1f}" for value in (medians[expert], deciles[0], deciles[-1]))
             rows.append((name, expert, *numbers, f"{ratio:.2f}"))
     print(f"{arguments.size}, {arguments.threads} threads, n = {arguments.steps}")
-    print(terminal(("what", "expert", "median ms", "10 %", "90 %", f"of {EXPERTS[0]}'s"), rows))
+    print(terminal(("what", "expert", "median ms", "10 %", "90 %", f"of {ACTION_EXPERTS[0]}'s"), rows))
     return 0
 
 

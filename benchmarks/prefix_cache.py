@@ -10,11 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model_speed import WARM_UP, milliseconds
 
@@ -53,7 +49,7 @@ def compare(expert: ActionExpertType, pairs: int) -> tuple[list[float], list[flo
     torch.manual_seed(0)
     model = SpatialVLAForConditionalGeneration(config).eval()
     inputs = made_up_scene(config, prompt=WORDS + 1, patches=PATCHES)
-    noise = torch.randn(1, config.expert.horizon, config.expert.action_dim)
+    noise = torch.randn(1, config.expert.chunk_size, config.expert.action_dim)
     chunks = {}
 
     def velocity(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
@@ -80,12 +76,12 @@ def main(arguments: PrefixArguments) -> int:
     at_least("threads", arguments.threads, 1)
     import torch
 
-    from sim_eval.policies.spatialvla.configuration_spatialvla import EXPERTS
+    from sim_eval.policies.spatialvla.configuration_spatialvla import ACTION_EXPERTS
     from sim_eval.reporting.tables import terminal
 
     torch.set_num_threads(arguments.threads)
     rows = []
-    for expert in EXPERTS:
+    for expert in ACTION_EXPERTS:
         cached, uncached, difference = compare(expert, arguments.pairs)
         ratios = [slow / fast for fast, slow in zip(cached, uncached, strict=True)]
         deciles = statistics.quantiles(ratios, n=10)

@@ -14,27 +14,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-
 import tyro
 
 from sim_eval.console import at_least, run
-from sim_eval.envs.contract import (
-    CameraView,
-    EpisodeKey,
-    FloatArray,
-    Observation,
-    SimEvalError,
-    Simulator,
-    SimulatorOptions,
-    Task,
-)
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import CameraView, EpisodeKey, FloatArray, Observation, RenderConfig, Simulator, Task
 
 if TYPE_CHECKING:
     from robosuite.environments.manipulation.manipulation_env import ManipulationEnv
@@ -96,21 +84,22 @@ def main(arguments: SpeedArguments) -> int:
     from sim_eval.envs.robosuite_sim import quiet
     from sim_eval.envs.tasks import get_task
     from sim_eval.evaluation.engine import RolloutProtocol
-    from sim_eval.policies.policy import check_fit, load_policy
+    from sim_eval.policies.policy import check_fit
+    from sim_eval.policies.registry import load_policy
 
     task = get_task(arguments.task)
     policy = load_policy(arguments.policy)
     if not policy.spec.cameras:
         raise SimEvalError(f"policy '{arguments.policy}' sees no pictures: time a trained one, deep_llama for example")
-    protocol = RolloutProtocol(simulator=SimulatorOptions("fast", *next(iter(policy.spec.cameras.values()))))
+    protocol = RolloutProtocol(render=RenderConfig("fast", *next(iter(policy.spec.cameras.values()))))
     keys = [EpisodeKey(task.name, "val", index) for index in range(arguments.episodes)]
     ours: list[Timed] = []
     plain: list[Timed] = []
     with ExitStack() as stack:
-        simulator = stack.enter_context(closing(task.make(protocol.simulator)))
+        simulator = stack.enter_context(closing(task.make(protocol.render)))
         check_fit(policy.spec, simulator.spec)
         stack.enter_context(quiet())  # robosuite says at every hard reset which file it reads
-        env = stack.enter_context(closing(plain_environment(task, protocol.simulator)))
+        env = stack.enter_context(closing(plain_environment(task, protocol.render)))
         hard_reset(env)
         check_pictures(simulator, env, keys[0])
         frames = frame_seconds(simulator, env, arguments.frames)
@@ -123,7 +112,7 @@ def main(arguments: SpeedArguments) -> int:
     return 0
 
 
-def plain_environment(task: Task, options: SimulatorOptions) -> ManipulationEnv:
+def plain_environment(task: Task, options: RenderConfig) -> ManipulationEnv:
     """Stock robosuite, its own defaults wherever the task does not say otherwise.
 
     Raises:
@@ -144,7 +133,7 @@ def plain_environment(task: Task, options: SimulatorOptions) -> ManipulationEnv:
         "Lift",
         robots=ROBOT,
         control_freq=CONTROL_HZ,
-        horizon=task.horizon,
+        chunk_size=task.max_episode_steps,
         has_renderer=False,
         has_offscreen_renderer=True,
         use_camera_obs=True,
@@ -203,16 +192,16 @@ def play_plain(
     seconds = hard_reset(env)
     seen = put(env, state)  # not on the clock: a user takes the state that comes
     began = time.perf_counter()
-    steps = replan = 0
-    last, success = task.horizon, False
+    steps = policy_call = 0
+    last, success = task.max_episode_steps, False
     while steps < last:
-        (chunk,) = policy.predict([PolicyRequest(plain_observation(env, seen, task, key), key, replan, ACTION)])
-        replan += 1
-        for action in chunk.actions[: protocol.replan]:
+        (chunk,) = policy.predict([PolicyRequest(plain_observation(env, seen, task, key), key, policy_call, ACTION)])
+        policy_call += 1
+        for action in chunk.actions[: protocol.n_action_steps]:
             seen, *_ = env.step(action)
             steps += 1
             if not success and env._check_success():
-                success, last = True, min(task.horizon, steps + protocol.settle_steps)
+                success, last = True, min(task.max_episode_steps, steps + protocol.post_success_steps)
             if steps >= last:
                 break
     return Timed(seconds + time.perf_counter() - began, steps, success)
@@ -249,7 +238,7 @@ def check_pictures(simulator: Simulator, env: ManipulationEnv, key: EpisodeKey) 
     Raises:
         SimEvalError: they do not see the same.
     """
-    from sim_eval.envs.cameras import unproject
+    from sim_eval.core.cameras import unproject
     from sim_eval.envs.tasks.lift import TABLE_HEIGHT
 
     simulator.reset(key)
@@ -314,7 +303,7 @@ def report(arguments: SpeedArguments, protocol: RolloutProtocol, ours: Side, pla
     if arguments.json:
         print(json.dumps({**asdict(arguments), "ours": asdict(ours), "robosuite": asdict(plain), "ratios": ratios}))
         return
-    options, count = protocol.simulator, arguments.episodes
+    options, count = protocol.render, arguments.episodes
     rows = [
         ("seconds an episode", "episode_seconds", "{:.2f}", ratios["per_episode"]),
         ("control steps an episode", "episode_steps", "{:.0f}", None),
@@ -334,7 +323,7 @@ def report(arguments: SpeedArguments, protocol: RolloutProtocol, ours: Side, pla
     print(f"{arguments.policy} on {arguments.task}: {count} episodes and {arguments.frames} looks each; medians")
     print(terminal(("", "ours", "robosuite", "ratio"), cells))
     print(
-        f"ours: soft reset; both cameras rendered (fast) when the policy is asked, every {protocol.replan} steps.\n"
+        f"ours: soft reset; cameras rendered (fast) when the policy is asked, every {protocol.n_action_steps} steps.\n"
         "robosuite: hard reset; both cameras rendered by its own renderer at every step; policy asked as often.\n"
         "Both start from the same states. Their episodes may differ in length all the same, which flatters one\n"
         "ratio or the other: take the smaller of those by episode and by control step.\n"

@@ -8,15 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import resource
-import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from sim_eval.console import at_least, run
-from sim_eval.envs.contract import SimEvalError
+from sim_eval.core.errors import SimEvalError
 
 if TYPE_CHECKING:
     from sim_eval.policies.spatialvla.configuration_spatialvla import SpatialVLAConfig
@@ -111,7 +107,7 @@ def main(arguments: SizeArguments) -> int:
     built = time.perf_counter()
     inputs = made_up_scene(config, prompt=WORDS)
     noise = torch.randn(
-        (1, config.expert.horizon, config.expert.action_dim), generator=torch.Generator().manual_seed(0)
+        (1, config.expert.chunk_size, config.expert.action_dim), generator=torch.Generator().manual_seed(0)
     )
     tokens: list[int] = []
     model.vlm.register_forward_hook(lambda _, __, context: tokens.append(int(context.valid.sum())))

@@ -18,16 +18,15 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-
 import tyro
 
 from sim_eval.console import at_least, run
-from sim_eval.envs.contract import EpisodeKey, SimEvalError, SimulatorOptions
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import EpisodeKey, RenderConfig
 
 if TYPE_CHECKING:
     from sim_eval.evaluation.engine import EpisodeResult
-    from sim_eval.evaluation.workers import Crew
+    from sim_eval.evaluation.workers import WorkerPool
 
 PROGRAM = "python -m benchmarks.workers"
 WARM_UP = 3  # episodes a worker that are not timed
@@ -61,33 +60,35 @@ def main(arguments: WorkersArguments) -> int:
 
     from sim_eval.evaluation.batching import Batcher
     from sim_eval.evaluation.engine import RolloutProtocol
-    from sim_eval.evaluation.scoring import PolicySource, Scoring
-    from sim_eval.evaluation.workers import Crew, Supervision
+    from sim_eval.evaluation.jobs import PolicySource, RolloutJob
+    from sim_eval.evaluation.workers import Supervision, WorkerPool
     from sim_eval.policies.policy import AS_SAVED
     from sim_eval.reporting.tables import terminal
 
     source = PolicySource(arguments.policy, "cpu", AS_SAVED, threads=1)
     policy = source.load()
-    size = next(iter(policy.spec.cameras.values()), (SimulatorOptions.height, SimulatorOptions.width))
-    protocol = RolloutProtocol(simulator=SimulatorOptions("fast", *size))
+    size = next(iter(policy.spec.cameras.values()), (RenderConfig.height, RenderConfig.width))
+    protocol = RolloutProtocol(render=RenderConfig("fast", *size))
     keys = [EpisodeKey(arguments.task, "val", index) for index in range(arguments.episodes)]
     several = arguments.workers
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        asking = Scoring(policy.spec, protocol, Path(folder), "none")
+        asking = RolloutJob(policy.spec, protocol, Path(folder), "none")
         own, bounds = replace(asking, source=source), Supervision()
         crews = {
-            "1 worker": Crew(own, 1, bounds),
-            f"{several} workers, a copy each": Crew(own, several, bounds),
-            f"{several} workers, one policy, one by one": Crew(asking, several, bounds, Batcher(policy, 1, 0.01)),
-            f"{several} workers, one policy, in batches": Crew(asking, several, bounds, Batcher(policy, several, 0.01)),
+            "1 worker": WorkerPool(own, 1, bounds),
+            f"{several} workers, a copy each": WorkerPool(own, several, bounds),
+            f"{several} workers, one policy, one by one": WorkerPool(asking, several, bounds, Batcher(policy, 1, 0.01)),
+            f"{several} workers, one policy, in batches": WorkerPool(
+                asking, several, bounds, Batcher(policy, several, 0.01)
+            ),
         }
-        for crew in crews.values():
-            stack.enter_context(closing(crew))
-            seconds(crew, (keys * WARM_UP * several)[: WARM_UP * several])
+        for worker_pool in crews.values():
+            stack.enter_context(closing(worker_pool))
+            seconds(worker_pool, (keys * WARM_UP * several)[: WARM_UP * several])
         taken: dict[str, list[float]] = {name: [] for name in crews}
         for _ in tqdm(range(arguments.rounds), unit="round", file=sys.stderr, dynamic_ncols=True):
-            for name, crew in crews.items():
-                taken[name].append(seconds(crew, keys))
+            for name, worker_pool in crews.items():
+                taken[name].append(seconds(worker_pool, keys))
     (first, alone), *_ = taken.items()
     rows = []
     for name, times in taken.items():
@@ -99,7 +100,7 @@ def main(arguments: WorkersArguments) -> int:
     return 0
 
 
-def seconds(crew: Crew[EpisodeResult], keys: Sequence[EpisodeKey]) -> float:
+def seconds(worker_pool: WorkerPool[EpisodeResult], keys: Sequence[EpisodeKey]) -> float:
     """Wall-clock time of the episodes.
 
     Raises:
@@ -108,7 +109,7 @@ def seconds(crew: Crew[EpisodeResult], keys: Sequence[EpisodeKey]) -> float:
     from sim_eval.evaluation.engine import EpisodeResult
 
     began = time.perf_counter()
-    for outcome in crew.run(keys):
+    for outcome in worker_pool.run(keys):
         if not isinstance(outcome, EpisodeResult) or outcome.error:
             raise SimEvalError(f"an episode broke, so there is nothing to time: {outcome}")
     return time.perf_counter() - began

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import CameraView, EpisodeKey, FloatArray
 from sim_eval.datasets.episode_file import (
     Episode,
     EpisodeHeader,
     episode_files,
-    episode_name,
+    file_name,
     read_episode,
     read_header,
 )
-from sim_eval.envs.contract import CameraView, EpisodeKey, FloatArray, SimEvalError
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,8 @@ def check_episode(path: Path) -> list[str]:
     except SimEvalError as error:
         return [str(error)]
     found = episode_problems(episode)
-    if path.name != episode_name(episode.key):
-        found.append(f"its name should be {episode_name(episode.key)}")
+    if path.name != file_name(episode.key):
+        found.append(f"its name should be {file_name(episode.key)}")
     return found
 
 

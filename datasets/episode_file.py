@@ -18,16 +18,17 @@ from isal import isal_zlib
 from numcodecs.shuffle import Shuffle
 from numpy.typing import NDArray
 
-from sim_eval.datasets.sealed_file import sealed, unsealed, write_sealed
-from sim_eval.envs.contract import (
+from sim_eval.core import old_files
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.files import sealed, unsealed, write_sealed
+from sim_eval.core.types import (
     ActionSpec,
     CameraView,
     EnvironmentSpec,
     EpisodeKey,
     FloatArray,
     Observation,
-    SimEvalError,
-    SimulatorOptions,
+    RenderConfig,
     WorkspaceBox,
 )
 
@@ -54,7 +55,7 @@ class Episode:
         phases: int64 [T], phases fulfilled after each action.
         provenance: ``env_args`` (JSON) and ``model_file`` (MJCF).
         versions: package name -> version that made it.
-        shown: how the task was shown.
+        render_config: how the task was rendered.
     """
 
     key: EpisodeKey
@@ -70,7 +71,7 @@ class Episode:
     phases: NDArray[np.int64]
     provenance: Mapping[str, str]
     versions: Mapping[str, str]
-    shown: SimulatorOptions
+    render_config: RenderConfig
 
     @property
     def proprio(self) -> Mapping[str, FloatArray]:
@@ -96,17 +97,12 @@ class EpisodeHeader:
     length: int
     success: bool
     versions: Mapping[str, str]
-    shown: SimulatorOptions
+    render_config: RenderConfig
 
 
-def episode_name(key: EpisodeKey) -> str:
+def file_name(key: EpisodeKey) -> str:
     """The file name of an episode, for example ``robosuite-LiftWide_train_00012.hdf5``."""
-    return f"{file_stem(key.task, key.split)}_{key.index:05d}{SUFFIX}"
-
-
-def file_stem(task: str, split: str) -> str:
-    """What the names of all files of a task and split begin with, for example ``robosuite-LiftWide_train``."""
-    return f"{task.replace('/', '-')}_{split}"
+    return f"{key.stem}{SUFFIX}"
 
 
 def episode_files(folder: Path) -> list[Path]:
@@ -148,7 +144,7 @@ def read_episode(path: Path, pictures: bool = True) -> Episode:
             phases=demo["phases"][()],
             provenance={"env_args": data.attrs["env_args"], "model_file": demo.attrs["model_file"]},
             versions=header.versions,
-            shown=header.shown,
+            render_config=header.render_config,
         )
 
 
@@ -199,19 +195,19 @@ def header_of(data: h5py.Group) -> EpisodeHeader:
         length=int(demo.attrs["num_samples"]),
         success=bool(np.any(demo["rewards"][()] > 0)),
         versions=meta["versions"],
-        shown=_shown(data, meta.get("shown"), cameras),
+        render_config=_render_config(data, meta.get("shown"), cameras),
     )
 
 
-def _shown(
+def _render_config(
     data: h5py.Group, recorded: Mapping[str, Any] | None, cameras: Mapping[str, tuple[int, int]]
-) -> SimulatorOptions:
-    """How the task was shown; files of earlier versions say it less plainly."""
+) -> RenderConfig:
+    """How the task was rendered; files of earlier versions say it less plainly."""
     if recorded is not None:
-        return SimulatorOptions(**recorded)
+        return RenderConfig(**old_files.render_config(recorded))
     told = json.loads(data.attrs["env_args"])
-    size = next(iter(cameras.values()), (SimulatorOptions.height, SimulatorOptions.width))
-    return SimulatorOptions(told.get("render", "fast"), *size, told.get("hide_goal", False))
+    size = next(iter(cameras.values()), (RenderConfig.height, RenderConfig.width))
+    return RenderConfig(told.get("render", "fast"), *size, told.get("hide_goal", False))
 
 
 def _unstack(header: EpisodeHeader, obs: h5py.Group, pictures: bool) -> list[Observation]:
@@ -321,7 +317,7 @@ def _meta(episode: Episode) -> dict[str, object]:
         "cameras": dict(episode.spec.cameras),
         "proprio": dict(episode.spec.proprio),
         "versions": dict(episode.versions),
-        "shown": asdict(episode.shown),
+        "shown": asdict(episode.render_config),
     }
 
 

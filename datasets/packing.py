@@ -19,10 +19,11 @@ from numcodecs.blosc import NOSHUFFLE, SHUFFLE, Blosc
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.files import USER_BLOCK, sealed, write_sealed
+from sim_eval.core.types import CameraView, EpisodeKey, FloatArray, Observation
 from sim_eval.datasets.checks import episode_problems
 from sim_eval.datasets.episode_file import SUFFIX, Episode, EpisodeHeader, create_demo, header_of, read_episode
-from sim_eval.datasets.sealed_file import USER_BLOCK, sealed, write_sealed
-from sim_eval.envs.contract import CameraView, EpisodeKey, FloatArray, Observation, SimEvalError
 
 FOLDER = ".packed"
 MARK = b"sim_eval packed 1 sha256 "

@@ -10,36 +10,29 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.files import TEMPORARY_SUFFIX
+from sim_eval.core.types import EpisodeKey, FloatArray, Observation, Recorder, RenderConfig, Simulator, Status
 from sim_eval.datasets.checks import set_problems
 from sim_eval.datasets.episode_file import (
     Episode,
     EpisodeHeader,
     episode_files,
-    episode_name,
+    file_name,
     read_header,
     write_episode,
-)
-from sim_eval.datasets.sealed_file import TEMPORARY_SUFFIX
-from sim_eval.envs.contract import (
-    EpisodeKey,
-    FloatArray,
-    Observation,
-    SimEvalError,
-    Simulator,
-    SimulatorOptions,
-    Status,
 )
 
 PACKAGES = ("sim_eval", "robosuite", "metaworld", "rpent-libero", "mujoco", "numpy", "h5py")
 STALE_SECONDS = 600.0
 
 
-class DemonstrationRecorder:
+class DemonstrationRecorder(Recorder):
     """Attached to an episode, it writes what happened into a folder, one file an episode.
 
     Args:
         folder: where the files go.
-        shown: how the simulator shows its task.
+        render_config: how the simulator shows its task.
         keep_failures: also writes episodes that did not succeed.
         versions: package name -> version; default: the installed ones.
         cameras: which are recorded; default: all.
@@ -52,7 +45,7 @@ class DemonstrationRecorder:
     def __init__(
         self,
         folder: Path,
-        shown: SimulatorOptions,
+        render_config: RenderConfig,
         keep_failures: bool = False,
         versions: Mapping[str, str] | None = None,
         cameras: Sequence[str] | None = None,
@@ -60,13 +53,13 @@ class DemonstrationRecorder:
         self.written: list[Path] = []
         self.skipped: list[EpisodeKey] = []
         self._folder = folder
-        self._shown, self._keep_failures, self._cameras = shown, keep_failures, cameras
+        self._render_config, self._keep_failures, self._cameras = render_config, keep_failures, cameras
         self._versions = installed_versions() if versions is None else versions
         self._key: EpisodeKey | None = None
 
-    def start(self, simulator: Simulator, key: EpisodeKey) -> None:
+    def start(self, simulator: Simulator, key: EpisodeKey, instruction: str) -> None:
         """Begins an episode, after the reset; an unfinished one before it is forgotten."""
-        self._key = key
+        self._key, self._instruction = key, instruction
         self._provenance = simulator.provenance()
         self._observations: list[Observation] = []
         self._states: list[FloatArray] = []
@@ -103,10 +96,10 @@ class DemonstrationRecorder:
         if not is_kept(success, done, self._keep_failures):
             self.skipped.append(key)
             return
-        path = self._folder / episode_name(key)
+        path = self._folder / file_name(key)
         episode = Episode(
             key=key,
-            instruction=simulator.task.instruction(key),
+            instruction=self._instruction,
             workspace=simulator.task.workspace,
             robot=simulator.spec.robot,
             action=simulator.spec.action,
@@ -118,7 +111,7 @@ class DemonstrationRecorder:
             phases=np.array([status.phase for status in self._statuses], dtype=np.int64),
             provenance=self._provenance,
             versions=self._versions,
-            shown=self._shown,
+            render_config=self._render_config,
         )
         write_episode(path, episode)
         self.written.append(path)

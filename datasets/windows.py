@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import EnvironmentSpec, TrainingWindow
 from sim_eval.datasets.checks import set_problems
 from sim_eval.datasets.episode_file import episode_files
 from sim_eval.datasets.packing import PackedEpisode, open_packed
-from sim_eval.envs.contract import EnvironmentSpec, SimEvalError, TrainingWindow
 
 
 class EpisodeWindows(Sequence[TrainingWindow]):
@@ -22,7 +23,7 @@ class EpisodeWindows(Sequence[TrainingWindow]):
 
     Args:
         sources: episode files, or folders of them.
-        horizon: actions in a window.
+        chunk_size: actions in a window.
         every: windows begin at every so many steps of an episode; in each of a task's episodes at another first step.
         demonstrations: so many episodes of each task, the first by key; None: all.
         cache, workers: see :func:`sim_eval.datasets.packing.open_packed`.
@@ -39,14 +40,18 @@ class EpisodeWindows(Sequence[TrainingWindow]):
     def __init__(
         self,
         sources: Path | Sequence[Path],
-        horizon: int,
+        chunk_size: int,
         *,
-        every: int = 1,
+        frame_stride: int = 1,
         demonstrations: int | None = None,
         cache: Path | None = None,
         workers: int = 1,
     ) -> None:
-        for name, number in (("horizon", horizon), ("every", every), ("demonstrations", demonstrations)):
+        for name, number in (
+            ("chunk_size", chunk_size),
+            ("frame_stride", frame_stride),
+            ("demonstrations", demonstrations),
+        ):
             if number is not None and number < 1:
                 raise SimEvalError(f"{name} must be 1 or more, not {number}")
         files = [file for source in ([sources] if isinstance(sources, Path) else sources) for file in _files(source)]
@@ -55,7 +60,7 @@ class EpisodeWindows(Sequence[TrainingWindow]):
         packed = open_packed(list(dict.fromkeys(files)), cache, workers)
         if problems := set_problems({file: episode.header for file, episode in packed.items()}):
             raise SimEvalError(problems[0])
-        self.horizon = horizon
+        self.chunk_size = chunk_size
         self.spec: EnvironmentSpec = packed[files[0]].header.spec
         # By key, so that neither the folder's name nor the order of arguments changes what training sees.
         ordered = sorted(packed.values(), key=lambda episode: episode.key)
@@ -66,7 +71,7 @@ class EpisodeWindows(Sequence[TrainingWindow]):
             (episode, step)
             for group in kept
             for number, episode in group
-            for step in range(number % every, len(episode.actions), every)
+            for step in range(number % frame_stride, len(episode.actions), frame_stride)
         ]
         self.tasks = tuple(episode.key.task for episode, _ in self._starts)
 
@@ -75,10 +80,10 @@ class EpisodeWindows(Sequence[TrainingWindow]):
 
     def __getitem__(self, index: int) -> TrainingWindow:  # type: ignore[override]  # no slices
         episode, step = self._starts[index]
-        labels = episode.actions[step : step + self.horizon]
-        actions = np.zeros((self.horizon, self.spec.action.dim))
+        labels = episode.actions[step : step + self.chunk_size]
+        actions = np.zeros((self.chunk_size, self.spec.action.dim))
         actions[: len(labels)] = labels
-        return TrainingWindow(episode.observation(step), actions, np.arange(self.horizon) < len(labels))
+        return TrainingWindow(episode.observation(step), actions, np.arange(self.chunk_size) < len(labels))
 
 
 def batch_indices(

@@ -6,16 +6,12 @@ by hand; the matrices are the masks that the layers of a tiny network of that ki
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -70,7 +66,7 @@ def masks(expert: ActionExpertType) -> tuple[Seen, Seen]:
     In deep fusion the expert's first T rows are the VLM's own: its layer L makes the keys that the expert's reads.
     """
     config = SIZES["tiny"][expert]
-    config = replace(config, expert=replace(config.expert, horizon=ACTIONS))
+    config = replace(config, expert=replace(config.expert, chunk_size=ACTIONS))
     model = SpatialVLAForConditionalGeneration(config)
     vlm, decoder = model.vlm.language_model.layers, model.action_expert.model.layers
     handed: dict[nn.Module, list[Seen]] = {layer: [] for layer in (*vlm, *decoder)}

@@ -6,15 +6,11 @@ draws that observation: both cameras' RGB and depth, their joint point cloud, an
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-
 import matplotlib
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -25,11 +21,11 @@ from mpl_toolkits.mplot3d import Axes3D
 from mpl_toolkits.mplot3d.art3d import Line3DCollection, Poly3DCollection
 from numpy.typing import NDArray
 
-from sim_eval.envs.cameras import unproject
-from sim_eval.envs.contract import CameraView, EpisodeKey, FloatArray, Observation, WorkspaceBox
+from sim_eval.core.cameras import unproject
+from sim_eval.core.types import CameraView, EpisodeKey, FloatArray, Observation, WorkspaceBox
 from sim_eval.envs.tasks import get_task
 from sim_eval.policies.policy import PolicyRequest
-from sim_eval.policies.scripted.expert import ScriptedPolicy
+from sim_eval.policies.scripted.scripted_policy import ScriptedPolicy
 from sim_eval.policies.spatialvla import modeling_llava3d
 from sim_eval.policies.spatialvla.configuration_spatialvla import SIZES
 from sim_eval.reporting.video import depth_range

@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from sim_eval.envs.contract import EpisodeKey, FloatArray, Observation, RenderMode, SimulatorOptions
+from sim_eval.core.types import EpisodeKey, FloatArray, Observation, RenderConfig, RenderMode
 from sim_eval.envs.tasks import choose_render, get_task
 
 # Nested dicts as the observation space has them; Gymnasium's own type for a Dict space says no more.
@@ -28,7 +28,7 @@ class SimulatorEnv(gymnasium.Env[GymObservation, FloatArray]):
     """A simulator as a Gymnasium environment.
 
     Observation: ``views`` {camera: rgb, depth, intrinsics, camera_to_world}, ``proprio`` {field: vector} and
-    ``instruction``, as in :class:`sim_eval.envs.contract.Observation`.
+    ``instruction``, as in :class:`sim_eval.core.types.Observation`.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012  (Gymnasium declares it so)
@@ -50,7 +50,7 @@ class SimulatorEnv(gymnasium.Env[GymObservation, FloatArray]):
         """
         self.render_mode = render_mode
         self._split = split
-        self._simulator = get_task(task).make(SimulatorOptions(choose_render(render, [task]), height, width))
+        self._simulator = get_task(task).make(RenderConfig(choose_render(render, [task]), height, width))
         self._steps = 0
         spec = self._simulator.spec
         self.action_space = spaces.Box(np.array(spec.action.low), np.array(spec.action.high), dtype=np.float64)
@@ -94,7 +94,7 @@ class SimulatorEnv(gymnasium.Env[GymObservation, FloatArray]):
     def step(self, action: FloatArray) -> tuple[GymObservation, float, bool, bool, dict[str, object]]:
         status = self._simulator.act(self._simulator.spec.action.clip(np.asarray(action, np.float64)))
         self._steps += 1
-        truncated = self._steps >= self._simulator.task.horizon
+        truncated = self._steps >= self._simulator.task.max_episode_steps
         info: dict[str, object] = {"is_success": status.success, "phase": status.phase}
         return self._observe(), float(status.success), False, truncated, info
 

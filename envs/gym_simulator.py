@@ -1,6 +1,6 @@
 """The other way round from :mod:`sim_eval.envs.gym`: any ``gymnasium.Env`` of that Dict layout as a Simulator.
 
-PUSH = Task("acme/Push", goals=(("push the block",),), horizon=100, workspace=BOX, phases=("push",),
+PUSH = Task("acme/Push", goals=(("push the block",),), max_episode_steps=100, workspace=BOX, phases=("push",),
             factory=lambda task, options: GymSimulator(task, PushEnv(options.height), "UR5", ACTION))
 """
 
@@ -14,14 +14,14 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from sim_eval.envs.contract import (
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import (
     ActionSpec,
     CameraView,
     EnvironmentSpec,
     EpisodeKey,
     FloatArray,
     Observation,
-    SimEvalError,
     Snapshot,
     Status,
     Task,
@@ -32,7 +32,7 @@ AnyEnv: TypeAlias = gymnasium.Env[Any, Any]
 
 
 class GymSimulator:
-    """See :class:`sim_eval.envs.contract.Simulator`.
+    """See :class:`sim_eval.core.types.Simulator`.
 
     The seed given to ``reset`` comes from the episode's key and must decide everything random. A task with several
     goals hands the goal's index over as ``options["goal"]``, and the instruction must be one of that goal. Success is

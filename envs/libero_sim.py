@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sim_eval.envs.contract import EnvironmentSpec, EpisodeKey, FloatArray, SimEvalError, SimulatorOptions, Task
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import EnvironmentSpec, EpisodeKey, FloatArray, RenderConfig, Task
 from sim_eval.envs.rendering import choose_backend
 from sim_eval.envs.robosuite_sim import ROBOT, RobosuiteScene, RobosuiteSimulator, quiet
 
@@ -39,7 +40,7 @@ SETTLE_STEPS = 10
 WAIT = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])  # stands still, the gripper open
 CONFIG_PATH = "LIBERO_CONFIG_PATH"  # the environment variable that names the folder of LIBERO's settings
 SHIFT_METRES, TILT_RADIANS = 0.06, 0.5  # by which a thing may move while it settles
-TRIES = 100  # to find a scene that stands
+MAX_ATTEMPTS = 100  # to find a scene that stands
 POSE = (("pos", "0 0 0"), ("quat", "1 0 0 0"))  # MJCF's attributes and what they are when left out
 CELL_METRES = 0.005  # its things are small, and of up to 60,000 faces
 
@@ -197,13 +198,13 @@ PHASES = ("touch", "grasp", "done")
 
 
 class LiberoSimulator(RobosuiteSimulator):
-    """One LIBERO task, running; see :class:`sim_eval.envs.contract.Simulator`.
+    """One LIBERO task, running; see :class:`sim_eval.core.types.Simulator`.
 
     Args:
         suite, name: LIBERO's.
     """
 
-    def __init__(self, task: Task, suite: str, name: str, options: SimulatorOptions) -> None:
+    def __init__(self, task: Task, suite: str, name: str, options: RenderConfig) -> None:
         self._package, self._problem = load_libero().package, f"{suite}/{name}"
         file = str(self._package / "bddl_files" / f"{self._problem}.bddl")
         with quiet():
@@ -245,10 +246,12 @@ class LiberoSimulator(RobosuiteSimulator):
 
     def reset(self, key: EpisodeKey) -> None:
         with drawing_from(key.rng("placement")):
-            for _ in range(TRIES):
+            for _ in range(MAX_ATTEMPTS):
                 if self._start(key):
                     return
-        raise SimEvalError(f"{key}: LIBERO's samplers found no scene that stands, {TRIES} times: leave this index out")
+        raise SimEvalError(
+            f"{key}: LIBERO's samplers found no scene that stands, {MAX_ATTEMPTS} times: leave this index out"
+        )
 
     def _start(self, key: EpisodeKey) -> bool:
         """One try to set the scene up; whether it may be used."""
@@ -304,11 +307,11 @@ class LiberoSimulator(RobosuiteSimulator):
         env._check_success()
         env._post_process()
 
-    def _look(self) -> None:
-        super()._look()
-        self._onlooker.repaint()  # a burner that is on glows
+    def _update_cameras(self) -> None:
+        super()._update_cameras()
+        self._scene_camera.repaint()  # a burner that is on glows
 
     def _proprio(self) -> dict[str, FloatArray]:
         # The hand's orientation, which LIBERO's data sets and the policies trained on them take for the end effector's;
         # ``eef_quat`` is that of the point between the fingers.
-        return {**super()._proprio(), "hand_quat": self._onlooker.data.xquat[self._hand][[1, 2, 3, 0]].copy()}
+        return {**super()._proprio(), "hand_quat": self._scene_camera.data.xquat[self._hand][[1, 2, 3, 0]].copy()}

@@ -16,20 +16,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sim_eval.envs.contract import (
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import (
     ActionSpec,
     EnvironmentSpec,
     EpisodeKey,
     FloatArray,
     Observation,
-    SimEvalError,
-    SimulatorOptions,
+    RenderConfig,
     Snapshot,
     Status,
     Task,
 )
-from sim_eval.envs.onlooker import Onlooker, state_names
-from sim_eval.envs.rendering import Look, choose_backend
+from sim_eval.envs.rendering import SceneOptions, choose_backend
+from sim_eval.envs.scene_camera import SceneCamera, state_names
 
 if TYPE_CHECKING:
     import mujoco
@@ -72,11 +72,11 @@ def mount_cameras(model: mujoco.MjModel) -> None:
     field.quat[:] = -z, y, -x, w  # times half a turn about the optical axis
 
 
-def look(model: mujoco.MjModel, options: SimulatorOptions) -> Look:
+def scene_options(model: mujoco.MjModel, options: RenderConfig) -> SceneOptions:
     """What is drawn of Meta-World's scenes, and how coarsely."""
     floors = {geom for geom in range(model.ngeom) if model.geom(geom).name == FLOOR}
-    hidden = frozenset(floors if options.render == "fast" else ())
-    return Look(GROUPS, hidden, not options.hide_goal, CELL_METRES, quads=QUADS)
+    hidden = frozenset(floors if options.mode == "fast" else ())
+    return SceneOptions(GROUPS, hidden, not options.hide_goal, CELL_METRES, quads=QUADS)
 
 
 def environment_class(name: str) -> type[SawyerXYZEnv]:
@@ -119,14 +119,14 @@ def new_environment(kind: type[SawyerXYZEnv], rng: np.random.Generator) -> Sawye
 
 
 class MetaworldSimulator:
-    """One Meta-World task, running; see :class:`sim_eval.envs.contract.Simulator`."""
+    """One Meta-World task, running; see :class:`sim_eval.core.types.Simulator`."""
 
-    def __init__(self, task: Task, name: str, options: SimulatorOptions) -> None:
+    def __init__(self, task: Task, name: str, options: RenderConfig) -> None:
         """Args: name: Meta-World's name of the environment."""
         self._task, self._name, self._options = task, name, options
         self._kind = environment_class(name)
         self._env = self._kind()
-        self._onlooker = Onlooker(self._env.model, CAMERAS, options, look(self._env.model, options))
+        self._scene_camera = SceneCamera(self._env.model, CAMERAS, options, scene_options(self._env.model, options))
         self._joint_names = state_names(self._env.model)
         self._instruction = task.goals[0][0]
 
@@ -143,17 +143,17 @@ class MetaworldSimulator:
         self._env = new_environment(self._kind, key.rng("reset"))
         self._env.reset()
         self._instruction = self._task.instruction(key)
-        self._onlooker.follow(self._env.model)
+        self._scene_camera.follow(self._env.model)
 
     def act(self, action: FloatArray) -> Status:
         info = self._env.step(np.asarray(action, np.float64))[4]
-        self._onlooker.forget()
+        self._scene_camera.forget()
         success = bool(info["success"])
         return Status(success=success, phase=int(success))
 
     def observe(self, cameras: Sequence[str] | None = None) -> Observation:
-        self._onlooker.update(self._env.data)
-        views = {name: self._onlooker.view(name) for name in (CAMERAS if cameras is None else cameras)}
+        self._scene_camera.update(self._env.data)
+        views = {name: self._scene_camera.view(name) for name in (CAMERAS if cameras is None else cameras)}
         return Observation(views, self._proprio(), self._instruction, self._task.workspace)
 
     def snapshot(self) -> Snapshot:
@@ -172,14 +172,14 @@ class MetaworldSimulator:
 
     def segmentation(self, camera: str) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
         """Geom id int32 [H, W] of what each pixel shows, -1 where nothing."""
-        self._onlooker.update(self._env.data)
-        return self._onlooker.segmentation(camera)
+        self._scene_camera.update(self._env.data)
+        return self._scene_camera.segmentation(camera)
 
     def provenance(self) -> Mapping[str, str]:
         return self._provenance
 
     def close(self) -> None:
-        self._onlooker.close()
+        self._scene_camera.close()
         self._env.close()  # type: ignore[no-untyped-call]
 
     def _proprio(self) -> dict[str, FloatArray]:
@@ -202,7 +202,7 @@ class MetaworldSimulator:
             "env_version": version("metaworld"),
             "type": 1,  # robomimic's number for MuJoCo through robosuite; it has none for Meta-World
             "env_kwargs": {"camera_names": list(CAMERAS.values()), "camera_depths": True},
-            "render": self._options.render,
+            "render": self._options.mode,
             "hide_goal": self._options.hide_goal,
         }
         model = mujoco.MjSpec.from_file(self._env.fullpath)

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sim_eval.envs.contract import RenderMode, SimEvalError
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import RenderMode
 
 if TYPE_CHECKING:
     import mujoco
@@ -48,7 +49,7 @@ REMEDY = "install one with: apt-get install -y libegl1 libgl1-mesa-dri libosmesa
 
 
 @dataclass(frozen=True)
-class Look:
+class SceneOptions:
     """What of a model is drawn; simulators differ in where they keep what is to be seen.
 
     Attributes:
@@ -186,7 +187,9 @@ class _Canvas:
     Two MuJoCo contexts on one OpenGL context would silently draw into each other, so each canvas has its own.
     """
 
-    def __init__(self, model: mujoco.MjModel, height: int, width: int, look: Look, effects: bool) -> None:
+    def __init__(
+        self, model: mujoco.MjModel, height: int, width: int, scene_options: SceneOptions, effects: bool
+    ) -> None:
         """Args: model: owned by the canvas. effects: shadows, reflections, sky, multisampling."""
         import mujoco
         from mujoco.gl_context import GLContext
@@ -194,8 +197,8 @@ class _Canvas:
         model.vis.global_.offheight, model.vis.global_.offwidth = height, width
         if not effects:
             model.vis.quality.offsamples = 0
-            if look.quads is not None:
-                model.vis.quality.numquads = look.quads
+            if scene_options.quads is not None:
+                model.vis.quality.numquads = scene_options.quads
         try:
             self._gl = GLContext(width, height)
             self._gl.make_current()
@@ -214,8 +217,8 @@ class _Canvas:
                 self.scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = False
         self._option = mujoco.MjvOption()
         self._option.geomgroup[:] = 0
-        self._option.geomgroup[list(look.groups)] = 1
-        if not look.sites:
+        self._option.geomgroup[list(scene_options.groups)] = 1
+        if not scene_options.sites:
             self._option.sitegroup[:] = 0
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
@@ -257,18 +260,27 @@ class RgbdRenderer:
     multisampling: a multisampled buffer holds the depth of a point beside the pixel's centre.
     """
 
-    def __init__(self, model: mujoco.MjModel, height: int, width: int, mode: RenderMode, look: Look = Look()) -> None:
+    def __init__(
+        self,
+        model: mujoco.MjModel,
+        height: int,
+        width: int,
+        mode: RenderMode,
+        scene_options: SceneOptions = SceneOptions(),
+    ) -> None:
         """Args: model: of the physics, not changed."""
         choose_backend()
         own = copy.copy(model)
-        own.geom_group[list(look.hidden)] = HIDDEN_GROUP
+        own.geom_group[list(scene_options.hidden)] = HIDDEN_GROUP
         self.decimated: list[int] = []
         if mode == "fast":
-            shown = [geom for geom in range(own.ngeom) if own.geom_group[geom] in look.groups]
-            self.decimated = decimate_meshes(own, shown, look.cell_metres)
-            self._canvases = [_Canvas(own, height, width, look, effects=False)]
+            shown = [geom for geom in range(own.ngeom) if own.geom_group[geom] in scene_options.groups]
+            self.decimated = decimate_meshes(own, shown, scene_options.cell_metres)
+            self._canvases = [_Canvas(own, height, width, scene_options, effects=False)]
         else:
-            self._canvases = [_Canvas(copy.copy(own), height, width, look, effects) for effects in (True, False)]
+            self._canvases = [
+                _Canvas(copy.copy(own), height, width, scene_options, effects) for effects in (True, False)
+            ]
         self._shape = height, width
         near = np.float64(np.float32(model.vis.map.znear * model.stat.extent))
         far = np.float64(np.float32(model.vis.map.zfar * model.stat.extent))

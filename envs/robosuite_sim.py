@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sim_eval.envs.contract import (
+from sim_eval.core.types import (
     ActionSpec,
     EnvironmentSpec,
     EpisodeKey,
     FloatArray,
     Observation,
-    SimulatorOptions,
+    RenderConfig,
     Snapshot,
     Status,
     Task,
 )
-from sim_eval.envs.onlooker import Onlooker, state_names
-from sim_eval.envs.rendering import Look, choose_backend
+from sim_eval.envs.rendering import SceneOptions, choose_backend
+from sim_eval.envs.scene_camera import SceneCamera, state_names
 
 if TYPE_CHECKING:
     import mujoco
@@ -70,13 +70,13 @@ class RobosuiteScene:
     randomize: Callable[[ManipulationEnv, np.random.Generator], None] = lambda env, rng: None
     hidden: tuple[str, ...] = ()
     sites: bool = False
-    cell_metres: float = Look.cell_metres
+    cell_metres: float = SceneOptions.cell_metres
 
-    def look(self, model: mujoco.MjModel) -> Look:
+    def scene_options(self, model: mujoco.MjModel) -> SceneOptions:
         """What of the compiled model is drawn."""
         names = [model.geom(index).name for index in range(model.ngeom)]
         hidden = frozenset(index for index, name in enumerate(names) if name.startswith(self.hidden))
-        return Look(hidden=hidden, sites=self.sites, cell_metres=self.cell_metres)
+        return SceneOptions(hidden=hidden, sites=self.sites, cell_metres=self.cell_metres)
 
 
 @contextmanager
@@ -128,9 +128,9 @@ def reseed(env: ManipulationEnv, rng: np.random.Generator) -> None:
 
 
 class RobosuiteSimulator:
-    """One robosuite task, running; see :class:`sim_eval.envs.contract.Simulator`."""
+    """One robosuite task, running; see :class:`sim_eval.core.types.Simulator`."""
 
-    def __init__(self, task: Task, scene: RobosuiteScene, options: SimulatorOptions) -> None:
+    def __init__(self, task: Task, scene: RobosuiteScene, options: RenderConfig) -> None:
         choose_backend()
         with quiet():
             import robosuite
@@ -142,7 +142,7 @@ class RobosuiteSimulator:
                 "use_camera_obs": False,
                 "use_object_obs": False,
                 "control_freq": CONTROL_HZ,
-                "horizon": task.horizon,
+                "horizon": task.max_episode_steps,
                 "ignore_done": True,
                 "hard_reset": False,
                 "seed": 0,
@@ -153,7 +153,7 @@ class RobosuiteSimulator:
             self._env.modify_observable(name, "active", False)
         self._task, self._scene, self._options = task, scene, options
         self._model = self._env.sim.model._model
-        self._onlooker = Onlooker(self._model, CAMERAS, options, scene.look(self._model))
+        self._scene_camera = SceneCamera(self._model, CAMERAS, options, scene.scene_options(self._model))
         self._site = self._env.robots[0].eef_site_id["right"]
         self._joints = self._env.robots[0]._ref_joint_pos_indexes
         self._fingers = self._env.robots[0]._ref_gripper_joint_pos_indexes["right"]
@@ -175,17 +175,17 @@ class RobosuiteSimulator:
         reseed(self._env, key.rng("reset"))
         self._env.reset()
         self._goal, self._instruction = self._task.goal(key), self._task.instruction(key)
-        self._onlooker.follow(self._model)
+        self._scene_camera.follow(self._model)
 
     def act(self, action: FloatArray) -> Status:
         self._env.step(np.asarray(action, np.float64))
-        self._onlooker.forget()
+        self._scene_camera.forget()
         phase = self._scene.phase(self._env, self._goal)
         return Status(success=phase == len(self._task.phases), phase=phase)
 
     def observe(self, cameras: Sequence[str] | None = None) -> Observation:
-        self._look()
-        views = {name: self._onlooker.view(name) for name in (CAMERAS if cameras is None else cameras)}
+        self._update_cameras()
+        views = {name: self._scene_camera.view(name) for name in (CAMERAS if cameras is None else cameras)}
         return Observation(views, self._proprio(), self._instruction, self._task.workspace)
 
     def snapshot(self) -> Snapshot:
@@ -193,8 +193,8 @@ class RobosuiteSimulator:
 
     def privileged(self) -> Mapping[str, FloatArray]:
         """Robot fields as in proprioception, and ``<object>_pos`` [3], ``<object>_mat`` [3, 3] in the world frame."""
-        self._look()
-        state, seen = self._proprio(), self._onlooker.data
+        self._update_cameras()
+        state, seen = self._proprio(), self._scene_camera.data
         state["eef_mat"] = seen.site_xmat[self._site].reshape(3, 3).copy()
         for name, index in self._bodies.items():
             state[f"{name}_pos"] = seen.xpos[index].copy()
@@ -203,8 +203,8 @@ class RobosuiteSimulator:
 
     def segmentation(self, camera: str) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
         """Geom id int32 [H, W] of what each pixel shows, -1 where nothing."""
-        self._look()
-        return self._onlooker.segmentation(camera)
+        self._update_cameras()
+        return self._scene_camera.segmentation(camera)
 
     def provenance(self) -> Mapping[str, str]:
         import robosuite
@@ -221,21 +221,21 @@ class RobosuiteSimulator:
                 "camera_widths": self._options.width,
                 "camera_depths": True,
             },
-            "render": self._options.render,
+            "render": self._options.mode,
         }
         return {"env_args": json.dumps(arguments), "model_file": self._env.sim.model.get_xml()}
 
     def close(self) -> None:
-        self._onlooker.close()
+        self._scene_camera.close()
         self._env.close()
 
-    def _look(self) -> None:
-        self._onlooker.update(self._env.sim.data._data)
+    def _update_cameras(self) -> None:
+        self._scene_camera.update(self._env.sim.data._data)
 
     def _proprio(self) -> dict[str, FloatArray]:
         import mujoco
 
-        seen = self._onlooker.data
+        seen = self._scene_camera.data
         matrix = seen.site_xmat[self._site]
         wxyz = np.empty(4)
         mujoco.mju_mat2Quat(wxyz, matrix)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sim_eval.policies.policy import ActionChunk, PolicyRequest, PolicySpec
+from sim_eval.core.types import ActionChunk
+from sim_eval.policies.policy import PolicyRequest, PolicySpec
 
 CHUNK = 8
 
@@ -28,7 +29,7 @@ class RandomPolicy:
     def predict(self, requests: Sequence[PolicyRequest]) -> list[ActionChunk]:
         return [
             ActionChunk(
-                request.key.rng(f"policy/{request.replan}").uniform(
+                request.key.rng(f"policy/{request.policy_call}").uniform(
                     request.action.low, request.action.high, (CHUNK, request.action.dim)
                 )
             )

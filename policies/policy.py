@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias, cast, get_args
 
-from sim_eval.envs.contract import (
+from sim_eval.core.errors import SimEvalError, reading
+from sim_eval.core.types import (
+    ActionChunk,
     ActionSpec,
     EnvironmentSpec,
     EpisodeKey,
     FloatArray,
     Observation,
     RenderMode,
-    SimEvalError,
-    reading,
 )
-from sim_eval.envs.plugins import Plugin, find_plugin, plugin_names
-
-CHECKPOINTS = Path(__file__).parent / "checkpoints"
-BASELINES = ("zero", "random")
-SCRIPTED = "scripted"
-SCHEMES = ("ws", "wss")
-# Entry points of this group are policies of other packages: what the name stands for is called as
-# ``make(argument, device)``, with the text after "NAME:" ("" when there is none) and torch's device, and returns a
-# Policy.
-POLICY_GROUP = "sim_eval.policies"
 
 Weights: TypeAlias = Literal["float32", "bfloat16", "int8", "nf4"]
 
@@ -105,29 +93,13 @@ class PolicyRequest:
 
     observation: Observation
     key: EpisodeKey
-    replan: int
+    policy_call: int
     action: ActionSpec
     privileged: Mapping[str, FloatArray] | None = None
 
 
 @dataclass(frozen=True)
-class ActionChunk:
-    """A policy's answer.
-
-    Attributes:
-        actions: float64 [horizon, action dim], in the environment's units.
-        disturbance: standard deviation [action dim] of the noise that a collector may add to what is executed while it
-            records ``actions`` as the label (DART, Laskey et al. 2017); None: none.
-        disturbed_share: of the control steps on which it does so, in bursts; 1: all the time.
-    """
-
-    actions: FloatArray
-    disturbance: FloatArray | None = None
-    disturbed_share: float = 1.0
-
-
-@dataclass(frozen=True)
-class Inference:
+class InferenceConfig:
     """How a checkpoint's network is run, where that is otherwise than it was saved.
 
     Attributes:
@@ -142,7 +114,7 @@ class Inference:
     compile: bool = False
 
 
-AS_SAVED = Inference()
+AS_SAVED = InferenceConfig()
 
 
 class Policy(Protocol):
@@ -186,93 +158,3 @@ def check_fit(policy: PolicySpec, environment: EnvironmentSpec) -> None:
     """
     if found := differences(policy, environment):
         raise SimEvalError(f"policy '{policy.name}' does not fit this environment: " + "; ".join(found))
-
-
-def shipped_checkpoints() -> list[str]:
-    """Names of the checkpoints that come with the package."""
-    return sorted(folder.parent.name for folder in CHECKPOINTS.glob("*/config.json"))
-
-
-def checkpoint_folder(reference: str) -> Path | None:
-    """The folder of a shipped checkpoint, or the folder of that name; None: there is neither."""
-    folder = CHECKPOINTS / reference if reference in shipped_checkpoints() else Path(reference)
-    return folder if folder.is_dir() else None
-
-
-def load_policy(
-    reference: str, device: str = "auto", inference: Inference = AS_SAVED, keys: Path | None = None
-) -> Policy:
-    """A policy by name, by checkpoint folder or by the address of a server.
-
-    Args:
-        reference: ``scripted``, ``zero``, ``random``, a shipped checkpoint, ``NAME`` or ``NAME:ARGUMENT`` of another
-            package's policy (see :data:`POLICY_GROUP`), a checkpoint folder, or ``ws://host:port`` of a server that
-            speaks openpi's protocol.
-        device: of a checkpoint's network.
-        inference: of a checkpoint's network.
-        keys: of a server that is not sim_eval's own; see :mod:`sim_eval.policies.remote.keys`.
-
-    Raises:
-        SimEvalError: no such name or folder, the folder is damaged, the server does not answer, another package's
-            policy cannot be loaded, or the network of a policy is not ours to run otherwise.
-    """
-    name, _, argument = reference.partition(":")
-    remote = name in SCHEMES and argument.startswith("//")
-    ours = (*shipped_checkpoints(), SCRIPTED, *BASELINES, *SCHEMES)
-    plugin = None if remote else find_plugin(POLICY_GROUP, name, name in ours)
-    told = [entry.name for entry in fields(Inference) if getattr(inference, entry.name) != entry.default]
-    if told and (remote or plugin or reference in (SCRIPTED, *BASELINES)):
-        lacks = "is run by its server" if remote else "is run by its own package" if plugin else "has no network"
-        raise SimEvalError(f"policy '{reference}' {lacks}: leave --{told[0].replace('_', '-')} out")
-    if keys is not None and not remote:
-        raise SimEvalError(f"policy '{reference}' is not a server: leave --keys out")
-    if remote:
-        with extra("serve"):
-            from sim_eval.policies.remote.client import RemotePolicy
-        return RemotePolicy(reference, keys)
-    if plugin:
-        return _of_another_package(plugin, reference, argument, device)
-    if reference in BASELINES:
-        from sim_eval.policies.baselines import RandomPolicy, ZeroPolicy
-
-        return ZeroPolicy() if reference == "zero" else RandomPolicy()
-    if reference == SCRIPTED:
-        from sim_eval.policies.scripted.expert import ScriptedPolicy
-
-        return ScriptedPolicy()
-    folder = checkpoint_folder(reference)
-    if folder is None:
-        names = ", ".join([*shipped_checkpoints(), SCRIPTED, *BASELINES, *plugin_names(POLICY_GROUP)])
-        raise SimEvalError(
-            f"unknown policy '{reference}': use one of {names}, the folder of a checkpoint, or ws://host:port"
-        )
-    from sim_eval.policies.spatialvla.checkpoint import load_checkpoint
-
-    return load_checkpoint(folder, device, inference)
-
-
-def _of_another_package(plugin: Plugin, reference: str, argument: str, device: str) -> Policy:
-    if Path(reference).is_dir():
-        raise SimEvalError(
-            f"'{reference}' is a policy of package '{plugin.package}' and a folder here: write ./{reference} for the "
-            "folder"
-        )
-    with plugin.blamed():
-        policy: Policy = plugin.load()(argument, device)
-        if not isinstance(policy.spec, PolicySpec):
-            raise TypeError(f"its spec is a {type(policy.spec).__name__}, not a PolicySpec")
-    return policy
-
-
-@contextmanager
-def extra(name: str) -> Iterator[None]:
-    """Around the imports of what the extra ``sim_eval[name]`` installs.
-
-    Raises:
-        SimEvalError: it is not installed.
-    """
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        missing = str(error.name).partition(".")[0]
-        raise SimEvalError(f"this needs {missing}, which is missing: pip install 'sim_eval[{name}]'") from error

@@ -16,17 +16,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from sim_eval.console import at_least, make_folder, named_tasks, run
-from sim_eval.envs.contract import SimEvalError, SimulatorOptions
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import RenderConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from sim_eval.core.types import EpisodeKey
+    from sim_eval.datasets.attempts import AttemptsLog
     from sim_eval.datasets.episode_file import EpisodeHeader
-    from sim_eval.datasets.tries import Tries
-    from sim_eval.envs.contract import EpisodeKey
     from sim_eval.evaluation.engine import EpisodeResult
-    from sim_eval.evaluation.quota import Quota
-    from sim_eval.evaluation.scoring import Collecting
+    from sim_eval.evaluation.jobs import CollectJob
+    from sim_eval.evaluation.scheduler import EpisodeScheduler
     from sim_eval.evaluation.workers import Lost
     from sim_eval.policies.policy import Policy
 
@@ -62,8 +63,8 @@ class CollectArguments:
     split: Literal["train", "val"] = "train"
     keep_failures: bool = False
     disturb: bool = True
-    rehearse: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    settle: int = 10
+    dry_run_first: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    post_success_steps: int = 10
     render: Literal["fast", "faithful"] | None = None
     hide_goal: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     size: int = 128
@@ -77,12 +78,12 @@ def main(arguments: CollectArguments) -> int:
     at_least("episodes", arguments.episodes, 1)
     at_least("size", arguments.size, 16)
     at_least("workers", arguments.workers, 1)
-    at_least("settle", arguments.settle, 0)
-    from sim_eval.datasets.tries import Manner, Tries
+    at_least("settle", arguments.post_success_steps, 0)
+    from sim_eval.datasets.attempts import AttemptsLog, CollectionConfig
     from sim_eval.envs.tasks import choose_render
     from sim_eval.evaluation.engine import RolloutProtocol
-    from sim_eval.evaluation.quota import Quota
-    from sim_eval.evaluation.scoring import Collecting, PolicySource
+    from sim_eval.evaluation.jobs import CollectJob, PolicySource
+    from sim_eval.evaluation.scheduler import EpisodeScheduler
     from sim_eval.policies.policy import AS_SAVED
 
     tasks = named_tasks(arguments.task)
@@ -92,61 +93,67 @@ def main(arguments: CollectArguments) -> int:
     policy = source.load()
     make_folder(arguments.out)
     render = choose_render(arguments.render or policy.spec.render, tasks)
-    shown = SimulatorOptions(render, arguments.size, arguments.size, arguments.hide_goal)
-    there = found(arguments, tasks, shown)
-    manner = Manner(" ".join(filter(None, (policy.spec.name, policy.spec.digest))), arguments.disturb, arguments.settle)
-    tries = {task: Tries(arguments.out, task, arguments.split, manner) for task in tasks}
-    quotas = {
-        task: Quota(
+    render_config = RenderConfig(render, arguments.size, arguments.size, arguments.hide_goal)
+    there = found(arguments, tasks, render_config)
+    collection_config = CollectionConfig(
+        " ".join(filter(None, (policy.spec.name, policy.spec.digest))), arguments.disturb, arguments.post_success_steps
+    )
+    attempts = {task: AttemptsLog(arguments.out, task, arguments.split, collection_config) for task in tasks}
+    schedulers = {
+        task: EpisodeScheduler(
             task,
             arguments.split,
             arguments.episodes,
             [key.index for key in keys],
             arguments.keep_failures,
-            () if arguments.keep_failures else tries[task].failed,
+            () if arguments.keep_failures else attempts[task].failed,
         )
         for task, keys in there.items()
     }
-    job = Collecting(
+    job = CollectJob(
         policy.spec,
-        RolloutProtocol(settle_steps=arguments.settle, simulator=shown),
+        RolloutProtocol(post_success_steps=arguments.post_success_steps, render=render_config),
         arguments.out,
         keep_failures=arguments.keep_failures,
         disturb=arguments.disturb,
-        rehearse=arguments.rehearse,
+        dry_run_first=arguments.dry_run_first,
         cameras=tuple(name.strip() for name in arguments.cameras.split(",") if name.strip()),
         there={task: headers[min(headers)].spec.cameras for task, headers in there.items() if headers},
         source=source,
     )
     began = time.monotonic()
     try:
-        with outcomes(job, policy, list(quotas.values()), arguments.workers) as ended:
-            fill(quotas, tries, ended)
+        with outcomes(job, policy, list(schedulers.values()), arguments.workers) as ended:
+            fill(schedulers, attempts, ended)
     except KeyboardInterrupt:
-        kept = sum(len(quota.kept) + len(written(arguments.out, quota, quota.running)) for quota in quotas.values())
+        kept = sum(
+            len(scheduler.kept) + len(written(arguments.out, scheduler, scheduler.running))
+            for scheduler in schedulers.values()
+        )
         raise KeyboardInterrupt(
             f"interrupted: {kept} of {arguments.episodes * len(tasks)} episodes kept in {arguments.out}; "
             "the same command continues"
         ) from None
-    report(list(quotas.values()), sum(map(len, there.values())), time.monotonic() - began, arguments)
+    report(list(schedulers.values()), sum(map(len, there.values())), time.monotonic() - began, arguments)
     return 0
 
 
 def found(
-    arguments: CollectArguments, tasks: Sequence[str], shown: SimulatorOptions
+    arguments: CollectArguments, tasks: Sequence[str], render_config: RenderConfig
 ) -> dict[str, dict[EpisodeKey, EpisodeHeader]]:
     """What the folder holds of each task.
 
     Raises:
-        SimEvalError: it cannot be used together, or is not shown as this command shows it.
+        SimEvalError: it cannot be used together, or was rendered otherwise.
     """
     from sim_eval.datasets.recorder import existing
 
     there: dict[str, dict[EpisodeKey, EpisodeHeader]] = {task: {} for task in tasks}
     for key, header in existing(arguments.out, tasks, arguments.split).items():
-        if header.shown != shown:
+        if header.render_config != render_config:
             raise SimEvalError(
-                f"{arguments.out} holds episodes of {key.task} shown {header.shown}, this command shows them {shown}: "
+                f"{arguments.out} holds episodes of {key.task} rendered {header.render_config}, this command renders "
+                f"{render_config}: "
                 "choose another --out or the same --render, --size and --hide-goal"
             )
         there[key.task][key] = header
@@ -155,24 +162,28 @@ def found(
 
 @contextmanager
 def outcomes(
-    job: Collecting, policy: Policy, quotas: Sequence[Quota], workers: int
+    job: CollectJob, policy: Policy, schedulers: Sequence[EpisodeScheduler], workers: int
 ) -> Iterator[Iterable[EpisodeResult | Lost]]:
     """What comes of the episodes that the quotas hand out, as they end; no worker is left afterwards."""
-    from sim_eval.evaluation.scoring import OneSimulator
-    from sim_eval.evaluation.workers import Crew, Supervision
+    from sim_eval.evaluation.jobs import OneSimulator
+    from sim_eval.evaluation.workers import Supervision, WorkerPool
 
     def next_key() -> EpisodeKey | None:
-        return next((key for quota in quotas if (key := quota.next())), None)
+        return next((key for scheduler in schedulers if (key := scheduler.next())), None)
 
     if workers == 1:
-        with closing(OneSimulator(job.protocol.simulator)) as simulators:
+        with closing(OneSimulator(job.protocol.render)) as simulators:
             yield map(job.player(policy, simulators), iter(next_key, None))
     else:
-        with closing(Crew(job, workers, Supervision())) as crew:
-            yield crew.run_from(next_key)
+        with closing(WorkerPool(job, workers, Supervision())) as worker_pool:
+            yield worker_pool.run_from(next_key)
 
 
-def fill(quotas: Mapping[str, Quota], tries: Mapping[str, Tries], ended: Iterable[EpisodeResult | Lost]) -> None:
+def fill(
+    schedulers: Mapping[str, EpisodeScheduler],
+    attempts: Mapping[str, AttemptsLog],
+    ended: Iterable[EpisodeResult | Lost],
+) -> None:
     """Tells the quotas what came of their episodes, and notes the failures, with a progress bar on stderr."""
     from tqdm import tqdm
 
@@ -180,11 +191,11 @@ def fill(quotas: Mapping[str, Quota], tries: Mapping[str, Tries], ended: Iterabl
     from sim_eval.evaluation.engine import EpisodeResult, lost_episode
 
     def kept() -> int:
-        return sum(min(len(quota.kept), quota.wanted) for quota in quotas.values())
+        return sum(min(len(scheduler.kept), scheduler.wanted) for scheduler in schedulers.values())
 
-    wanted = sum(quota.wanted for quota in quotas.values())
+    wanted = sum(scheduler.wanted for scheduler in schedulers.values())
     with tqdm(
-        total=wanted, initial=kept(), unit="episode", desc=in_short(quotas), smoothing=0, dynamic_ncols=True
+        total=wanted, initial=kept(), unit="episode", desc=in_short(schedulers), smoothing=0, dynamic_ncols=True
     ) as bar:
         for outcome in ended:
             if not isinstance(outcome, EpisodeResult):
@@ -192,31 +203,31 @@ def fill(quotas: Mapping[str, Quota], tries: Mapping[str, Tries], ended: Iterabl
                 if not (outcome.key and outcome.final):
                     continue
                 task = get_task(outcome.key.task)
-                outcome = lost_episode(task, outcome.key, "right", outcome.reason, outcome.seconds)
+                outcome = lost_episode(task, outcome.key, "correct", outcome.reason, outcome.seconds)
             elif outcome.error:
                 bar.write(f"{outcome.key}: {outcome.error}", file=sys.stderr)
-            quota = quotas[outcome.key.task]
-            quota.end(outcome)
-            if outcome.error is None and outcome.key.index not in quota.kept:
-                tries[quota.task].fail(outcome.key.index)
-            bar.set_postfix_str("success {}/{}".format(*tried(quotas.values())), refresh=False)
+            scheduler = schedulers[outcome.key.task]
+            scheduler.end(outcome)
+            if outcome.error is None and outcome.key.index not in scheduler.kept:
+                attempts[scheduler.task].fail(outcome.key.index)
+            bar.set_postfix_str("success {}/{}".format(*attempted(schedulers.values())), refresh=False)
             bar.update(kept() - bar.n)
 
 
-def tried(quotas: Iterable[Quota]) -> tuple[int, int]:
+def attempted(schedulers: Iterable[EpisodeScheduler]) -> tuple[int, int]:
     """Successes and tries."""
-    ended = [result.success for quota in quotas for result in quota.ended]
+    ended = [result.success for scheduler in schedulers for result in scheduler.ended]
     return sum(ended), len(ended)
 
 
-def written(folder: Path, quota: Quota, indices: Iterable[int]) -> list[Path]:
+def written(folder: Path, scheduler: EpisodeScheduler, indices: Iterable[int]) -> list[Path]:
     """Which of these episodes have a file."""
-    from sim_eval.datasets.episode_file import episode_name
+    from sim_eval.datasets.episode_file import file_name
 
-    return [path for index in sorted(indices) if (path := folder / episode_name(quota.key(index))).exists()]
+    return [path for index in sorted(indices) if (path := folder / file_name(scheduler.key(index))).exists()]
 
 
-def report(quotas: Sequence[Quota], there: int, seconds: float, arguments: CollectArguments) -> None:
+def report(schedulers: Sequence[EpisodeScheduler], there: int, seconds: float, arguments: CollectArguments) -> None:
     """Prints what the folder holds now.
 
     Args:
@@ -228,26 +239,27 @@ def report(quotas: Sequence[Quota], there: int, seconds: float, arguments: Colle
     from sim_eval.envs.tasks import in_short
     from sim_eval.reporting.tables import terminal
 
-    total = sum(len(quota.kept) for quota in quotas)
-    fresh = [(quota, quota.kept & {result.key.index for result in quota.ended}) for quota in quotas]
-    files = [path for quota, indices in fresh for path in written(arguments.out, quota, indices)]
-    steps = sum(result.steps for quota in quotas for result in quota.ended)
-    if len(quotas) > 1:
+    total = sum(len(scheduler.kept) for scheduler in schedulers)
+    fresh = [(scheduler, scheduler.kept & {result.key.index for result in scheduler.ended}) for scheduler in schedulers]
+    files = [path for scheduler, indices in fresh for path in written(arguments.out, scheduler, indices)]
+    steps = sum(result.steps for scheduler in schedulers for result in scheduler.ended)
+    if len(schedulers) > 1:
         rows = [
-            (quota.task, str(len(quota.kept)), "{} / {}".format(*tried([quota])), str(quota.errors)) for quota in quotas
+            (scheduler.task, str(len(scheduler.kept)), "{} / {}".format(*attempted([scheduler])), str(scheduler.errors))
+            for scheduler in schedulers
         ]
         print(terminal(("task", "episodes", "successes / tries", "errors"), rows))
-    successes, tries = tried(quotas)
+    successes, attempts = attempted(schedulers)
     print(
-        f"{arguments.out}: {total} episodes of {in_short([quota.task for quota in quotas])}, {arguments.split} "
+        f"{arguments.out}: {total} episodes of {in_short([each.task for each in schedulers])}, {arguments.split} "
         f"({there} from before)\n"
-        f"this time: {successes} successes in {tries} tries, {len(files)} written "
+        f"this time: {successes} successes in {attempts} tries, {len(files)} written "
         f"({sum(path.stat().st_size for path in files) / 1e6:.0f} MB), {steps} control steps, {seconds:.0f} s"
     )
-    if hopeless := [quota for quota in quotas if quota.hopeless]:
+    if hopeless := [scheduler for scheduler in schedulers if scheduler.hopeless]:
         told = "; ".join(
-            f"{quota.successes} of {len(quota.ended)} episodes of {quota.task} ({quota.errors} ended with an error)"
-            for quota in hopeless
+            f"{each.successes} of {len(each.ended)} episodes of {each.task} ({each.errors} ended with an error)"
+            for each in hopeless
         )
         raise SimEvalError(
             f"policy '{arguments.policy}' succeeded in {told}: it cannot demonstrate that; try --policy scripted"

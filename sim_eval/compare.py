@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from sim_eval.console import at_least, make_folder, run
-from sim_eval.envs.contract import SimEvalError
+from sim_eval.core.errors import SimEvalError
 
 if TYPE_CHECKING:
     from sim_eval.evaluation.run_folder import Run
@@ -58,7 +58,8 @@ def main(arguments: CompareArguments) -> int:
     at_least("videos", arguments.videos, 0)
     if arguments.videos and not arguments.out:
         raise SimEvalError("--videos needs --out, the folder they are written to")
-    from sim_eval.evaluation.run_folder import atomic, read_run, task_versions_apart, write_json
+    from sim_eval.core.files import atomic, write_json
+    from sim_eval.evaluation.run_folder import read_run, task_versions_apart
     from sim_eval.reporting.pairing import check_pairable, contrasts, lettered
     from sim_eval.reporting.summary import COLUMNS_NOTE
     from sim_eval.reporting.tables import terminal

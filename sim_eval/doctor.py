@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from sim_eval.console import at_least, named_tasks, run
-from sim_eval.envs.contract import SimEvalError, SimulatorOptions
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import RenderConfig
 
 if TYPE_CHECKING:
-    from sim_eval.diagnosis.examination import Patient
+    from sim_eval.diagnosis.examination import Subject
     from sim_eval.diagnosis.findings import Finding
 
 PROGRAM = "python -m sim_eval.doctor"
@@ -60,9 +61,9 @@ def main(arguments: DoctorArguments) -> int:
     at_least("threads", arguments.threads, 1)
     if arguments.json and not os.access(arguments.json.parent, os.W_OK):
         raise SimEvalError(f"--json {arguments.json} cannot be written: choose a file in a folder that is there")
+    from sim_eval.core.files import write_json
     from sim_eval.diagnosis.examination import examination
     from sim_eval.diagnosis.findings import shown, summary
-    from sim_eval.evaluation.run_folder import write_json
 
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     groups: dict[str, list[Finding]] = {}
@@ -78,16 +79,16 @@ def main(arguments: DoctorArguments) -> int:
     return 0 if healthy else 1
 
 
-def admit(arguments: DoctorArguments) -> Patient:
+def admit(arguments: DoctorArguments) -> Subject:
     """What the arguments name, loaded.
 
     Raises:
         SimEvalError: policy, device, a task or demonstrations cannot be found or read.
     """
     from sim_eval.diagnosis.demonstrations import catalogue
-    from sim_eval.diagnosis.examination import Patient
+    from sim_eval.diagnosis.examination import Subject
     from sim_eval.envs.tasks import choose_render, get_task
-    from sim_eval.policies.policy import checkpoint_folder, load_policy
+    from sim_eval.policies.registry import checkpoint_folder, load_policy
 
     data = catalogue(arguments.data)
     tasks = [get_task(name) for name in named_tasks(arguments.task) or data.tasks]  # before the long load
@@ -96,16 +97,16 @@ def admit(arguments: DoctorArguments) -> Patient:
         torch.set_num_threads(arguments.threads)
     learnt = policy.spec.tasks if policy else ()
     sizes = [size for spec in (policy.spec if policy else None, data.spec) if spec for size in spec.cameras.values()]
-    size = sizes[0] if sizes else (SimulatorOptions.height, SimulatorOptions.width)
+    size = sizes[0] if sizes else (RenderConfig.height, RenderConfig.width)
     tasks = tasks or [get_task(name) for name in learnt or (DEFAULT_TASK,)]
     trained_on = policy.spec.render if policy else None
     render = choose_render(arguments.render or trained_on, [task.name for task in tasks])
-    return Patient(
+    return Subject(
         policy=policy,
         folder=checkpoint_folder(arguments.policy) if arguments.policy else None,
         data=data,
         tasks=tuple(tasks),
-        simulator=SimulatorOptions(render, *size, arguments.hide_goal),
+        render=RenderConfig(render, *size, arguments.hide_goal),
         replayed=arguments.episodes,
         device=arguments.device,
     )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from sim_eval.console import run
-from sim_eval.envs.contract import SimEvalError
+from sim_eval.core.errors import SimEvalError
 
 if TYPE_CHECKING:
     from sim_eval.evaluation.run_folder import Run
@@ -130,10 +130,10 @@ def tables(runs: Sequence[Run]) -> list[Table]:
     from sim_eval.evaluation.run_folder import task_versions_apart
 
     manifest, protocol = runs[0].manifest, runs[0].protocol
-    told = f"told the {protocol.telling} instruction, " * (protocol.telling != "right")
+    told = f"told the {protocol.instruction_condition} instruction, " * (protocol.instruction_condition != "correct")
     conditions = (
         f"{'/'.join(sorted({key.split for key in manifest.keys}))} split, manifest {manifest.digest[:8]}; "
-        f"replan {protocol.replan}, settle {protocol.settle_steps}, {told}{protocol.simulator}"
+        f"replan {protocol.n_action_steps}, settle {protocol.post_success_steps}, {told}{protocol.render}"
     )
     if apart := task_versions_apart(runs):
         conditions += f"; not of one version: {apart}"
@@ -237,7 +237,7 @@ def draw(board: Board, folder: Path) -> dict[int, Path]:
 
 def main(arguments: LeaderboardArguments) -> int:
     """Runs the command; returns the exit code, 1 when no run could be ranked."""
-    from sim_eval.evaluation.run_folder import atomic
+    from sim_eval.core.files import atomic
     from sim_eval.reporting.summary import COLUMNS_NOTE, MEANS_NOTE
     from sim_eval.reporting.tables import markdown, terminal
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import tyro
 
 from sim_eval.console import make_folder, run
-from sim_eval.envs.contract import SimEvalError
+from sim_eval.core.errors import SimEvalError
 
 if TYPE_CHECKING:
     from sim_eval.evaluation.engine import RolloutProtocol
@@ -132,7 +132,7 @@ class Column(NamedTuple):
 
 def main(arguments: ResultsArguments) -> int:
     """Runs the command; returns the exit code, 1 when there is neither a table nor a figure."""
-    from sim_eval.evaluation.run_folder import atomic
+    from sim_eval.core.files import atomic
     from sim_eval.reporting.comparison import compare
     from sim_eval.reporting.figures import draw_demonstrations, draw_minutes
 
@@ -166,7 +166,7 @@ def figures(comparison: Comparison) -> tuple[Figure, Figure]:
     told_right = [
         group
         for group in by_protocol(comparison.tested)
-        if group[0].protocol.telling == "right" and not group[0].variant
+        if group[0].protocol.instruction_condition == "correct" and not group[0].variant
     ]
     group = max(told_right, key=len, default=())  # of equals the first, which is the default
     scoring = ", ".join(describe(group[0].protocol if group else RolloutProtocol()))
@@ -174,7 +174,8 @@ def figures(comparison: Comparison) -> tuple[Figure, Figure]:
         Figure(
             MINUTES,
             VALIDATED,
-            f"The averaged weights, tried as they trained, replanning every {RolloutProtocol().replan} control steps.",
+            "The averaged weights, tried as they trained, replanning every "
+            f"{RolloutProtocol().n_action_steps} control steps.",
             "no training was validated",
             minutes_panels(comparison.trainings),
         ),
@@ -199,21 +200,21 @@ def by_protocol(tested: Iterable[Tested]) -> list[list[Tested]]:
 
     def place(group: tuple[RolloutProtocol, str]) -> tuple[bool, bool, str, str]:
         protocol, variant = group
-        return protocol.telling == "wrong", protocol != default, variant, str(protocol)
+        return protocol.instruction_condition == "counterfactual", protocol != default, variant, str(protocol)
 
     return [groups[group] for group in sorted(groups, key=place)]
 
 
 def describe(protocol: RolloutProtocol) -> tuple[str, ...]:
     """A protocol in words."""
-    shown = protocol.simulator
+    shown = protocol.render
     return (
-        f"replanning every {protocol.replan} control steps",
-        f"settling for {protocol.settle_steps}",
-        f"{shown.render} rendering",
+        f"replanning every {protocol.n_action_steps} control steps",
+        f"settling for {protocol.post_success_steps}",
+        f"{shown.mode} rendering",
         f"{shown.height}x{shown.width} pixels",
         *["goal hidden"] * shown.hide_goal,
-        f"told the {protocol.telling} instruction",
+        f"told the {protocol.instruction_condition} instruction",
     )
 
 
@@ -245,7 +246,7 @@ def score_tables(group: Sequence[Tested]) -> list[str]:
         f"## {', '.join([f'{SCORED.capitalize()} split', *unusual])}",
         f"Protocol: {', '.join(describe(protocol))}.",
     ]
-    if protocol.telling == "wrong":
+    if protocol.instruction_condition == "counterfactual":
         parts += [
             "The policy was told another goal than the one that is scored and stands in the head: "
             "the lower the rate, the better it obeys."

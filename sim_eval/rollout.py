@@ -16,17 +16,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from sim_eval.console import at_least, named_tasks, run
-from sim_eval.envs.contract import SimEvalError, SimulatorOptions
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import RenderConfig
 from sim_eval.policies.policy import Weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from sim_eval.envs.contract import Telling
+    from sim_eval.core.types import InstructionCondition
     from sim_eval.evaluation.engine import EpisodeResult
+    from sim_eval.evaluation.jobs import PolicySource, RolloutJob
     from sim_eval.evaluation.run_folder import RunFolder
-    from sim_eval.evaluation.scoring import PolicySource, Scoring
-    from sim_eval.evaluation.workers import Body, Crew, Lost
+    from sim_eval.evaluation.workers import Lost, WorkerHandle, WorkerPool
     from sim_eval.policies.policy import Policy
 
 PROGRAM = "python -m sim_eval.rollout"
@@ -82,11 +83,11 @@ class RolloutArguments:
     device: str = "auto"
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     render: Literal["fast", "faithful"] | None = None
-    replan: int = 4
+    n_action_steps: int = 4
     euler_steps: int | None = None
     weights: Weights = "float32"
     compile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    telling: Literal["right", "wrong"] = "right"
+    instruction_condition: Literal["correct", "counterfactual"] = "correct"
     hide_goal: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     threads: int = 1
     workers: int = 1
@@ -104,7 +105,7 @@ def main(arguments: RolloutArguments) -> int:
     """Runs the command; returns the exit code."""
     at_least("episodes", arguments.episodes, 1)
     at_least("first", arguments.first, 0)
-    at_least("replan", arguments.replan, 1)
+    at_least("replan", arguments.n_action_steps, 1)
     at_least("threads", arguments.threads, 1)
     at_least("workers", arguments.workers, 1)
     at_least("batch", arguments.batch or 0, 0)
@@ -120,9 +121,9 @@ def main(arguments: RolloutArguments) -> int:
         import_module("sim_eval.evaluation.ray_workers")  # without Ray it is refused here, before the long load
     from sim_eval.envs.tasks import choose_render, get_task
     from sim_eval.evaluation.engine import RolloutProtocol
+    from sim_eval.evaluation.jobs import OneSimulator, RolloutJob
     from sim_eval.evaluation.manifest import Manifest
     from sim_eval.evaluation.run_folder import fresh_folder, open_run
-    from sim_eval.evaluation.scoring import OneSimulator, Scoring
     from sim_eval.policies.policy import check_fit
 
     names = named_tasks(arguments.task)
@@ -131,37 +132,45 @@ def main(arguments: RolloutArguments) -> int:
     policy = source.load()
     names = names or list(policy.spec.tasks) or [DEFAULT_TASK]
     manifest = Manifest.plan(names, arguments.split, arguments.first, arguments.episodes)
-    size = next(iter(policy.spec.cameras.values()), (SimulatorOptions.height, SimulatorOptions.width))
+    size = next(iter(policy.spec.cameras.values()), (RenderConfig.height, RenderConfig.width))
     render = choose_render(arguments.render or policy.spec.render, names)
-    simulator = SimulatorOptions(render, *size, arguments.hide_goal)
-    protocol = RolloutProtocol(replan=arguments.replan, telling=arguments.telling, simulator=simulator)
+    simulator = RenderConfig(render, *size, arguments.hide_goal)
+    protocol = RolloutProtocol(
+        n_action_steps=arguments.n_action_steps, instruction_condition=arguments.instruction_condition, render=simulator
+    )
     for key in manifest.keys:
-        get_task(key.task).instruction(key, protocol.telling)  # a task without a wrong one is refused before the first
+        get_task(key.task).instruction(
+            key, protocol.instruction_condition
+        )  # a task without a wrong one is refused before the first
     folder = arguments.out or fresh_folder(policy.spec.name)
     again = replace(arguments, task=",".join(names), out=folder)
-    with closing(OneSimulator(protocol.simulator)) as simulators:
+    with closing(OneSimulator(protocol.render)) as simulators:
         # Backwards, so that the one left open is the one that is needed first.
         environments = {name: simulators.of(name).spec for name in reversed(names)}
         for spec in environments.values():
             check_fit(policy.spec, spec)
         with open_run(folder, manifest, policy.spec, protocol, environments, command(again)) as run_folder:
-            scoring = Scoring(policy.spec, protocol, folder, arguments.video)
+            scoring = RolloutJob(policy.spec, protocol, folder, arguments.video)
             if arguments.workers == 1 and arguments.backend == "local":
-                play(run_folder, map(scoring.player(policy, simulators), run_folder.remaining), protocol.telling)
+                play(
+                    run_folder,
+                    map(scoring.player(policy, simulators), run_folder.remaining),
+                    protocol.instruction_condition,
+                )
             else:
                 simulators.close()
-                with crew(arguments, scoring, source, policy) as workers:
+                with worker_pool(arguments, scoring, source, policy) as workers:
                     del policy  # the workers have copies of their own, or ask the one that the crew keeps
-                    play(run_folder, workers.run(run_folder.remaining), protocol.telling)
+                    play(run_folder, workers.run(run_folder.remaining), protocol.instruction_condition)
             return report(run_folder, arguments)
 
 
 def policy_source(arguments: RolloutArguments) -> PolicySource:
     """Where the arguments say that the policy is."""
-    from sim_eval.evaluation.scoring import PolicySource
-    from sim_eval.policies.policy import Inference
+    from sim_eval.evaluation.jobs import PolicySource
+    from sim_eval.policies.policy import InferenceConfig
 
-    inference = Inference(arguments.euler_steps, arguments.weights, arguments.compile)
+    inference = InferenceConfig(arguments.euler_steps, arguments.weights, arguments.compile)
     return PolicySource(arguments.policy, arguments.device, inference, arguments.threads, arguments.keys)
 
 
@@ -192,13 +201,13 @@ def batch_size(arguments: RolloutArguments, policy: Policy) -> int:
 
 
 @contextmanager
-def crew(
-    arguments: RolloutArguments, scoring: Scoring, source: PolicySource, policy: Policy
-) -> Iterator[Crew[EpisodeResult]]:
+def worker_pool(
+    arguments: RolloutArguments, scoring: RolloutJob, source: PolicySource, policy: Policy
+) -> Iterator[WorkerPool[EpisodeResult]]:
     """The workers that the arguments ask for; none is left afterwards."""
+    from sim_eval.core.versions import torch_threads
     from sim_eval.evaluation.batching import Batcher
-    from sim_eval.evaluation.run_folder import torch_threads
-    from sim_eval.evaluation.workers import Crew, LocalProcess, Supervision
+    from sim_eval.evaluation.workers import LocalProcess, Supervision, WorkerPool
 
     size = batch_size(arguments, policy)
     batcher = Batcher(policy, size, arguments.wait / 1e3) if size else None
@@ -206,15 +215,17 @@ def crew(
     del policy
     supervision = Supervision(arguments.watchdog, arguments.retries)
     with ExitStack() as stack:
-        start: Callable[[], Body] = LocalProcess
+        start: Callable[[], WorkerHandle] = LocalProcess
         if arguments.backend == "ray":
             from sim_eval.evaluation.ray_workers import Cluster
 
             start = stack.enter_context(closing(Cluster(arguments.ray_address, arguments.workers)))
-        yield stack.enter_context(closing(Crew(job, arguments.workers, supervision, batcher, start)))
+        yield stack.enter_context(closing(WorkerPool(job, arguments.workers, supervision, batcher, start)))
 
 
-def play(run_folder: RunFolder, outcomes: Iterable[EpisodeResult | Lost], telling: Telling) -> None:
+def play(
+    run_folder: RunFolder, outcomes: Iterable[EpisodeResult | Lost], instruction_condition: InstructionCondition
+) -> None:
     """Keeps what comes of the remaining episodes, with a progress bar on stderr."""
     from tqdm import tqdm
 
@@ -243,7 +254,7 @@ def play(run_folder: RunFolder, outcomes: Iterable[EpisodeResult | Lost], tellin
                     if not outcome.final:
                         continue
                     task = get_task(outcome.key.task)
-                    outcome = lost_episode(task, outcome.key, telling, outcome.reason, outcome.seconds)
+                    outcome = lost_episode(task, outcome.key, instruction_condition, outcome.reason, outcome.seconds)
                 elif outcome.error:
                     bar.write(f"{outcome.key}: {outcome.error}", file=sys.stderr)
                 run_folder.append(outcome)

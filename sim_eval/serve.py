@@ -49,12 +49,14 @@ def main(arguments: ServeArguments) -> int:
     at_least("port", arguments.port, 0)
     at_least("threads", arguments.threads, 1)
     at_least("euler-steps", 1 if arguments.euler_steps is None else arguments.euler_steps, 1)
-    from sim_eval.policies.policy import Inference, extra, load_policy
+    from sim_eval.core.errors import extra
+    from sim_eval.policies.policy import InferenceConfig
+    from sim_eval.policies.registry import load_policy
 
     with extra("serve"):
         from sim_eval.policies.remote.server import PolicyServer
 
-    inference = Inference(arguments.euler_steps, arguments.weights, arguments.compile)
+    inference = InferenceConfig(arguments.euler_steps, arguments.weights, arguments.compile)
     policy = load_policy(arguments.policy, arguments.device, inference)
     if torch := sys.modules.get("torch"):  # a policy without a network does not load it
         torch.set_num_threads(arguments.threads)

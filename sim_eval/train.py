@@ -15,8 +15,9 @@ from typing import Annotated, Literal, TypeAlias
 import tyro
 
 from sim_eval.console import at_least, make_folder, run
-from sim_eval.envs.contract import NormalizationMode, SimEvalError
-from sim_eval.policies.spatialvla.configuration_spatialvla import EXPERTS, SIZES
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.normalization import NormalizationMode
+from sim_eval.policies.spatialvla.configuration_spatialvla import ACTION_EXPERTS, SIZES
 
 PROGRAM = "python -m sim_eval.train"
 DEFAULT_MINUTES = 10.0
@@ -69,7 +70,7 @@ class TrainArguments:
 
     data: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="DIR [DIR ...]")] = ()
     out: Path = Path("runs/train/mine")
-    expert: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(EXPERTS)}}}")] = "deep_llama"
+    expert: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(ACTION_EXPERTS)}}}")] = "deep_llama"
     minutes: float | None = None
     steps: int | None = None
     seed: int = 0
@@ -78,8 +79,8 @@ class TrainArguments:
     llava3d: str | None = None
     gemma: str | None = None
     batch_size: int = 32
-    draws: int = 4
-    every: int = 1
+    flow_samples: int = 4
+    frame_stride: int = 1
     demonstrations: int | None = None
     cameras: Annotated[tuple[str, ...], tyro.conf.arg(metavar="C [...]")] = ()
     cache: Path | None = None
@@ -109,8 +110,10 @@ def main(arguments: TrainArguments) -> int:
 
     from sim_eval.datasets.windows import EpisodeWindows
     from sim_eval.envs.tasks import get_task
-    from sim_eval.evaluation.scoring import OneSimulator
-    from sim_eval.fine_tuning import (
+    from sim_eval.evaluation.jobs import OneSimulator
+    from sim_eval.policies.spatialvla.checkpoint import resolve_device
+    from sim_eval.policies.spatialvla.trainer import Trainer, TrainingConfig, accelerator_for
+    from sim_eval.training.loop import (
         Training,
         check_memory,
         describe,
@@ -118,10 +121,8 @@ def main(arguments: TrainArguments) -> int:
         make_processor,
         network,
         plan,
-        shown_as,
+        render_config_of,
     )
-    from sim_eval.policies.spatialvla.checkpoint import resolve_device
-    from sim_eval.policies.spatialvla.training import Trainer, TrainingConfig, accelerator_for
 
     torch.set_flush_denormal(True)
     if arguments.threads is not None:
@@ -138,8 +139,8 @@ def main(arguments: TrainArguments) -> int:
     device = device if share == 1 else accelerator.device
     windows = EpisodeWindows(
         arguments.data,
-        network(arguments).expert.horizon,
-        every=arguments.every,
+        network(arguments).expert.chunk_size,
+        frame_stride=arguments.frame_stride,
         demonstrations=arguments.demonstrations,
         cache=arguments.cache,
         workers=arguments.workers,
@@ -151,13 +152,13 @@ def main(arguments: TrainArguments) -> int:
     model = first_model(processor.config, arguments).to(device)
     config = TrainingConfig(
         arguments.batch_size,
-        arguments.draws,
+        arguments.flow_samples,
         arguments.learning_rate,
         optimizer=arguments.optimizer,
         bfloat16=arguments.precision == "bfloat16",
     )
     trainer = Trainer(model, config, arguments.seed, accelerator, arguments.shard)
-    with closing(OneSimulator(shown_as(windows))) as simulators:
+    with closing(OneSimulator(render_config_of(windows))) as simulators:
         if arguments.val_episodes and leads:  # what is missing for validation is told before the first step
             for name in processor.spec.tasks:
                 get_task(name)
@@ -177,8 +178,8 @@ def main(arguments: TrainArguments) -> int:
 
 def check(arguments: TrainArguments) -> None:
     """Refuses arguments that cannot work, before anything is loaded."""
-    if arguments.expert not in EXPERTS:
-        raise SimEvalError(f"unknown expert '{arguments.expert}': choose one of {', '.join(EXPERTS)}")
+    if arguments.expert not in ACTION_EXPERTS:
+        raise SimEvalError(f"unknown expert '{arguments.expert}': choose one of {', '.join(ACTION_EXPERTS)}")
     if arguments.size not in SIZES:
         raise SimEvalError(f"unknown size '{arguments.size}': choose one of {', '.join(SIZES)}")
     if arguments.minutes is not None and arguments.steps is not None:
@@ -206,7 +207,7 @@ def check(arguments: TrainArguments) -> None:
     for name in ("demonstrations", "val_total"):
         if (number := getattr(arguments, name)) is not None:
             at_least(name.replace("_", "-"), number, 1)
-    for name in ("batch_size", "draws", "every", "workers"):
+    for name in ("batch_size", "flow_samples", "frame_stride", "workers"):
         at_least(name.replace("_", "-"), getattr(arguments, name), 1)
     for name in ("seed", "val_episodes"):
         at_least(name.replace("_", "-"), getattr(arguments, name), 0)

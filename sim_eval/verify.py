@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from sim_eval.console import at_least, make_folder, parse, run
-from sim_eval.envs.contract import SimEvalError
+from sim_eval.core.errors import SimEvalError
 
 if TYPE_CHECKING:
-    from sim_eval.envs.contract import EpisodeKey
+    from sim_eval.core.types import EpisodeKey
     from sim_eval.evaluation.engine import EpisodeResult
-    from sim_eval.evaluation.replay import Proving, Verification
+    from sim_eval.evaluation.jobs import PolicySource
     from sim_eval.evaluation.run_folder import Run
-    from sim_eval.evaluation.scoring import PolicySource
+    from sim_eval.evaluation.verification import Verification, VerifyJob
     from sim_eval.evaluation.workers import Lost
     from sim_eval.policies.policy import PolicySpec
 
@@ -62,14 +62,16 @@ def main(arguments: VerifyArguments) -> int:
             raise SimEvalError("--sample and --episode both choose episodes: give one of them")
     if arguments.out is not None:
         make_folder(arguments.out.parent)
-    from sim_eval.evaluation.replay import Proving
-    from sim_eval.evaluation.run_folder import RUN, machine, read_json, read_run, write_json
+    from sim_eval.core.files import read_json, write_json
+    from sim_eval.core.versions import machine
+    from sim_eval.evaluation.run_folder import RUN, read_run
+    from sim_eval.evaluation.verification import VerifyJob
 
     found = read_run(arguments.run)
     recorded = read_json(arguments.run / RUN)
     results = chosen(found, arguments)
     source = recorded_source(found, recorded) if arguments.policy else None
-    verifications = verify(Proving(found, recorded_spec(found, recorded), source), results, arguments.workers)
+    verifications = verify(VerifyJob(found, recorded_spec(found, recorded), source), results, arguments.workers)
     machines = [recorded, *(each.machine for each in verifications)]
     elsewhere = differences(machines, machine(), arguments.policy)
     report(found, verifications, elsewhere, arguments.policy)
@@ -135,13 +137,13 @@ def recorded_source(found: Run, recorded: dict[str, Any]) -> PolicySource:
     )
 
 
-def verify(proving: Proving, results: Sequence[EpisodeResult], workers: int) -> list[Verification]:
+def verify(proving: VerifyJob, results: Sequence[EpisodeResult], workers: int) -> list[Verification]:
     """Verifies the episodes, with a progress bar on stderr; returns the verifications in the order of ``results``."""
     from tqdm import tqdm
 
-    from sim_eval.evaluation.replay import Verification, policy_again, unproven
-    from sim_eval.evaluation.scoring import OneSimulator
-    from sim_eval.evaluation.workers import Crew, Supervision
+    from sim_eval.evaluation.jobs import OneSimulator
+    from sim_eval.evaluation.verification import Verification, policy_again, unproven
+    from sim_eval.evaluation.workers import Supervision, WorkerPool
 
     expected = {result.key: result for result in results}
     found: dict[EpisodeKey, Verification] = {}
@@ -149,11 +151,11 @@ def verify(proving: Proving, results: Sequence[EpisodeResult], workers: int) -> 
     with ExitStack() as stack:
         outcomes: Iterable[Verification | Lost]
         if workers == 1:
-            simulators = stack.enter_context(closing(OneSimulator(proving.run.protocol.simulator)))
+            simulators = stack.enter_context(closing(OneSimulator(proving.run.protocol.render)))
             outcomes = map(proving.player(again, simulators), expected)
         else:
             del again
-            outcomes = stack.enter_context(closing(Crew(proving, workers, Supervision()))).run(list(expected))
+            outcomes = stack.enter_context(closing(WorkerPool(proving, workers, Supervision()))).run(list(expected))
         bar = stack.enter_context(tqdm(total=len(results), unit="episode", file=sys.stderr, dynamic_ncols=True))
         for outcome in outcomes:
             if not isinstance(outcome, Verification):
@@ -170,14 +172,14 @@ def verify(proving: Proving, results: Sequence[EpisodeResult], workers: int) -> 
 
 def differences(machines: Sequence[Mapping[str, Any]], here: Mapping[str, Any], threads: bool) -> list[str]:
     """How this machine differs from any of those that recorded, each difference once."""
-    from sim_eval.evaluation.replay import machine_differences
+    from sim_eval.evaluation.verification import machine_differences
 
     return list(dict.fromkeys(text for there in machines for text in machine_differences(there, here, threads)))
 
 
 def report(found: Run, verifications: Sequence[Verification], elsewhere: Sequence[str], inferred: bool) -> None:
     """Prints what was found: first what is not as recorded, then the table."""
-    from sim_eval.evaluation.replay import VERDICTS
+    from sim_eval.evaluation.verification import VERDICTS
     from sim_eval.reporting.tables import terminal
 
     place = {key: index for index, key in enumerate(found.manifest.keys)}

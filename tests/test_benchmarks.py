@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from sim_eval.policies.spatialvla.configuration_spatialvla import EXPERTS
+from sim_eval.policies.spatialvla.configuration_spatialvla import ACTION_EXPERTS
 from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -33,7 +33,7 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, Any]]:
     return lambda name: runpy.run_path(str(BENCHMARKS / name))
 
 
-@pytest.mark.parametrize("expert", EXPERTS)
+@pytest.mark.parametrize("expert", ACTION_EXPERTS)
 def test_the_prefix_cache_changes_nothing(program: Callable[[str], dict[str, Any]], expert: str) -> None:
     cached, uncached, difference = program("prefix_cache.py")["compare"](expert, 2)
     assert len(cached) == len(uncached) == 2

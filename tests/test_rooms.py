@@ -9,9 +9,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ALLOWED = {
-    "envs": {"sim_eval.envs"},
-    "policies": {"sim_eval.envs.contract", "sim_eval.envs.cameras", "sim_eval.envs.plugins", "sim_eval.policies"},
-    "datasets": {"sim_eval.envs.contract", "sim_eval.datasets"},
+    "envs": {"sim_eval.core", "sim_eval.envs"},
+    "policies": {"sim_eval.core", "sim_eval.policies"},
+    "datasets": {"sim_eval.core", "sim_eval.datasets"},
 }
 PROGRAMS = ("collect", "train", "rollout", "leaderboard", "results", "compare", "verify", "serve", "doctor")
 
@@ -67,15 +67,15 @@ def test_help_loads_no_heavy_library(program: str) -> None:
 
 def test_every_shipped_checkpoint_loads_and_has_a_card() -> None:
     from sim_eval.envs.tasks import suite_tasks, task_names
-    from sim_eval.policies.policy import CHECKPOINTS, load_policy, shipped_checkpoints
-    from sim_eval.policies.spatialvla.configuration_spatialvla import EXPERTS
+    from sim_eval.policies.registry import CHECKPOINTS, load_policy, shipped_checkpoints
+    from sim_eval.policies.spatialvla.configuration_spatialvla import ACTION_EXPERTS
 
     scenes = {
         "": {task for task in task_names() if task.startswith("robosuite/")},
         "_mt50": set(suite_tasks("metaworld/MT50")),
         "_libero": {f"{suite}/{number}" for suite in ("libero_object", "libero_spatial") for number in range(10)},
     }
-    assert set(EXPERTS) <= set(shipped_checkpoints())
+    assert set(ACTION_EXPERTS) <= set(shipped_checkpoints())
     for name in shipped_checkpoints():
         spec = load_policy(name, "cpu").spec
         assert set(spec.tasks) == scenes[name.removeprefix(spec.name)]

@@ -5,7 +5,7 @@ made. A suite's name stands for its tasks wherever tasks are named. Where tasks 
 installed, the module has ``MISSING``: beginning of their names -> the remedy, empty when it is installed.
 
 Another package adds a task, and with its factory a simulator, by an entry point of the group ``sim_eval.tasks`` whose
-name is the task's and whose value is the :class:`sim_eval.envs.contract.Task`.
+name is the task's and whose value is the :class:`sim_eval.core.types.Task`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
 
-from sim_eval.envs.contract import RenderMode, SimEvalError, Task
-from sim_eval.envs.plugins import find_plugin, plugin_names
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.plugins import find_plugin, plugin_names
+from sim_eval.core.types import RenderMode, Task
 
 TASK_GROUP = "sim_eval.tasks"
 

@@ -9,11 +9,18 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sim_eval.envs.contract import EpisodeKey, SimEvalError, Simulator, SimulatorOptions, Task, Telling, WorkspaceBox
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import EpisodeKey, InstructionCondition, RenderConfig, Simulator, Task, WorkspaceBox
 from sim_eval.envs.libero_sim import OFFICIAL_STATES, PHASES, official_tasks
 
 # Control steps within which each suite is scored, in OpenVLA's protocol, which others followed.
-HORIZONS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
+MAX_EPISODE_STEPS = {
+    "libero_spatial": 220,
+    "libero_object": 280,
+    "libero_goal": 300,
+    "libero_10": 520,
+    "libero_90": 400,
+}
 # From 5 mm above the floor or the table, so that its plane stays out.
 WORKSPACES = {
     "FLOOR": WorkspaceBox((-0.35, -0.35, 0.005), (0.3, 0.4, 0.35)),
@@ -29,7 +36,7 @@ SCENE = re.compile(r"(?P<room>[A-Z_]+)_SCENE\d+_")
 class LiberoTask(Task):
     """A task whose test episodes are LIBERO's official initial states, and as many."""
 
-    def instruction(self, key: EpisodeKey, telling: Telling = "right") -> str:
+    def instruction(self, key: EpisodeKey, instruction_condition: InstructionCondition = "correct") -> str:
         """As the contract says.
 
         Raises:
@@ -39,10 +46,10 @@ class LiberoTask(Task):
             raise SimEvalError(
                 f"{self.name} has {OFFICIAL_STATES} official initial states: keep --first and --episodes within them"
             )
-        return super().instruction(key, telling)
+        return super().instruction(key, instruction_condition)
 
 
-def make(task: Task, options: SimulatorOptions) -> Simulator:
+def make(task: Task, options: RenderConfig) -> Simulator:
     from sim_eval.envs.libero_sim import LiberoSimulator
 
     suite, number = task.name.split("/")
@@ -66,7 +73,7 @@ def room(suite: str, official: str) -> str:
     return found["room"] if found else "FLOOR" if suite == "libero_object" else "TABLE"
 
 
-def others(suite: str, official: str, tasks: Sequence[str]) -> tuple[str, ...]:
+def counterfactuals(suite: str, official: str, tasks: Sequence[str]) -> tuple[str, ...]:
     """Sentences for something else in the same scene, or, where the suite has no other task there, in another."""
     near = [sentence(task) for task in tasks if scene(suite, task) == scene(suite, official)]
     far = [sentence(task) for task in tasks]
@@ -79,11 +86,11 @@ TASKS = tuple(
     LiberoTask(
         name=f"{suite}/{number}",
         goals=((sentence(official),),),
-        horizon=HORIZONS[suite],
+        max_episode_steps=MAX_EPISODE_STEPS[suite],
         workspace=WORKSPACES[room(suite, official)],
         phases=PHASES,
         factory=make,
-        others=others(suite, official, tasks),
+        counterfactuals=counterfactuals(suite, official, tasks),
         render="faithful",
     )
     for suite, tasks in official_tasks().items()

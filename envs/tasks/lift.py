@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sim_eval.envs.contract import Simulator, SimulatorOptions, Task, WorkspaceBox
+from sim_eval.core.types import RenderConfig, Simulator, Task, WorkspaceBox
 
 if TYPE_CHECKING:
     from robosuite.environments.manipulation.lift import Lift
@@ -52,7 +52,7 @@ def wide_placement() -> Mapping[str, object]:
     }
 
 
-def make(task: Task, options: SimulatorOptions) -> Simulator:
+def make(task: Task, options: RenderConfig) -> Simulator:
     from sim_eval.envs.robosuite_sim import RobosuiteScene, RobosuiteSimulator
 
     arguments = wide_placement if task.name.endswith("LiftWide") else dict
@@ -64,7 +64,7 @@ TASKS = tuple(
     Task(
         name=name,
         goals=(("lift the red cube", "pick up the red cube", "raise the red cube off the table"),),
-        horizon=200,
+        max_episode_steps=200,
         workspace=WORKSPACE,
         phases=("reach", "grasp", "lift"),
         factory=make,

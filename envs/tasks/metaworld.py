@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from functools import partial
 
-from sim_eval.envs.contract import Simulator, SimulatorOptions, Task, WorkspaceBox
+from sim_eval.core.types import RenderConfig, Simulator, Task, WorkspaceBox
 
-HORIZON = 500  # Meta-World's max_path_length
+MAX_EPISODE_STEPS = 500  # Meta-World's max_path_length
 # Above the table and before its far rim.
 WORKSPACE = WorkspaceBox((-0.5, 0.3, 0.005), (0.45, 0.97, 0.45))
 # A table with a hole is 5 cm higher, and what lies in the hole never moves or is shown by nothing but its goal.
@@ -99,7 +99,7 @@ VERY_HARD = ("disassemble-v3", "pick-place-wall-v3", "shelf-place-v3", "stick-pu
 EASY = tuple(name for name in SENTENCES if name not in (*MEDIUM, *HARD, *VERY_HARD))
 
 
-def make(name: str, task: Task, options: SimulatorOptions) -> Simulator:
+def make(name: str, task: Task, options: RenderConfig) -> Simulator:
     from sim_eval.envs.metaworld_sim import MetaworldSimulator
 
     return MetaworldSimulator(task, name, options)
@@ -114,11 +114,11 @@ TASKS = tuple(
     Task(
         name=task_name(name),
         goals=((sentence,),),
-        horizon=HORIZON,
+        max_episode_steps=MAX_EPISODE_STEPS,
         workspace=HIGHER if name in HOLES else WORKSPACE,
         phases=("success",),
         factory=partial(make, name),
-        others=tuple(sorted(set(SENTENCES.values()) - {sentence})),
+        counterfactuals=tuple(sorted(set(SENTENCES.values()) - {sentence})),
     )
     for name, sentence in SENTENCES.items()
 )

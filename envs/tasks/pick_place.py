@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sim_eval.envs.contract import Simulator, SimulatorOptions, Task, WorkspaceBox
+from sim_eval.core.types import RenderConfig, Simulator, Task, WorkspaceBox
 
 if TYPE_CHECKING:
     from robosuite.environments.manipulation.pick_place import PickPlace
@@ -31,7 +31,7 @@ def phase(env: PickPlace, goal: int) -> int:
     return int(np.linalg.norm(gripper - place) < REACH_METRES)
 
 
-def make(task: Task, options: SimulatorOptions) -> Simulator:
+def make(task: Task, options: RenderConfig) -> Simulator:
     from sim_eval.envs.robosuite_sim import RobosuiteScene, RobosuiteSimulator
 
     scene = RobosuiteScene("PickPlaceCan", phase, {"can": "Can_main"}, hidden=("Visual",))
@@ -42,7 +42,7 @@ TASKS = (
     Task(
         name="robosuite/PickPlaceCan",
         goals=(("put the can in the bin",),),
-        horizon=300,
+        max_episode_steps=300,
         workspace=WORKSPACE,
         phases=("reach", "grasp", "lift", "place"),
         factory=make,

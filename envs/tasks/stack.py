@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sim_eval.envs.contract import Simulator, SimulatorOptions, Task, WorkspaceBox
+from sim_eval.core.types import RenderConfig, Simulator, Task, WorkspaceBox
 
 if TYPE_CHECKING:
     from robosuite.environments.manipulation.stack import Stack
@@ -38,7 +38,7 @@ def phase(env: Stack, goal: int) -> int:
     return int(np.linalg.norm(gripper - place) < REACH_METRES)
 
 
-def make(task: Task, options: SimulatorOptions) -> Simulator:
+def make(task: Task, options: RenderConfig) -> Simulator:
     from sim_eval.envs.robosuite_sim import RobosuiteScene, RobosuiteSimulator
 
     objects = {"red": "cubeA_main", "green": "cubeB_main"}
@@ -49,7 +49,7 @@ TASKS = (
     Task(
         name="robosuite/Stack",
         goals=(("stack the red cube on the green cube",), ("stack the green cube on the red cube",)),
-        horizon=300,
+        max_episode_steps=300,
         workspace=WORKSPACE,
         phases=("reach", "grasp", "lift", "place"),
         factory=make,

@@ -12,8 +12,9 @@ from typing import TypeVar
 from websockets.exceptions import ConnectionClosed, InvalidURI, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
-from sim_eval.envs.contract import SimEvalError
-from sim_eval.policies.policy import ActionChunk, PolicyRequest, PolicySpec
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import ActionChunk
+from sim_eval.policies.policy import PolicyRequest, PolicySpec
 from sim_eval.policies.remote.keys import SHIPPED, KeyMapping, read_keys
 from sim_eval.policies.remote.messages import from_metadata, from_request, to_chunk
 from sim_eval.policies.remote.wire import MAX_MESSAGE, Message, pack, unpack

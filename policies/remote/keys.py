@@ -17,14 +17,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from sim_eval.envs.contract import (
-    CameraView,
-    EpisodeKey,
-    FloatArray,
-    Observation,
-    SimEvalError,
-    WorkspaceBox,
-)
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import CameraView, EpisodeKey, FloatArray, Observation, WorkspaceBox
 from sim_eval.policies.policy import PolicyRequest, PolicySpec
 from sim_eval.policies.remote.messages import from_request
 from sim_eval.policies.remote.wire import Message

@@ -3,7 +3,7 @@
 Metadata: ``sim_eval`` {protocol, policy: its spec}. A request, flat: ``views/<camera>/rgb``, ``.../depth``,
 ``.../intrinsics``, ``.../camera_to_world``, ``proprio/<field>``, ``workspace`` [2, 3] (lower, upper), ``prompt``,
 ``episode`` {task, split, index}, ``replan``, ``action`` (what the answer must be in; may be left out where the policy's
-spec says it) and ``privileged/<field>``; units and frames as in :mod:`sim_eval.envs.contract`. An answer: ``actions``
+spec says it) and ``privileged/<field>``; units and frames as in :mod:`sim_eval.core.types`. An answer: ``actions``
 [horizon, action dim], ``disturbance`` [action dim] where the policy gives one, ``server_timing`` {infer_ms}.
 """
 
@@ -16,17 +16,9 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from sim_eval.envs.contract import (
-    ActionSpec,
-    CameraView,
-    EpisodeKey,
-    FloatArray,
-    Observation,
-    SimEvalError,
-    WorkspaceBox,
-    reading,
-)
-from sim_eval.policies.policy import ActionChunk, PolicyRequest, PolicySpec
+from sim_eval.core.errors import SimEvalError, reading
+from sim_eval.core.types import ActionChunk, ActionSpec, CameraView, EpisodeKey, FloatArray, Observation, WorkspaceBox
+from sim_eval.policies.policy import PolicyRequest, PolicySpec
 from sim_eval.policies.remote.wire import Message
 
 PROTOCOL = 1
@@ -66,7 +58,7 @@ def from_request(request: PolicyRequest) -> Message:
         "workspace": np.array([box.lower, box.upper]),
         "prompt": seen.instruction,
         "episode": asdict(request.key),
-        "replan": request.replan,
+        "replan": request.policy_call,
         "action": asdict(request.action),
         **{f"privileged/{name}": array for name, array in (request.privileged or {}).items()},
     }
@@ -90,7 +82,7 @@ def to_request(message: Message, spec: PolicySpec) -> PolicyRequest:
             views, proprio, _get(message, "prompt", str), WorkspaceBox(tuple(lower.tolist()), tuple(upper.tolist()))
         ),
         key=_key(_get(message, "episode", dict)),
-        replan=_get(message, "replan", int),
+        policy_call=_get(message, "replan", int),
         action=_action(message, spec),
         privileged=_privileged(message),
     )

@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.sync.server import Server, ServerConnection, serve
 
-from sim_eval.envs.contract import SimEvalError
+from sim_eval.core.errors import SimEvalError
 from sim_eval.policies.policy import Policy
 from sim_eval.policies.remote.messages import from_chunk, to_metadata, to_request
 from sim_eval.policies.remote.wire import MAX_MESSAGE, pack, unpack

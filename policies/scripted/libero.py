@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sim_eval.envs.contract import FloatArray
-from sim_eval.policies.policy import ActionChunk
+from sim_eval.core.types import ActionChunk, FloatArray
 from sim_eval.policies.scripted.waypoints import (
     CLOSE,
     approach,
@@ -204,4 +203,6 @@ def transport(state: Mapping[str, FloatArray], instruction: str) -> ActionChunk:
     return disturbed(approach(offset, upright(state["eef_mat"], turn), hover), float(np.linalg.norm(offset)))
 
 
-EXPERTS = {f"{suite}/{number}": transport for suite in ("libero_object", "libero_spatial") for number in range(10)}
+DEMONSTRATORS = {
+    f"{suite}/{number}": transport for suite in ("libero_object", "libero_spatial") for number in range(10)
+}

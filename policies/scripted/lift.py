@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from sim_eval.envs.contract import FloatArray
-from sim_eval.policies.policy import ActionChunk
+from sim_eval.core.types import ActionChunk, FloatArray
 from sim_eval.policies.scripted.waypoints import (
     CLOSE,
     approach,
@@ -33,4 +32,4 @@ def lift(state: Mapping[str, FloatArray], instruction: str) -> ActionChunk:
     return disturbed(approach(offset, rotation), float(np.linalg.norm(offset)))
 
 
-EXPERTS = {"robosuite/Lift": lift, "robosuite/LiftWide": lift}
+DEMONSTRATORS = {"robosuite/Lift": lift, "robosuite/LiftWide": lift}

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sim_eval.envs.contract import FloatArray, SimEvalError
-from sim_eval.policies.policy import ActionChunk, extra
+from sim_eval.core.errors import SimEvalError, extra
+from sim_eval.core.types import ActionChunk, FloatArray
 
 if TYPE_CHECKING:
     from metaworld.policies.policy import Policy
 
-    from sim_eval.policies.scripted.expert import Expert
+    from sim_eval.policies.scripted.scripted_policy import Demonstrator
 
 SIMULATOR = "metaworld/"
 # Pushes off the expert's path, of the hand and not of the gripper. Noise at every step ruins these experts, which move
@@ -31,7 +31,7 @@ def act(policy: Policy, state: Mapping[str, FloatArray], instruction: str) -> Ac
     return ActionChunk(np.clip(action, -1, 1)[None], DISTURBANCE, DISTURBED_SHARE)
 
 
-def find_expert(task: str) -> Expert | None:
+def find_demonstrator(task: str) -> Demonstrator | None:
     """The expert of a task of ours by name; None: it is not Meta-World's.
 
     Raises:

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from sim_eval.envs.contract import FloatArray
-from sim_eval.policies.policy import ActionChunk
+from sim_eval.core.types import ActionChunk, FloatArray
 from sim_eval.policies.scripted.waypoints import (
     CLOSE,
     approach,
@@ -47,4 +46,4 @@ def pick_place(state: Mapping[str, FloatArray], instruction: str) -> ActionChunk
     return disturbed(approach(offset, upright(state["eef_mat"]), HOVER_METRES), float(np.linalg.norm(offset)))
 
 
-EXPERTS = {"robosuite/PickPlaceCan": pick_place}
+DEMONSTRATORS = {"robosuite/PickPlaceCan": pick_place}

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from sim_eval.envs.contract import FloatArray
-from sim_eval.policies.policy import ActionChunk
+from sim_eval.core.types import ActionChunk, FloatArray
 
 METRES_PER_UNIT, RADIANS_PER_UNIT = 0.05, 0.5
 OPEN, CLOSE = -1.0, 1.0

@@ -17,8 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from sim_eval.envs.contract import SimEvalError
-from sim_eval.policies.policy import AS_SAVED, ActionChunk, Inference, PolicyRequest, PolicySpec
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import ActionChunk
+from sim_eval.policies.policy import AS_SAVED, InferenceConfig, PolicyRequest, PolicySpec
 from sim_eval.policies.spatialvla.adapters import whole_weights
 from sim_eval.policies.spatialvla.configuration_spatialvla import SpatialVLAConfig, with_overrides
 from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
@@ -52,8 +53,10 @@ class SpatialVLAPolicy:
         if not requests:
             return []
         expert = self.model.network.expert
-        shape = (expert.horizon, expert.action_dim)
-        noise = np.stack([request.key.rng(f"policy/{request.replan}").standard_normal(shape) for request in requests])
+        shape = (expert.chunk_size, expert.action_dim)
+        noise = np.stack(
+            [request.key.rng(f"policy/{request.policy_call}").standard_normal(shape) for request in requests]
+        )
         inputs = self.processor([request.observation for request in requests]).to(self.device)
         chunks = self.model.predict_action(inputs, torch.from_numpy(noise).float().to(self.device))
         return [ActionChunk(actions) for actions in self.processor.actions(chunks)]
@@ -79,7 +82,7 @@ def save_checkpoint(
     return replace(processor.spec, digest=hashlib.sha256(weights).hexdigest())
 
 
-def load_checkpoint(folder: Path, device: str = "auto", inference: Inference = AS_SAVED) -> SpatialVLAPolicy:
+def load_checkpoint(folder: Path, device: str = "auto", inference: InferenceConfig = AS_SAVED) -> SpatialVLAPolicy:
     """Reads what :func:`save_checkpoint` wrote.
 
     Args:

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from types import MappingProxyType
 from typing import Literal, TypeAlias, TypeVar, cast, get_args, get_origin, get_type_hints
 
-from sim_eval.envs.contract import SimEvalError
+from sim_eval.core import old_files
+from sim_eval.core.errors import SimEvalError
 
 T = TypeVar("T")
 
@@ -75,7 +76,7 @@ class ExpertConfig:
 
     Attributes:
         context_projection: whose projections make keys and values of the VLM's hidden states, in deep fusion.
-        action_dim, state_dim, horizon: of the robot and its chunks.
+        action_dim, state_dim, chunk_size: of the robot and its chunks.
         euler_steps: steps of the sampler.
     """
 
@@ -90,7 +91,7 @@ class ExpertConfig:
     context_projection: ContextProjection = "vlm"
     action_dim: int = 7
     state_dim: int = 9
-    horizon: int = 8
+    chunk_size: int = 8
     euler_steps: int = 5
 
 
@@ -219,7 +220,7 @@ class SpatialVLAConfig:
             SimEvalError: a field is unknown or unfit. One that is missing has its default, so that checkpoints outlive
                 new fields.
         """
-        values = dict(data)
+        values = old_files.network(data)
         for name, kind in get_type_hints(cls).items():
             if isinstance(kind, type) and is_dataclass(kind):
                 values[name] = _build(kind, values.get(name, {}), name)
@@ -326,7 +327,7 @@ def _parse(name: str, text: str, kind: object) -> object:
         raise SimEvalError(f"{name} must be {expected}, not '{text}'") from None
 
 
-EXPERTS: tuple[ActionExpertType, ...] = get_args(ActionExpertType)
+ACTION_EXPERTS: tuple[ActionExpertType, ...] = get_args(ActionExpertType)
 
 # LLaVA-3D-7B as published: it reads every patch of every view, wherever it stands.
 LLAVA3D_7B = SpatialVLAConfig(
@@ -344,7 +345,7 @@ LLAVA3D_7B = SpatialVLAConfig(
 GEMMA_2B = ExpertConfig(width=2048, layers=18, heads=8, kv_heads=1, head_dim=256, mlp=16384)
 SIZES: Mapping[str, Mapping[ActionExpertType, SpatialVLAConfig]] = MappingProxyType(
     {
-        "tiny": {expert: SpatialVLAConfig(action_expert_type=expert) for expert in EXPERTS},
+        "tiny": {expert: SpatialVLAConfig(action_expert_type=expert) for expert in ACTION_EXPERTS},
         "llava3d-7b": {
             "deep_llama": LLAVA3D_7B,
             "late_gemma": replace(LLAVA3D_7B, action_expert_type="late_gemma", expert=GEMMA_2B),

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from sim_eval.envs.contract import SimEvalError
+from sim_eval.core.errors import SimEvalError
 from sim_eval.policies.spatialvla.modeling_llava3d import Context, Geometry, LLaVA3DModel, SpatialVLAInputs
 
 IDENTITY = "identity.json"

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from sim_eval.envs.contract import CameraView, FloatArray
+from sim_eval.core.types import CameraView, FloatArray
 
 PIXEL_CENTRE = 0.5  # our intrinsics put the middle of the first pixel there; LLaVA-3D's put it at 0
 

@@ -21,7 +21,7 @@ def causal_mask(valid: Tensor, dtype: torch.dtype) -> Tensor:
     return additive_mask(causal & valid[:, None, :], dtype)
 
 
-def suffix_mask(context_valid: Tensor, blocks: Tensor, draws: int, dtype: torch.dtype) -> Tensor:
+def suffix_mask(context_valid: Tensor, blocks: Tensor, flow_samples: int, dtype: torch.dtype) -> Tensor:
     """Which of [context | suffix of draw 1 | suffix of draw 2 | ...] each suffix token sees.
 
     A suffix token sees the valid context and, in its own draw, the tokens whose block number is not above its own
@@ -36,7 +36,7 @@ def suffix_mask(context_valid: Tensor, blocks: Tensor, draws: int, dtype: torch.
     Returns:
         [B, 1, D * S, T + D * S].
     """
-    same_draw = torch.eye(draws, dtype=torch.bool, device=blocks.device)
+    same_draw = torch.eye(flow_samples, dtype=torch.bool, device=blocks.device)
     suffix = torch.kron(same_draw, blocks[None, :] <= blocks[:, None])
     length = suffix.shape[0]
     batch = context_valid.shape[0]

@@ -97,7 +97,7 @@ class ActionExpert(nn.Module, ABC):
     @property
     def blocks(self) -> Tensor:
         """The block of each token of the suffix: 0 for state and time, 1 for actions; int64 [2 + horizon]."""
-        place = torch.arange(2 + self.config.horizon, device=self.action_out_proj.weight.device)
+        place = torch.arange(2 + self.config.chunk_size, device=self.action_out_proj.weight.device)
         return (place >= 2).long()
 
     def unread(self, language_model: LlamaModel) -> list[nn.Module]:
@@ -120,14 +120,16 @@ class ActionExpert(nn.Module, ABC):
         places = self.model.rotary_emb(hidden_states[0], context.position_ids)
         return tuple(key_values(layer, hidden, places) for layer, hidden in zip(layers, hidden_states, strict=True))
 
-    def prepare(self, context: Context, vlm_layers: Iterable[LlamaDecoderLayer], draws: int = 1) -> PreparedContext:
+    def prepare(
+        self, context: Context, vlm_layers: Iterable[LlamaDecoderLayer], flow_samples: int = 1
+    ) -> PreparedContext:
         """Keys, values, mask and positions for ``draws`` suffixes an observation, side by side."""
         pairs = self.context_key_values(context, vlm_layers)
         like = pairs[0][0]
-        suffix = torch.arange(len(self.blocks), device=like.device).repeat(draws)
+        suffix = torch.arange(len(self.blocks), device=like.device).repeat(flow_samples)
         return PreparedContext(
             pairs,
-            suffix_mask(context.valid, self.blocks, draws, like.dtype),
+            suffix_mask(context.valid, self.blocks, flow_samples, like.dtype),
             self.model.rotary_emb(like, context.valid.sum(1, keepdim=True) + suffix),
         )
 
@@ -143,13 +145,13 @@ class ActionExpert(nn.Module, ABC):
         Returns:
             [B, D, H, A].
         """
-        batch, draws, horizon, _ = noisy.shape
+        batch, flow_samples, horizon, _ = noisy.shape
         width, dtype = self.config.width, self.action_in_proj.weight.dtype
-        state_token = self.state_in_proj(state.to(dtype))[:, None, None].expand(-1, draws, -1, -1)
+        state_token = self.state_in_proj(state.to(dtype))[:, None, None].expand(-1, flow_samples, -1, -1)
         time_token = self.time_mlp(flow_matching.time_embedding(time, width).to(dtype))[:, :, None]
         suffix = torch.cat([state_token, time_token, self.action_in_proj(noisy.to(dtype))], dim=2)
         hidden = self.decode(suffix.flatten(1, 2), context)
-        output: Tensor = self.action_out_proj(hidden.view(batch, draws, -1, width)[:, :, -horizon:])
+        output: Tensor = self.action_out_proj(hidden.view(batch, flow_samples, -1, width)[:, :, -horizon:])
         return output.to(noisy.dtype)
 
     def sample_actions(

@@ -14,7 +14,7 @@ from transformers.models.clip.modeling_clip import CLIPVisionModel
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaModel
 
-from sim_eval.envs.contract import SimEvalError
+from sim_eval.core.errors import SimEvalError
 from sim_eval.policies.spatialvla.configuration_spatialvla import DepthSampling, SpatialVLAConfig
 from sim_eval.policies.spatialvla.masks import additive_mask, causal_mask
 

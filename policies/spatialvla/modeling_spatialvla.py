@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 TOGETHER = 8  # observations of a training batch that share one padded pass of Llama and expert
 
-EXPERTS: Mapping[ActionExpertType, type[DeepFusionActionExpert] | type[FlowMatchingActionExpert]] = {
+EXPERT_CLASSES: Mapping[ActionExpertType, type[DeepFusionActionExpert] | type[FlowMatchingActionExpert]] = {
     "deep_llama": DeepFusionActionExpert,
     "late_gemma": FlowMatchingActionExpert,
 }
@@ -55,7 +55,7 @@ class SpatialVLAForConditionalGeneration(PreTrainedModel):  # type: ignore[misc]
         super().__init__(config)
         self.network = SpatialVLAConfig.from_dict(config.network or {})
         self.vlm = LLaVA3DModel(self.network)
-        self.action_expert = EXPERTS[self.network.action_expert_type](self.network)
+        self.action_expert = EXPERT_CLASSES[self.network.action_expert_type](self.network)
         self.freeze_unread()
         self.post_init()
 
@@ -105,10 +105,10 @@ class SpatialVLAForConditionalGeneration(PreTrainedModel):  # type: ignore[misc]
         everyone = torch.arange(len(noise), device=noise.device)
         contexts = self.vlm.contexts(inputs, TOGETHER) if context is None else [(everyone, context)]
         noisy = flow_matching.interpolate(actions, noise, time)
-        layers, draws = self.vlm.language_model.layers, noise.shape[1]
+        layers, flow_samples = self.vlm.language_model.layers, noise.shape[1]
         parts = []
         for rows, seen in contexts:
-            prepared = self.action_expert.prepare(seen, layers, draws)
+            prepared = self.action_expert.prepare(seen, layers, flow_samples)
             parts.append(self.action_expert.velocity(prepared, inputs.state[rows], noisy[rows], time[rows]))
         order = torch.cat([rows for rows, _ in contexts])
         target = flow_matching.target_velocity(actions, noise)[order]

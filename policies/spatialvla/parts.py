@@ -9,7 +9,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from sim_eval.envs.contract import SimEvalError
+from sim_eval.core.errors import SimEvalError
 from sim_eval.policies.spatialvla.configuration_spatialvla import SpatialVLAConfig
 from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
 
@@ -92,15 +92,15 @@ class Load:
     """
 
     batch_size: int
-    draws: int
+    flow_samples: int
     patches: int
     tokens: int
 
     @classmethod
-    def at_most(cls, config: SpatialVLAConfig, views: int, batch_size: int, draws: int) -> Load:
+    def at_most(cls, config: SpatialVLAConfig, views: int, batch_size: int, flow_samples: int) -> Load:
         """Of observations in which every patch is kept and none shares a voxel."""
         patches = views * config.vision.grid**2
-        return cls(batch_size, draws, patches, min(patches, config.max_tokens or patches) + PROMPT_TOKENS)
+        return cls(batch_size, flow_samples, patches, min(patches, config.max_tokens or patches) + PROMPT_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -207,8 +207,8 @@ def _step(model: SpatialVLAForConditionalGeneration, load: Load) -> Tensor:
         hidden = hidden + model.vlm.position_embedding(positions).to(dtype).view(hidden.shape)
         scene = model.vlm.mm_projector(hidden).repeat(1, 1 + load.tokens // load.patches, 1)[:, : load.tokens]
         context = model.vlm.read(scene, torch.ones(batch, load.tokens, dtype=torch.bool))
-        prepared = model.action_expert.prepare(context, model.vlm.language_model.layers, load.draws)
+        prepared = model.action_expert.prepare(context, model.vlm.language_model.layers, load.flow_samples)
         expert = config.expert
-        noisy = torch.empty(batch, load.draws, expert.horizon, expert.action_dim)
-        state, time = torch.empty(batch, expert.state_dim), torch.empty(batch, load.draws)
+        noisy = torch.empty(batch, load.flow_samples, expert.chunk_size, expert.action_dim)
+        state, time = torch.empty(batch, expert.state_dim), torch.empty(batch, load.flow_samples)
         return model.action_expert.velocity(prepared, state, noisy, time).square().mean()

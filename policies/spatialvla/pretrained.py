@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sim_eval.envs.contract import SimEvalError
+from sim_eval.core.errors import SimEvalError
 from sim_eval.policies.spatialvla.configuration_spatialvla import (
     LLAVA3D_7B,
     ActionExpertType,

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, cast
 
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from sim_eval.envs.contract import NormalizationStats, SimEvalError
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.normalization import NormalizationStats
 from sim_eval.policies.policy import PolicySpec
 from sim_eval.policies.spatialvla.configuration_spatialvla import SpatialVLAConfig
 from sim_eval.policies.spatialvla.pretrained import local_folder, read_json, vision_tower_folder

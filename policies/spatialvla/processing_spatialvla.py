@@ -14,17 +14,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from sim_eval.envs.cameras import FARTHEST
-from sim_eval.envs.contract import (
-    ActionSpec,
-    CameraView,
-    FloatArray,
-    NormalizationStats,
-    Observation,
-    SimEvalError,
-    TrainingWindow,
-    reading,
-)
+from sim_eval.core.cameras import FARTHEST
+from sim_eval.core.errors import SimEvalError, reading
+from sim_eval.core.normalization import NormalizationStats
+from sim_eval.core.types import ActionSpec, CameraView, FloatArray, Observation, TrainingWindow
 from sim_eval.policies.policy import PolicySpec
 from sim_eval.policies.spatialvla.configuration_spatialvla import SpatialVLAConfig
 from sim_eval.policies.spatialvla.image_processing_llava3d import square_view

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from sim_eval.envs.contract import SimEvalError
+from sim_eval.core.errors import SimEvalError
 from sim_eval.policies.policy import Weights
 from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from sim_eval.policies.spatialvla.parts import convert

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sim_eval.core.normalization import NormalizationMode
+from sim_eval.core.types import EnvironmentSpec
 from sim_eval.diagnosis.findings import Finding, graded
-from sim_eval.envs.contract import EnvironmentSpec, NormalizationMode
 from sim_eval.envs.tasks import in_short
 from sim_eval.policies.policy import Policy, PolicyRequest, PolicySpec, differences
 

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import ActionChunk, EnvironmentSpec, FloatArray, Recorder, Simulator
 from sim_eval.diagnosis.findings import Finding, Level, graded, level_above
 from sim_eval.diagnosis.pictures import Pair, picture_findings
-from sim_eval.envs.contract import EnvironmentSpec, EpisodeKey, FloatArray, SimEvalError, Simulator, Status
 from sim_eval.evaluation.engine import RolloutProtocol, run_episode
-from sim_eval.policies.policy import ActionChunk, PolicyRequest, PolicySpec
+from sim_eval.policies.policy import PolicyRequest, PolicySpec
 
 if TYPE_CHECKING:
     from sim_eval.datasets.episode_file import Episode, EpisodeHeader
@@ -114,37 +115,28 @@ class Playback:
 
     spec = PolicySpec(name="recorded actions")
 
-    def __init__(self, episode: Episode, replan: int) -> None:
-        self._actions, self._replan = episode.executed_actions, replan
+    def __init__(self, episode: Episode, n_action_steps: int) -> None:
+        self._actions, self._replan = episode.executed_actions, n_action_steps
 
     def predict(self, requests: Sequence[PolicyRequest]) -> list[ActionChunk]:
         return [ActionChunk(self._chunk(request)) for request in requests]
 
     def _chunk(self, request: PolicyRequest) -> FloatArray:
-        start = request.replan * self._replan
+        start = request.policy_call * self._replan
         chunk = self._actions[start : start + self._replan]
         return chunk if len(chunk) else np.zeros((self._replan, request.action.dim))
 
 
-class PathRecorder:
+class PathRecorder(Recorder):
     """Keeps where the end effector was before each action, and the state that the simulator was in."""
 
     def __init__(self) -> None:
         self.positions: list[FloatArray] = []
         self.states: list[FloatArray] = []
 
-    def start(self, simulator: Simulator, key: EpisodeKey) -> None:
-        """Nothing: a recorder serves one episode."""
-
     def before_act(self, simulator: Simulator, label: FloatArray, executed: FloatArray) -> None:
         self.positions.append(simulator.observe(()).proprio["eef_pos"])
         self.states.append(simulator.snapshot().state)
-
-    def after_act(self, simulator: Simulator, status: Status) -> None:
-        """Nothing: what a step led to is seen before the next."""
-
-    def finish(self, simulator: Simulator, success: bool) -> None:
-        """Nothing."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +161,7 @@ class Replay:
 def replay(simulator: Simulator, episode: Episode, protocol: RolloutProtocol) -> Replay:
     """Plays the executed actions of an episode through the engine that scores policies."""
     paths = PathRecorder()
-    result = run_episode(simulator, Playback(episode, protocol.replan), episode.key, protocol, paths)
+    result = run_episode(simulator, Playback(episode, protocol.n_action_steps), episode.key, protocol, paths)
     there = np.array([seen.proprio["eef_pos"] for seen in episode.observations])
     count = min(len(there), len(paths.positions))
     if count < 2:

@@ -11,10 +11,11 @@ from typing import TypeAlias
 
 import numpy as np
 
+from sim_eval.core.normalization import NormalizationStats, normalization_stats
+from sim_eval.core.types import EpisodeKey, RenderConfig, Simulator, Task
 from sim_eval.datasets.episode_file import Episode, read_episode
-from sim_eval.datasets.normalization import normalization_stats
 from sim_eval.diagnosis.answers import checkpoint, data_fit_findings, fit_findings, imitation_findings, task_finding
-from sim_eval.diagnosis.checkpoint_record import record_findings, was_trained_on
+from sim_eval.diagnosis.checkpoint_metadata import record_findings, was_trained_on
 from sim_eval.diagnosis.demonstrations import (
     Catalogue,
     catalogue_findings,
@@ -27,10 +28,9 @@ from sim_eval.diagnosis.findings import Finding, examine
 from sim_eval.diagnosis.geometry import Moment, scene_findings
 from sim_eval.diagnosis.machine import machine_findings
 from sim_eval.diagnosis.pace import policy_pace, simulator_pace, worker_findings
-from sim_eval.envs.contract import EpisodeKey, NormalizationStats, Simulator, SimulatorOptions, Task
 from sim_eval.evaluation.engine import RolloutProtocol
 from sim_eval.policies.policy import Policy, PolicyRequest, differences
-from sim_eval.policies.scripted.expert import ScriptedPolicy, find_expert
+from sim_eval.policies.scripted.scripted_policy import ScriptedPolicy, find_demonstrator
 
 Group: TypeAlias = tuple[str, list[Finding]]
 
@@ -39,7 +39,7 @@ EPISODES, LOOKS, STEPS_BETWEEN = 2, 3, 8
 
 
 @dataclass(frozen=True)
-class Patient:
+class Subject:
     """What is examined.
 
     Attributes:
@@ -47,7 +47,7 @@ class Patient:
         folder: of the policy's checkpoint; None: it has none.
         data: demonstrations; without headers: none were named.
         tasks: where it is all tried.
-        simulator: how tasks are shown.
+        render: how tasks are shown.
         replayed: demonstrations of each task that are played again.
         device: torch's, as asked for.
     """
@@ -56,7 +56,7 @@ class Patient:
     folder: Path | None
     data: Catalogue
     tasks: tuple[Task, ...]
-    simulator: SimulatorOptions
+    render: RenderConfig
     replayed: int
     device: str
 
@@ -67,20 +67,20 @@ class Patient:
         return own.processor.stats if own else None
 
 
-def examination(patient: Patient) -> Iterator[Group]:
+def examination(subject: Subject) -> Iterator[Group]:
     """Groups of findings, each when it is done."""
-    yield "machine", list(machine_findings(patient.device))
-    if patient.data.headers or patient.data.problems:
-        yield "demonstrations", examine("files", lambda: catalogue_findings(patient.data))
-    if patient.policy and patient.stats:
-        yield f"policy {patient.policy.spec.name}", list(checkpoint_findings(patient, patient.policy, patient.stats))
-    for task in patient.tasks:
-        yield task.name, list(task_findings(patient, task))
+    yield "machine", list(machine_findings(subject.device))
+    if subject.data.headers or subject.data.problems:
+        yield "demonstrations", examine("files", lambda: catalogue_findings(subject.data))
+    if subject.policy and subject.stats:
+        yield f"policy {subject.policy.spec.name}", list(checkpoint_findings(subject, subject.policy, subject.stats))
+    for task in subject.tasks:
+        yield task.name, list(task_findings(subject, task))
 
 
-def checkpoint_findings(patient: Patient, policy: Policy, stats: NormalizationStats) -> Iterator[Finding]:
+def checkpoint_findings(subject: Subject, policy: Policy, stats: NormalizationStats) -> Iterator[Finding]:
     """What can be told of a trained policy without a simulator."""
-    spec, folder, headers = policy.spec, patient.folder, patient.data.headers
+    spec, folder, headers = policy.spec, subject.folder, subject.data.headers
     if folder is not None:
         yield from examine("record", lambda: record_findings(folder, spec, stats))
     if spec.action is not None:
@@ -98,22 +98,22 @@ def checkpoint_findings(patient: Patient, policy: Policy, stats: NormalizationSt
         yield from examine("statistics of the data", compared)
 
 
-def task_findings(patient: Patient, task: Task) -> Iterator[Finding]:
+def task_findings(subject: Subject, task: Task) -> Iterator[Finding]:
     """What can be told of policy and demonstrations in a task's environment."""
     made: list[Simulator] = []
 
     def make() -> Iterator[Finding]:
-        made.append(task.make(patient.simulator))
+        made.append(task.make(subject.render))
         yield from ()
 
     yield from examine("environment", make)
     for simulator in made:
         with closing(simulator):
-            yield from environment_findings(patient, simulator)
+            yield from environment_findings(subject, simulator)
 
 
-def environment_findings(patient: Patient, simulator: Simulator) -> Iterator[Finding]:
-    policy, stats, data = patient.policy, patient.stats, patient.data.of(simulator.task.name)
+def environment_findings(subject: Subject, simulator: Simulator) -> Iterator[Finding]:
+    policy, stats, data = subject.policy, subject.stats, subject.data.of(simulator.task.name)
     moments: list[Moment] = []
 
     def look() -> Iterator[Finding]:
@@ -132,7 +132,7 @@ def environment_findings(patient: Patient, simulator: Simulator) -> Iterator[Fin
             own = stats
             yield from examine("statistics here", lambda: against_environment(own, proprio, known))
     if data:
-        yield from demonstration_findings(patient, simulator)
+        yield from demonstration_findings(subject, simulator)
     key = EpisodeKey(simulator.task.name, "val", 0)
     if policy is not None and fits:
         able = policy
@@ -141,35 +141,35 @@ def environment_findings(patient: Patient, simulator: Simulator) -> Iterator[Fin
     yield from examine("suggested --workers", worker_findings)
 
 
-def demonstration_findings(patient: Patient, simulator: Simulator) -> Iterator[Finding]:
+def demonstration_findings(subject: Subject, simulator: Simulator) -> Iterator[Finding]:
     """A task's demonstrations in its environment, and the policy's answers to them."""
-    task, policy = simulator.task.name, patient.policy
-    header = next(iter(patient.data.of(task).values()))
+    task, policy = simulator.task.name, subject.policy
+    header = next(iter(subject.data.of(task).values()))
     yield from examine("fit of the data", lambda: data_fit_findings(header.spec, simulator.spec))
     episodes: list[Episode] = []
 
     def read() -> Iterator[Finding]:
-        episodes.extend(read_episode(path) for path in patient.data.chosen(task, patient.replayed))
+        episodes.extend(read_episode(path) for path in subject.data.chosen(task, subject.replayed))
         if not episodes:
             yield Finding("replays", "warning", "no demonstration is a success", "collect some that are")
 
     yield from examine("demonstrations", read)
     if not episodes:
         return
-    protocol = RolloutProtocol(simulator=patient.simulator)
+    protocol = RolloutProtocol(render=subject.render)
     yield from examine("first pictures", lambda: first_pictures(simulator, episodes))
     yield from examine(
         "replays", lambda: replay_findings([replay(simulator, episode, protocol) for episode in episodes])
     )
-    if policy is not None and patient.stats and not differences(policy.spec, header.spec):
+    if policy is not None and subject.stats and not differences(policy.spec, header.spec):
         able = policy
-        yield from examine("imitation", lambda: imitation_findings(able, episodes, protocol.replan))
+        yield from examine("imitation", lambda: imitation_findings(able, episodes, protocol.n_action_steps))
 
 
 def look_around(simulator: Simulator) -> Iterator[Moment]:
     """The start of some validation episodes and a little of their course, led by the task's expert if it has one."""
     task, action = simulator.task.name, simulator.spec.action
-    expert = ScriptedPolicy() if find_expert(task) else None
+    expert = ScriptedPolicy() if find_demonstrator(task) else None
     for index in range(EPISODES):
         key = EpisodeKey(task, "val", index)
         simulator.reset(key)

@@ -8,8 +8,9 @@ from itertools import combinations
 
 import numpy as np
 
+from sim_eval.core.normalization import FieldStats, NormalizationStats
+from sim_eval.core.types import ActionSpec, FloatArray
 from sim_eval.diagnosis.findings import Finding, graded, level_above
-from sim_eval.envs.contract import ActionSpec, FieldStats, FloatArray, NormalizationStats
 
 ACTION = "action"
 # Distance in standard deviations from the very data of the training, to which they are equal to the last digits.

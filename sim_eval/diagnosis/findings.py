@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from sim_eval.envs.contract import SimEvalError
+from sim_eval.core.errors import SimEvalError
 
 Level: TypeAlias = Literal["ok", "warning", "fault"]
 

@@ -15,9 +15,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from sim_eval.core.cameras import FARTHEST, project, unproject
+from sim_eval.core.types import CameraView, FloatArray, Observation
 from sim_eval.diagnosis.findings import Finding, graded, level_above
-from sim_eval.envs.cameras import FARTHEST, project, unproject
-from sim_eval.envs.contract import CameraView, FloatArray, Observation
 
 Views: TypeAlias = Mapping[str, CameraView]
 Repair: TypeAlias = Callable[[CameraView], CameraView]

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
+from sim_eval.core.errors import SimEvalError
 from sim_eval.diagnosis.findings import Finding, Level, examine, graded
-from sim_eval.envs.contract import SimEvalError
 
 ROOT = Path(__file__).resolve().parents[2]  # of a clone; a wheel has no lock and no pyproject.toml there
 # Another version of these changes pictures, physics or floating-point sums; of the others, nothing that is scored.
@@ -147,8 +147,8 @@ def resource_finding() -> Iterator[Finding]:
 def available_cores() -> int:
     """Cores that this process may run on, of which a container may grant a part only."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, period = [*_control_group("cpu.max").split(), "", ""][:2]
-    return max(1, min(allowed, int(quota) // int(period))) if quota.isdigit() and period.isdigit() else allowed
+    scheduler, period = [*_control_group("cpu.max").split(), "", ""][:2]
+    return max(1, min(allowed, int(scheduler) // int(period))) if scheduler.isdigit() and period.isdigit() else allowed
 
 
 def available_memory() -> int:

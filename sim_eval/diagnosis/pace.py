@@ -9,9 +9,9 @@ from statistics import median
 
 import numpy as np
 
+from sim_eval.core.types import EpisodeKey, Simulator
 from sim_eval.diagnosis.findings import Finding
 from sim_eval.diagnosis.machine import GIGABYTE, available_cores, available_memory
-from sim_eval.envs.contract import EpisodeKey, Simulator
 from sim_eval.policies.policy import Policy, PolicyRequest
 
 WARM_UP, CHUNKS = 3, 20
@@ -24,7 +24,8 @@ def policy_pace(policy: Policy, simulator: Simulator, key: EpisodeKey) -> Iterat
     observation = simulator.observe(tuple(policy.spec.cameras))
     privileged = simulator.privileged() if policy.spec.privileged else None
     requests = [
-        PolicyRequest(observation, key, replan, simulator.spec.action, privileged) for replan in range(WARM_UP + CHUNKS)
+        PolicyRequest(observation, key, policy_call, simulator.spec.action, privileged)
+        for policy_call in range(WARM_UP + CHUNKS)
     ]
     seconds = [_timed(partial(policy.predict, [request])) for request in requests][WARM_UP:]
     typical = median(seconds)

@@ -8,9 +8,9 @@ from typing import TypeAlias
 
 import numpy as np
 
+from sim_eval.core.types import CameraView
 from sim_eval.diagnosis.findings import Finding, graded, level_above
 from sim_eval.diagnosis.geometry import ERRORS, Repair
-from sim_eval.envs.contract import CameraView
 
 Pair: TypeAlias = tuple[CameraView, CameraView]  # recorded, rendered again
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from sim_eval.policies.policy import ActionChunk, Policy, PolicyRequest, PolicySpec
+from sim_eval.core.types import ActionChunk
+from sim_eval.policies.policy import Policy, PolicyRequest, PolicySpec
 
 
 @dataclass(frozen=True)

@@ -10,22 +10,24 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import numpy as np
 
-from sim_eval.envs.contract import (
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import (
+    ActionChunk,
     ActionSpec,
     EpisodeKey,
     FloatArray,
-    SimEvalError,
+    InstructionCondition,
+    Observation,
+    Recorder,
+    RenderConfig,
     Simulator,
-    SimulatorOptions,
     Status,
     Task,
-    Telling,
 )
-from sim_eval.policies.policy import ActionChunk, Policy, PolicyRequest
+from sim_eval.policies.policy import Policy, PolicyRequest
 
 # Correlation of the disturbance from one control step to the next: at 20 Hz a push lasts about half a second, long
 # enough to lead the arm off the expert's path instead of averaging out.
@@ -41,20 +43,20 @@ class RolloutProtocol:
     Attributes:
         replan: control steps executed of each chunk before the policy is asked again.
         settle_steps: control steps that go on after the first success, so that success at the end has a meaning.
-        telling: "wrong" tells the policy another goal's instruction than the one that is scored.
+        telling: "counterfactual" tells the policy another goal's instruction than the one that is scored.
         simulator: how the task is shown.
     """
 
-    replan: int = 4
-    settle_steps: int = 10
-    telling: Telling = "right"
-    simulator: SimulatorOptions = field(default_factory=SimulatorOptions)
+    n_action_steps: int = 4
+    post_success_steps: int = 10
+    instruction_condition: InstructionCondition = "correct"
+    render: RenderConfig = field(default_factory=RenderConfig)
 
     def __post_init__(self) -> None:
-        if self.replan < 1:
-            raise SimEvalError(f"replan must be 1 or more control steps, not {self.replan}")
-        if self.settle_steps < 0:
-            raise SimEvalError(f"settle_steps must be 0 or more control steps, not {self.settle_steps}")
+        if self.n_action_steps < 1:
+            raise SimEvalError(f"replan must be 1 or more control steps, not {self.n_action_steps}")
+        if self.post_success_steps < 0:
+            raise SimEvalError(f"settle_steps must be 0 or more control steps, not {self.post_success_steps}")
 
 
 @dataclass(frozen=True)
@@ -81,23 +83,18 @@ class EpisodeResult:
     steps: int
     first_success: int | None
     phase: str
-    replans: int
+    policy_calls: int
     error: str | None
     seconds: float = field(compare=False)
 
 
-def lost_episode(task: Task, key: EpisodeKey, telling: Telling, error: str, seconds: float) -> EpisodeResult:
+def lost_episode(
+    task: Task, key: EpisodeKey, instruction_condition: InstructionCondition, error: str, seconds: float
+) -> EpisodeResult:
     """The result of an episode whose process never came to its end: a failure, however far it was."""
-    return EpisodeResult(key, task.instruction(key, telling), False, False, 0, None, "none", 0, error, seconds)
-
-
-class Recorder(Protocol):
-    """Watches an episode. An interrupted episode never finishes: the next ``start`` forgets it."""
-
-    def start(self, simulator: Simulator, key: EpisodeKey) -> None: ...
-    def before_act(self, simulator: Simulator, label: FloatArray, executed: FloatArray) -> None: ...
-    def after_act(self, simulator: Simulator, status: Status) -> None: ...
-    def finish(self, simulator: Simulator, success: bool) -> None: ...
+    return EpisodeResult(
+        key, task.instruction(key, instruction_condition), False, False, 0, None, "none", 0, error, seconds
+    )
 
 
 class _BrokenEpisode(Exception):
@@ -115,14 +112,16 @@ def _blame(who: str) -> Iterator[None]:
         raise _BrokenEpisode(" ".join(f"{who}: {type(error).__name__}: {error}".split())) from error
 
 
-def _ask(simulator: Simulator, policy: Policy, key: EpisodeKey, instruction: str, replan: int) -> ActionChunk:
+def _ask(
+    simulator: Simulator, policy: Policy, key: EpisodeKey, instruction: str, policy_call: int
+) -> tuple[Observation, ActionChunk]:
     """One observation, with no more in it than the policy's spec names, and the policy's answer."""
     with _blame("simulator"):
         observation = replace(simulator.observe(tuple(policy.spec.cameras)), instruction=instruction)
         privileged = simulator.privileged() if policy.spec.privileged else None
     with _blame("policy"):
-        (chunk,) = policy.predict([PolicyRequest(observation, key, replan, simulator.spec.action, privileged)])
-        return replace(chunk, actions=_checked(chunk.actions, simulator.spec.action))
+        (chunk,) = policy.predict([PolicyRequest(observation, key, policy_call, simulator.spec.action, privileged)])
+        return observation, replace(chunk, actions=_checked(chunk.actions, simulator.spec.action))
 
 
 def _checked(actions: FloatArray, spec: ActionSpec) -> FloatArray:
@@ -174,9 +173,9 @@ def run_episode(
     """
     began = time.perf_counter()
     task, spec = simulator.task, simulator.spec.action
-    instruction = task.instruction(key, protocol.telling)
+    instruction = task.instruction(key, protocol.instruction_condition)
     noise = Disturbance(key, spec.dim) if disturb else None
-    steps = replans = phase = 0
+    steps = policy_calls = phase = 0
     first_success: int | None = None
     success_end, error = False, None
     started = False
@@ -184,13 +183,15 @@ def run_episode(
         with _blame("simulator"):
             simulator.reset(key)
         if recorder:
-            recorder.start(simulator, key)
+            recorder.start(simulator, key, instruction)
         started = True
-        last = task.horizon
+        last = task.max_episode_steps
         while steps < last:
-            chunk = _ask(simulator, policy, key, instruction, replans)
-            replans += 1
-            for label in chunk.actions[: protocol.replan]:
+            observation, chunk = _ask(simulator, policy, key, instruction, policy_calls)
+            policy_calls += 1
+            if recorder:
+                recorder.asked(observation, chunk)
+            for label in chunk.actions[: protocol.n_action_steps]:
                 executed = label
                 if noise is not None and chunk.disturbance is not None:
                     with _blame("policy"):
@@ -205,7 +206,7 @@ def run_episode(
                 success_end, phase = status.success, max(phase, status.phase)
                 if status.success and first_success is None:
                     first_success = steps
-                    last = min(task.horizon, steps + protocol.settle_steps)
+                    last = min(task.max_episode_steps, steps + protocol.post_success_steps)
                 if steps >= last:
                     break
     except _BrokenEpisode as broken:
@@ -220,21 +221,25 @@ def run_episode(
         steps=steps,
         first_success=first_success,
         phase=task.phases[phase - 1] if phase else "none",
-        replans=replans,
+        policy_calls=policy_calls,
         error=error,
         seconds=time.perf_counter() - began,
     )
 
 
-class Recorders:
+class Recorders(Recorder):
     """Several recorders as one."""
 
     def __init__(self, *recorders: Recorder) -> None:
         self._recorders = recorders
 
-    def start(self, simulator: Simulator, key: EpisodeKey) -> None:
+    def start(self, simulator: Simulator, key: EpisodeKey, instruction: str) -> None:
         for recorder in self._recorders:
-            recorder.start(simulator, key)
+            recorder.start(simulator, key, instruction)
+
+    def asked(self, observation: Observation, chunk: ActionChunk) -> None:
+        for recorder in self._recorders:
+            recorder.asked(observation, chunk)
 
     def before_act(self, simulator: Simulator, label: FloatArray, executed: FloatArray) -> None:
         for recorder in self._recorders:

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sim_eval.envs.contract import EpisodeKey, SimEvalError
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import EpisodeKey
 
 
 def digest(value: object) -> str:

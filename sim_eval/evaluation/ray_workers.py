@@ -13,7 +13,7 @@ from contextlib import suppress
 from multiprocessing.connection import Client, Connection, answer_challenge, deliver_challenge
 from pathlib import Path
 
-from sim_eval.envs.contract import SimEvalError
+from sim_eval.core.errors import SimEvalError
 from sim_eval.evaluation.workers import STARTING, environment, work
 
 try:
@@ -25,7 +25,7 @@ OBJECT_STORE = 100 * 1024 * 1024  # bytes; nothing is kept in it
 REACHED = 10.0  # seconds in which a cluster must answer
 
 
-class Seat:
+class WorkerActor:
     """The actor."""
 
     def work(self, folder: str, address: tuple[str, int], secret: bytes) -> None:
@@ -42,7 +42,7 @@ class RayActor:
         with socket.create_server((ray.util.get_node_ip_address(), 0)) as server:
             server.settimeout(STARTING)
             options = {"num_cpus": 1, "num_gpus": gpus, "runtime_env": {"env_vars": environment()}}
-            self._actor = ray.remote(Seat).options(**options).remote()
+            self._actor = ray.remote(WorkerActor).options(**options).remote()
             self._actor.work.remote(str(Path.cwd()), server.getsockname(), secret)
             try:
                 caller, _ = server.accept()

@@ -8,27 +8,24 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from types import UnionType
-from typing import IO, Any, cast
+from typing import IO, Any
 
-import numpy as np
-
-from sim_eval import __version__
-from sim_eval.envs.contract import EnvironmentSpec, EpisodeKey, SimEvalError, SimulatorOptions
+from sim_eval.core import old_files
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.files import PARTIAL, atomic, read_json, unwritable, write_json
+from sim_eval.core.types import EnvironmentSpec, EpisodeKey, RenderConfig
+from sim_eval.core.versions import machine, versions
 from sim_eval.envs.tasks import in_short
 from sim_eval.evaluation.engine import EpisodeResult, RolloutProtocol
 from sim_eval.evaluation.manifest import Manifest
 from sim_eval.policies.policy import PolicySpec
 
-PARTIAL = ".partial-"
 RESULT_TYPES: dict[str, type | UnionType] = {
     "instruction": str,
     "success": bool,
@@ -36,79 +33,13 @@ RESULT_TYPES: dict[str, type | UnionType] = {
     "steps": int,
     "first_success": int | None,
     "phase": str,
-    "replans": int,
+    "policy_calls": int,
     "error": str | None,
     "seconds": float,
 }
 MANIFEST, RUN, EPISODES, TRAJECTORIES, VIDEOS = "manifest.json", "run.json", "episodes.jsonl", "trajectories", "videos"
 OUTCOMES = ("success", "failure")  # the ends of videos' names
-PACKAGES = (
-    "numpy",
-    "mujoco",
-    "robosuite",
-    "metaworld",
-    "rpent-libero",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "h5py",
-    "imageio-ffmpeg",
-    "pillow",
-)
 TASK_PACKAGES = ("sim_eval", "mujoco", "robosuite", "metaworld", "rpent-libero")  # of another version: another task
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A file beside ``path`` to write to; it takes the name of ``path`` when the block ends well, and goes otherwise.
-
-    Raises:
-        SimEvalError: the disk refuses.
-    """
-    partial = path.with_name(PARTIAL + path.name)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        os.replace(partial, path)
-    except OSError as error:
-        raise unwritable(path, error) from error
-    finally:
-        with suppress(OSError):  # gone already, or could never be made
-            partial.unlink()
-
-
-def unwritable(path: Path, error: OSError) -> SimEvalError:
-    return SimEvalError(f"cannot write {path} ({error.strerror or error}): choose another --out or free some space")
-
-
-def write_json(path: Path, value: object) -> None:
-    with atomic(path) as partial, partial.open("w") as file:
-        json.dump(value, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of a run.
-
-    Raises:
-        SimEvalError: there is no such file, or it holds something else.
-    """
-    try:
-        value = json.loads(path.read_text())
-        if not isinstance(value, dict):
-            raise ValueError("not a JSON object")
-    except OSError as error:
-        raise SimEvalError(f"{path} cannot be read ({error.strerror}): is {path.parent} a run folder?") from error
-    except ValueError as error:
-        raise SimEvalError(f"{path} is damaged ({error}): run it again into a new folder") from error
-    return value
-
-
-def episode_name(key: EpisodeKey) -> str:
-    """The stem of an episode's files: task, split, index."""
-    return f"{key.task.replace('/', '-')}_{key.split}_{key.index:05d}"
 
 
 def to_line(result: EpisodeResult) -> str:
@@ -123,7 +54,7 @@ def from_line(line: str) -> EpisodeResult:
     Raises:
         ValueError, KeyError, TypeError, SimEvalError: it is something else.
     """
-    entry = json.loads(line)
+    entry = old_files.episode(json.loads(line))
     result = EpisodeResult(
         key=EpisodeKey(*(entry.pop(name) for name in ("task", "split", "index"))),
         **entry,
@@ -146,50 +77,6 @@ def identity(policy: PolicySpec, protocol: RolloutProtocol) -> dict[str, dict[st
         "protocol": asdict(protocol),
         "versions": versions(),
     }
-
-
-def versions() -> dict[str, object]:
-    """Of what may change the last bit of a result: package -> version."""
-    found: dict[str, object] = {"sim_eval": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
-
-
-def machine() -> dict[str, object]:
-    """Versions, processor and threads: what may change the last bit of a result."""
-    return {
-        "versions": versions(),
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "instructions": _instructions(),
-        "torch_threads": torch_threads(),
-    }
-
-
-def torch_threads() -> int | None:
-    """Of this process; None: a policy without a network does not load torch."""
-    torch = sys.modules.get("torch")
-    return int(torch.get_num_threads()) if torch else None
-
-
-def _processor() -> str:
-    """Name and stepping: several generations of a processor may share their name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-    except OSError:
-        return platform.processor()
-    told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    parts = [told.get("model name", platform.machine())]
-    parts += [f"{name} {told[name]}" for name in ("cpu family", "model", "stepping") if name in told]
-    return ", ".join(parts)
-
-
-def _instructions() -> str:
-    """The processor's vector instructions, as NumPy sees them: libraries choose their kernels by them."""
-    found = cast(Any, np).show_config(mode="dicts")  # its stub knows no mode
-    return " ".join(found["SIMD Extensions"].get("found", ()))
 
 
 @dataclass(frozen=True)
@@ -251,7 +138,8 @@ def _protocol(raw: Mapping[str, Any]) -> RolloutProtocol:
     Raises:
         KeyError, TypeError, SimEvalError: it is something else.
     """
-    return RolloutProtocol(**{**raw, "simulator": SimulatorOptions(**raw["simulator"])})
+    now = old_files.protocol(raw)
+    return RolloutProtocol(**{**now, "render": RenderConfig(**now["render"])})
 
 
 def _read_manifest(path: Path) -> Manifest:
@@ -323,7 +211,7 @@ class RunFolder:
 
     def discard(self, keys: Iterable[EpisodeKey]) -> None:
         """Removes the trajectories and videos, whole or partial, that broken tries of these episodes have left."""
-        names = {episode_name(key) for key in keys}
+        names = {key.stem for key in keys}
         for path in [*(self.folder / TRAJECTORIES).glob("*"), *(self.folder / VIDEOS).glob("*")]:
             stem = path.stem.removeprefix(PARTIAL)
             for outcome in OUTCOMES:

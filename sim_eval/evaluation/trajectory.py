@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim_eval.envs.contract import EpisodeKey, FloatArray, Observation, SimEvalError, Simulator, Status
-from sim_eval.evaluation.run_folder import TRAJECTORIES, atomic, episode_name, machine
-from sim_eval.policies.policy import ActionChunk, Policy, PolicyRequest, PolicySpec
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.files import atomic
+from sim_eval.core.types import ActionChunk, EpisodeKey, FloatArray, Observation, Recorder, Simulator, Status
+from sim_eval.core.versions import machine
+from sim_eval.evaluation.run_folder import TRAJECTORIES
+from sim_eval.policies.policy import PolicySpec
 
 if TYPE_CHECKING:
     import h5py
@@ -36,7 +39,7 @@ class Trajectory:
         success: bool [T], the task's rule after each step.
         asked: int64 [R], control steps made before each question to the policy.
         seen: SHA-256 in hex of the observation of each question.
-        machine: versions, processor and threads, as :func:`sim_eval.evaluation.run_folder.machine` gives them.
+        machine: versions, processor and threads, as :func:`sim_eval.core.versions.machine` gives them.
     """
 
     key: EpisodeKey
@@ -55,14 +58,16 @@ class Trajectory:
         if lengths != (steps,) * 3 or len(self.asked) != len(self.seen) or ends[0] != 0 or sorted(ends) != ends:
             raise SimEvalError(f"the trajectory of {self.key} contradicts itself: its parts do not fit together")
 
-    def chunk(self, replan: int) -> FloatArray:
+    def chunk(self, policy_call: int) -> FloatArray:
         """What was executed of the policy's answer number ``replan``: [steps, action dim].
 
         Raises:
             SimEvalError: the episode ended before.
         """
         ends = [*self.asked[1:], len(self.actions)]
-        actions = self.actions[self.asked[replan] : ends[replan]] if replan < len(ends) else self.actions[:0]
+        actions = (
+            self.actions[self.asked[policy_call] : ends[policy_call]] if policy_call < len(ends) else self.actions[:0]
+        )
         if not len(actions):
             raise SimEvalError(f"the recorded actions end after {len(self.actions)} control steps")
         return actions
@@ -84,10 +89,11 @@ def observation_digest(observation: Observation) -> str:
     return found.hexdigest()
 
 
-class TrajectoryRecorder:
-    """Records an episode's :class:`Trajectory`; run the episode with the policy that :meth:`watch` returns.
+class TrajectoryRecorder(Recorder):
+    """Records an episode's :class:`Trajectory`.
 
     Args:
+        policy: whose episodes they are.
         folder: the run folder, into whose ``trajectories`` each episode is written; None: nothing is written.
         threads: torch's, where the policy answers in another process; None: it answers in this one.
 
@@ -95,18 +101,12 @@ class TrajectoryRecorder:
         trajectory: of the last finished episode; None: there is none yet.
     """
 
-    def __init__(self, folder: Path | None = None, threads: int | None = None) -> None:
-        self._folder = folder
+    def __init__(self, policy: PolicySpec, folder: Path | None = None, threads: int | None = None) -> None:
+        self._policy, self._folder = policy_identity(policy), folder
         self._machine = machine() if threads is None else {**machine(), "torch_threads": threads}
-        self._policy: Mapping[str, str] = {}
         self.trajectory: Trajectory | None = None
 
-    def watch(self, policy: Policy) -> Policy:
-        """The same policy; what it sees is noted."""
-        self._policy = policy_identity(policy.spec)
-        return _Watched(policy, self)
-
-    def start(self, simulator: Simulator, key: EpisodeKey) -> None:
+    def start(self, simulator: Simulator, key: EpisodeKey, instruction: str) -> None:
         self._key = key
         self._actions: list[FloatArray] = []
         self._statuses: list[Status] = []
@@ -114,8 +114,7 @@ class TrajectoryRecorder:
         self._seen: list[str] = []
         self._states = [simulator.snapshot().state]
 
-    def asks(self, observation: Observation) -> None:
-        """The policy answers to this observation."""
+    def asked(self, observation: Observation, chunk: ActionChunk) -> None:
         self._asked.append(len(self._actions))
         self._seen.append(observation_digest(observation))
 
@@ -143,26 +142,9 @@ class TrajectoryRecorder:
             write_trajectory(self._folder, self.trajectory)
 
 
-class _Watched:
-    """A policy whose questions a recorder notes."""
-
-    def __init__(self, policy: Policy, recorder: TrajectoryRecorder) -> None:
-        self._policy, self._recorder = policy, recorder
-
-    @property
-    def spec(self) -> PolicySpec:
-        return self._policy.spec
-
-    def predict(self, requests: Sequence[PolicyRequest]) -> list[ActionChunk]:
-        answers = self._policy.predict(requests)
-        for request in requests:
-            self._recorder.asks(request.observation)
-        return answers
-
-
 def trajectory_path(folder: Path, key: EpisodeKey) -> Path:
     """Where a run folder keeps the episode's trajectory."""
-    return folder / TRAJECTORIES / f"{episode_name(key)}.h5"
+    return folder / TRAJECTORIES / f"{key.stem}.h5"
 
 
 def write_trajectory(folder: Path, trajectory: Trajectory) -> None:
@@ -171,7 +153,7 @@ def write_trajectory(folder: Path, trajectory: Trajectory) -> None:
     Raises:
         SimEvalError: the disk refuses.
     """
-    from sim_eval.datasets.sealed_file import sealed
+    from sim_eval.core.files import sealed
 
     def fill(file: h5py.File) -> None:
         file.attrs.update(asdict(trajectory.key))
@@ -195,7 +177,7 @@ def read_trajectory(path: Path) -> Trajectory:
     Raises:
         SimEvalError: the file is missing, truncated, damaged, of an earlier version or foreign.
     """
-    from sim_eval.datasets.sealed_file import unsealed
+    from sim_eval.core.files import unsealed
 
     remedy = "run the episode again"
     with unsealed(path, MARK, "trajectory", remedy) as file:

@@ -20,11 +20,11 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection, Pipe, wait
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Generic, NoReturn, Protocol, TypeAlias, TypeVar
 
-from sim_eval.envs.contract import EpisodeKey, FloatArray, SimEvalError, Simulator, Status
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import EpisodeKey, Recorder, Simulator, Status
 from sim_eval.evaluation.batching import Answer, Batcher, Question
 
 Result = TypeVar("Result")  # what comes of an episode: EpisodeResult where it is scored
@@ -37,7 +37,7 @@ class Ready:
     """What a worker says when it has made what its episodes need."""
 
 
-class Beat:
+class Heartbeat:
     """A sign of life."""
 
 
@@ -84,23 +84,20 @@ class Link:
 Job: TypeAlias = Callable[[Link], AbstractContextManager[Play[Result]]]
 
 
-class Pulse:
+class HeartbeatRecorder(Recorder):
     """A recorder that keeps nothing: every control step is a sign of life."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
 
-    def start(self, simulator: Simulator, key: EpisodeKey) -> None:
-        self._link.send(Beat())
-
-    def before_act(self, simulator: Simulator, label: FloatArray, executed: FloatArray) -> None:
-        """Nothing: the step has yet to be survived."""
+    def start(self, simulator: Simulator, key: EpisodeKey, instruction: str) -> None:
+        self._link.send(Heartbeat())
 
     def after_act(self, simulator: Simulator, status: Status) -> None:
-        self._link.send(Beat())
+        self._link.send(Heartbeat())
 
     def finish(self, simulator: Simulator, success: bool) -> None:
-        self._link.send(Beat())
+        self._link.send(Heartbeat())
 
 
 def work(connection: Connection) -> None:
@@ -136,16 +133,13 @@ def _leave() -> NoReturn:
 
 def environment() -> dict[str, str]:
     """What the environment of a worker must say: where sim_eval is, and one thread each, unless the user says more."""
-    import sim_eval
-
     told = {
         name: os.environ.get(name, default) for name, default in (("LP_NUM_THREADS", "0"), ("OMP_NUM_THREADS", "1"))
     }
-    paths = [*filter(None, sys.path), str(Path(sim_eval.__file__).parents[1])]  # sim_eval takes a clone's root off it
-    return {**told, "PYTHONPATH": os.pathsep.join(paths)}
+    return {**told, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
 
 
-class Body(Protocol):
+class WorkerHandle(Protocol):
     """Something that runs :func:`work`, with the parent's end of its connection."""
 
     @property
@@ -197,7 +191,7 @@ class _Worker:
         began: when it was given its episode, or was started.
     """
 
-    def __init__(self, body: Body, job: Job[Any]) -> None:
+    def __init__(self, body: WorkerHandle, job: Job[Any]) -> None:
         self._body = body
         self.connection = body.connection
         self.ready, self.gone = False, False
@@ -258,16 +252,16 @@ class Lost:
 
     key: EpisodeKey | None
     reason: str
-    tries: int
+    attempts: int
     final: bool
     seconds: float
 
     def __str__(self) -> str:
         what, again = self.key or "start of a worker", "given up" if self.final else "tried again"
-        return f"{what}: {self.reason}; try {self.tries}, {again}"
+        return f"{what}: {self.reason}; try {self.attempts}, {again}"
 
 
-class Crew(Generic[Result]):
+class WorkerPool(Generic[Result]):
     """The workers of a run. Close it: then no worker is left.
 
     Args:
@@ -283,13 +277,13 @@ class Crew(Generic[Result]):
         size: int,
         supervision: Supervision,
         batcher: Batcher | None = None,
-        start: Callable[[], Body] = LocalProcess,
+        start: Callable[[], WorkerHandle] = LocalProcess,
     ) -> None:
         self._job, self._size, self._supervision = job, size, supervision
         self._batcher, self._start = batcher, start
         self._workers: list[_Worker] = []
         self._waiting: deque[EpisodeKey] = deque()
-        self._tries: Counter[EpisodeKey | None] = Counter()
+        self._attempts: Counter[EpisodeKey | None] = Counter()
 
     def close(self) -> None:
         while self._workers:
@@ -359,7 +353,7 @@ class Crew(Generic[Result]):
                     yield message.result
                 case Ready():
                     worker.ready = True
-                    self._tries[None] = 0
+                    self._attempts[None] = 0
                 case Question() if self._batcher is not None:
                     self._batcher.add(worker, message)
                 case SimEvalError():
@@ -378,11 +372,11 @@ class Crew(Generic[Result]):
         self._workers.remove(worker)
         if self._batcher is not None:
             self._batcher.forget(worker)
-        self._tries[worker.key] += 1
-        tries, reason = self._tries[worker.key], reason or ended
-        final = tries > self._supervision.retries
+        self._attempts[worker.key] += 1
+        attempts, reason = self._attempts[worker.key], reason or ended
+        final = attempts > self._supervision.retries
         if final and worker.key is None:
-            raise SimEvalError(f"no worker could start in {tries} tries ({reason}): try fewer --workers")
+            raise SimEvalError(f"no worker could start in {attempts} tries ({reason}): try fewer --workers")
         if worker.key and not final:
             self._waiting.appendleft(worker.key)
-        return Lost(worker.key, reason, tries, final, time.monotonic() - worker.began)
+        return Lost(worker.key, reason, attempts, final, time.monotonic() - worker.began)

@@ -9,14 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-from sim_eval.envs.contract import EpisodeKey, SimEvalError
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import EpisodeKey
 from sim_eval.envs.tasks import get_task
 from sim_eval.reporting.summary import Tally, summaries
 
 if TYPE_CHECKING:
     from sim_eval.evaluation.engine import EpisodeResult, RolloutProtocol
     from sim_eval.evaluation.run_folder import Run
-    from sim_eval.reporting.training_record import TrainingRecord
+    from sim_eval.training.metadata import TrainingMetadata
 
 VALIDATED, SCORED = "val", "test"
 # Options that change what a training gives but stand only in its record's command.
@@ -47,7 +48,7 @@ class Setting:
     size: str
     changes: tuple[str, ...]
     batch_size: int
-    draws: int
+    flow_samples: int
     balance: float
     budget: str
     device: str
@@ -62,7 +63,7 @@ class Setting:
             [
                 f"{self.budget} on {self.device}{threads}",
                 f"size {self.size}",
-                f"batches of {self.batch_size} with {self.draws} draws",
+                f"batches of {self.batch_size} with {self.flow_samples} draws",
                 f"balance {self.balance:g}",
                 *self.changes,
             ]
@@ -78,7 +79,7 @@ class Training:
     """A finished training."""
 
     folder: Path
-    record: TrainingRecord
+    record: TrainingMetadata
 
     @property
     def setting(self) -> Setting:
@@ -91,7 +92,7 @@ class Training:
             size=record.size,
             changes=(*record.overrides, *(f"{name} {value}" for name, value in typed.items() if name != "steps")),
             batch_size=record.batch_size,
-            draws=record.draws,
+            flow_samples=record.flow_samples,
             balance=record.balance,
             budget=f"{typed['steps']} steps" if "steps" in typed else by_clock,
             device=record.device,
@@ -164,9 +165,9 @@ def compare(trainings: Sequence[Path], runs: Sequence[Path]) -> Comparison:
         SimEvalError: a path does not exist.
     """
     from sim_eval.evaluation.run_folder import MANIFEST
-    from sim_eval.reporting.training_record import RECORD
+    from sim_eval.training.metadata import METADATA
 
-    found, bad_trainings = read_trainings(*folders_with(RECORD, trainings, "training"))
+    found, bad_trainings = read_trainings(*folders_with(METADATA, trainings, "training"))
     tested, bad_runs = join(found, *folders_with(MANIFEST, runs, "run"))
     scored = {each.training.folder for each in tested}
     bare = [
@@ -198,13 +199,13 @@ def folders_with(name: str, paths: Sequence[Path], what: str) -> tuple[list[Path
 
 def read_trainings(folders: Sequence[Path], left_out: Sequence[LeftOut]) -> tuple[list[Training], list[LeftOut]]:
     """Finished trainings of the folders, no weights twice; the others join those left out."""
-    from sim_eval.reporting.training_record import read_record
+    from sim_eval.training.metadata import read_metadata
 
     found: dict[str, Training] = {}
     out = list(left_out)
     for folder in folders:
         try:
-            record = read_record(folder)
+            record = read_metadata(folder)
         except SimEvalError as error:
             out.append((folder, str(error)))
             continue

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sim_eval.envs.contract import SimEvalError
-from sim_eval.evaluation.run_folder import atomic
-from sim_eval.policies.spatialvla.configuration_spatialvla import EXPERTS
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.files import atomic
+from sim_eval.policies.spatialvla.configuration_spatialvla import ACTION_EXPERTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -107,7 +107,7 @@ def written(path: Path, height: float, title: str, text: str) -> Iterator[Figure
 
 def _styles(experts: set[str]) -> dict[str, tuple[str, str]]:
     """Expert -> colour and mark, the same in every figure."""
-    order = [*EXPERTS, *sorted(experts - set(EXPERTS))]
+    order = [*ACTION_EXPERTS, *sorted(experts - set(ACTION_EXPERTS))]
     return {expert: STYLES[place % len(STYLES)] for place, expert in enumerate(order) if expert in experts}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sim_eval.policies.policy import PolicySpec
-from sim_eval.reporting.training_record import LISTED, TrainingRecord
+from sim_eval.training.metadata import LISTED, TrainingMetadata
 
 CARD = """# {name}
 
@@ -30,7 +30,7 @@ Validation (split `val`, replanning every {replan} control steps); the shipped w
 """
 
 
-def model_card(record: TrainingRecord, spec: PolicySpec, replan: int) -> str:
+def model_card(record: TrainingMetadata, spec: PolicySpec, n_action_steps: int) -> str:
     """Markdown of a training's record.
 
     Args:
@@ -54,12 +54,12 @@ def model_card(record: TrainingRecord, spec: PolicySpec, replan: int) -> str:
             ["task", "episodes", "windows"],
             [[task, str(count), str(record.windows[task])] for task, count in record.demonstrations.items()],
         ),
-        replan=replan,
+        n_action_steps=n_action_steps,
         validation=_validation(record),
     )
 
 
-def _validation(record: TrainingRecord) -> str:
+def _validation(record: TrainingMetadata) -> str:
     if not record.rounds:
         return "none was run; the weights are the last ones."
     tasks = list(record.rounds[0].success)

@@ -8,7 +8,7 @@ from itertools import chain, combinations, zip_longest
 from string import ascii_uppercase
 from typing import TYPE_CHECKING
 
-from sim_eval.envs.contract import SimEvalError
+from sim_eval.core.errors import SimEvalError
 from sim_eval.envs.tasks import outer_suites, suite_tasks, suites
 from sim_eval.reporting.intervals import (
     SIGNIFICANCE,
@@ -21,7 +21,7 @@ from sim_eval.reporting.intervals import (
 from sim_eval.reporting.summary import Tally, parts
 
 if TYPE_CHECKING:
-    from sim_eval.envs.contract import EpisodeKey
+    from sim_eval.core.types import EpisodeKey
     from sim_eval.evaluation.engine import EpisodeResult, RolloutProtocol
     from sim_eval.evaluation.run_folder import Run
 

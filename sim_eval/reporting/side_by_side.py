@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sim_eval.envs.contract import SimEvalError, Simulator, Task
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.files import atomic
+from sim_eval.core.types import Simulator, Task
 from sim_eval.envs.tasks import get_task
 from sim_eval.evaluation.engine import run_episode
-from sim_eval.evaluation.replay import RecordedPolicy
-from sim_eval.evaluation.run_folder import VIDEOS, atomic, episode_name
+from sim_eval.evaluation.run_folder import VIDEOS
 from sim_eval.evaluation.trajectory import read_trajectory, trajectory_path
+from sim_eval.evaluation.verification import RecordedPolicy
 from sim_eval.policies.policy import PolicySpec
 from sim_eval.reporting.tables import policy_label
 from sim_eval.reporting.video import (
@@ -32,7 +34,7 @@ from sim_eval.reporting.video import (
 )
 
 if TYPE_CHECKING:
-    from sim_eval.envs.contract import EpisodeKey, SimulatorOptions
+    from sim_eval.core.types import EpisodeKey, RenderConfig
     from sim_eval.evaluation.engine import EpisodeResult
     from sim_eval.evaluation.run_folder import Run
 
@@ -80,7 +82,7 @@ class SideBySide:
     def __init__(self, folder: Path, scratch: Path) -> None:
         self._folder = folder
         self._scratch = scratch
-        self._simulators: dict[tuple[Task, SimulatorOptions], Simulator] = {}
+        self._simulators: dict[tuple[Task, RenderConfig], Simulator] = {}
         self._stack = ExitStack()
 
     def close(self) -> None:
@@ -93,7 +95,7 @@ class SideBySide:
             SimEvalError: a run kept neither video nor trajectory of it, or played back it ends otherwise.
         """
         ends = [f"{side.letter}-{_outcome(side.result(key))}" for side in sides]
-        path = self._folder / f"{'_'.join([episode_name(key), *ends])}.mp4"
+        path = self._folder / f"{'_'.join([key.stem, *ends])}.mp4"
         halves = []
         for side in sides:
             rate, frames = read_video(self._video(key, side))
@@ -103,7 +105,7 @@ class SideBySide:
         return path
 
     def _video(self, key: EpisodeKey, side: Side) -> Path:
-        name = f"{episode_name(key)}_{_outcome(side.result(key))}.mp4"
+        name = f"{key.stem}_{_outcome(side.result(key))}.mp4"
         kept = side.run.folder / VIDEOS / name
         if kept.exists():
             return kept
@@ -113,8 +115,8 @@ class SideBySide:
     def _play(self, key: EpisodeKey, side: Side) -> None:
         run = side.run
         policy = RecordedPolicy(read_trajectory(trajectory_path(run.folder, key)), PolicySpec(run.policy))
-        simulator = self._simulator(get_task(key.task), run.protocol.simulator)
-        recorder = VideoRecorder(self._scratch / side.letter, run.policy, "all", run.protocol.telling)
+        simulator = self._simulator(get_task(key.task), run.protocol.render)
+        recorder = VideoRecorder(self._scratch / side.letter, run.policy, "all")
         played = run_episode(simulator, policy, key, run.protocol, recorder)
         if played.success != side.result(key).success:
             raise SimEvalError(
@@ -122,7 +124,7 @@ class SideBySide:
                 f"{_outcome(side.result(key))}: this machine or its libraries differ from the run's"
             )
 
-    def _simulator(self, task: Task, options: SimulatorOptions) -> Simulator:
+    def _simulator(self, task: Task, options: RenderConfig) -> Simulator:
         if (task, options) not in self._simulators:
             self._simulators[task, options] = self._stack.enter_context(closing(task.make(options)))
         return self._simulators[task, options]

@@ -14,7 +14,7 @@ from sim_eval.reporting.intervals import Share, mean_interval, success_interval
 from sim_eval.reporting.tables import Grid, counted, interval, limits, percent, rate
 
 if TYPE_CHECKING:
-    from sim_eval.envs.contract import EpisodeKey
+    from sim_eval.core.types import EpisodeKey
     from sim_eval.evaluation.engine import EpisodeResult
 
 Part: TypeAlias = tuple[str, str]  # task and goal; goal "" is the whole task

@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from sim_eval.envs.contract import (
+from sim_eval.core.files import atomic
+from sim_eval.core.types import (
     CameraView,
     EpisodeKey,
-    FloatArray,
+    Recorder,
     Simulator,
     Status,
-    Telling,
     WorkspaceBox,
 )
-from sim_eval.evaluation.run_folder import atomic, episode_name
 
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont, ImageFont
@@ -53,28 +52,24 @@ def colour_depth(depth: NDArray[np.float32], near: float, far: float) -> Picture
     return COLOURS[(255 * closeness).astype(np.uint8)]
 
 
-class VideoRecorder:
+class VideoRecorder(Recorder):
     """Writes ``<task>_<split>_<index>_<success|failure>.mp4`` with T + 1 frames for T control steps.
 
     H.264, yuv420p, at the control rate, so that a browser plays it in real time. With ``failures`` only failures are
     written; frames are rendered for every episode all the same, since nobody knows its outcome before.
     """
 
-    def __init__(self, folder: Path, policy: str, choice: VideoChoice, telling: Telling = "right") -> None:
+    def __init__(self, folder: Path, policy: str, choice: VideoChoice) -> None:
         self._folder = folder
         self._policy = policy
         self._choice = choice
-        self._telling = telling
 
-    def start(self, simulator: Simulator, key: EpisodeKey) -> None:
-        self._key = key
+    def start(self, simulator: Simulator, key: EpisodeKey, instruction: str) -> None:
+        self._key, self._instruction = key, instruction
         self._frames: list[tuple[dict[str, Picture], str]] = []
         views = simulator.observe().views
         self._ranges = {name: depth_range(view, simulator.task.workspace) for name, view in views.items()}
         self._keep(views, "none")
-
-    def before_act(self, simulator: Simulator, label: FloatArray, executed: FloatArray) -> None:
-        """Nothing: a step is shown by what it led to."""
 
     def after_act(self, simulator: Simulator, status: Status) -> None:
         self._keep(simulator.observe().views, simulator.task.phases[status.phase - 1] if status.phase else "none")
@@ -84,14 +79,14 @@ class VideoRecorder:
             return
         outcome = "success" if success else "failure"
         title = f"{self._policy}   {self._key.task}   {self._key.split} {self._key.index}"
-        sentence, steps = simulator.task.instruction(self._key, self._telling), len(self._frames) - 1
+        steps = len(self._frames) - 1
         sizes = {name: (panel.shape[0], panel.shape[1]) for name, panel in self._frames[0][0].items()}
-        layout = Layout(sizes, (f'"{sentence}"', title), outcome)
+        layout = Layout(sizes, (f'"{self._instruction}"', title), outcome)
         frames = (
             layout.frame(panels, f"step {step} of {steps}   phase: {phase}")
             for step, (panels, phase) in enumerate(self._frames)
         )
-        with atomic(self._folder / f"{episode_name(self._key)}_{outcome}.mp4") as partial:
+        with atomic(self._folder / f"{self._key.stem}_{outcome}.mp4") as partial:
             write_video(partial, frames, simulator.spec.action.control_hz)
 
     def _keep(self, views: Mapping[str, CameraView], phase: str) -> None:

@@ -7,8 +7,8 @@ from typing import TypeAlias
 import numpy as np
 import pytest
 
+from sim_eval.core.types import ActionSpec, CameraView, EpisodeKey, Observation, RenderConfig, WorkspaceBox
 from sim_eval.datasets.episode_file import Episode
-from sim_eval.envs.contract import ActionSpec, CameraView, EpisodeKey, Observation, SimulatorOptions, WorkspaceBox
 
 EpisodeMaker: TypeAlias = Callable[..., Episode]
 
@@ -56,7 +56,7 @@ def _episode(index: int = 0, steps: int = 5, height: int = 12, width: int = 16, 
         phases=np.arange(steps, dtype=np.int64) // 2,
         provenance={"env_args": '{"env_name": "Lift"}', "model_file": "<mujoco/>"},
         versions={"mujoco": "3.3.0"},
-        shown=SimulatorOptions("fast", height, width),
+        render_config=RenderConfig("fast", height, width),
     )
     return replace(episode, **changes)  # type: ignore[arg-type]
 

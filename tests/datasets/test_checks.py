@@ -5,9 +5,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from sim_eval.core.types import CameraView
 from sim_eval.datasets.checks import check_episode, check_folder, episode_problems
-from sim_eval.datasets.episode_file import Episode, episode_name, write_episode
-from sim_eval.envs.contract import CameraView
+from sim_eval.datasets.episode_file import Episode, file_name, write_episode
 
 Make = Callable[..., Episode]
 
@@ -46,7 +46,7 @@ def test_each_flaw_is_named(make_episode: Make) -> None:
 
 
 def test_a_file_edited_afterwards_or_misnamed_is_found(tmp_path: Path, make_episode: Make) -> None:
-    path = tmp_path / episode_name(make_episode().key)
+    path = tmp_path / file_name(make_episode().key)
     write_episode(path, make_episode())
     assert check_episode(path) == []
     with h5py.File(path, "r+") as file:
@@ -59,7 +59,7 @@ def test_a_file_edited_afterwards_or_misnamed_is_found(tmp_path: Path, make_epis
 def test_a_folder_is_summed_up(tmp_path: Path, make_episode: Make) -> None:
     failed = make_episode(1, steps=3, success=np.zeros(3, dtype=np.bool_))
     for episode in (make_episode(0), failed):
-        write_episode(tmp_path / episode_name(episode.key), episode)
+        write_episode(tmp_path / file_name(episode.key), episode)
     report = check_folder(tmp_path)
     assert (report.episodes, report.steps, report.successes, report.problems) == (2, 8, 1, ())
     write_episode(tmp_path / "copy.hdf5", replace(make_episode(0), robot="Sawyer"))

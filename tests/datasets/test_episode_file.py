@@ -12,23 +12,24 @@ import h5py
 import numpy as np
 import pytest
 
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import CameraView, EpisodeKey, RenderConfig
 from sim_eval.datasets import episode_file
 from sim_eval.datasets.checks import check_episode
 from sim_eval.datasets.episode_file import (
     Episode,
     episode_files,
-    episode_name,
+    file_name,
     read_episode,
     read_header,
     write_episode,
 )
-from sim_eval.envs.contract import CameraView, EpisodeKey, SimEvalError, SimulatorOptions
 
 Make = Callable[..., Episode]
 
 
 def test_the_name_tells_the_key() -> None:
-    assert episode_name(EpisodeKey("robosuite/LiftWide", "train", 12)) == "robosuite-LiftWide_train_00012.hdf5"
+    assert file_name(EpisodeKey("robosuite/LiftWide", "train", 12)) == "robosuite-LiftWide_train_00012.hdf5"
 
 
 def test_round_trip_is_bit_exact(tmp_path: Path, make_episode: Make) -> None:
@@ -152,7 +153,7 @@ FULL_DISK = """
 import resource, sys
 from pathlib import Path
 from sim_eval.datasets.episode_file import read_episode, write_episode
-from sim_eval.envs.contract import SimEvalError
+from sim_eval.core.errors import SimEvalError
 source, target = map(Path, sys.argv[1:])
 episode = read_episode(source)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
@@ -180,13 +181,13 @@ WRITE_FOR_EVER = """
 import itertools, sys
 from dataclasses import replace
 from pathlib import Path
-from sim_eval.datasets.episode_file import episode_name, read_episode, write_episode
-from sim_eval.envs.contract import EpisodeKey
+from sim_eval.datasets.episode_file import file_name, read_episode, write_episode
+from sim_eval.core.types import EpisodeKey
 source, folder = map(Path, sys.argv[1:])
 episode = read_episode(source)
 for index in itertools.count():
     key = EpisodeKey("robosuite/LiftWide", "train", index)
-    write_episode(folder / episode_name(key), replace(episode, key=key))
+    write_episode(folder / file_name(key), replace(episode, key=key))
 """
 
 
@@ -214,11 +215,11 @@ def test_sigkill_in_mid_write_costs_only_the_running_episode(tmp_path: Path, mak
 def test_how_the_task_was_shown_is_told_even_by_files_of_an_earlier_version(
     tmp_path: Path, make_episode: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shown = SimulatorOptions("faithful", 12, 16, hide_goal=True)
+    render_config = RenderConfig("faithful", 12, 16, hide_goal=True)
     path = tmp_path / "episode.hdf5"
-    write_episode(path, make_episode(shown=shown))
-    assert read_episode(path).shown == read_header(path).shown == shown
+    write_episode(path, make_episode(render_config=render_config))
+    assert read_episode(path).render_config == read_header(path).render_config == render_config
     meta = episode_file._meta
     monkeypatch.setattr(episode_file, "_meta", lambda episode: {k: v for k, v in meta(episode).items() if k != "shown"})
     write_episode(path, make_episode(provenance={"env_args": '{"render": "faithful"}', "model_file": ""}))
-    assert read_header(path).shown == SimulatorOptions("faithful", 12, 16)
+    assert read_header(path).render_config == RenderConfig("faithful", 12, 16)

@@ -3,9 +3,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.normalization import NormalizationStats, normalization_stats
 from sim_eval.datasets.episode_file import Episode
-from sim_eval.datasets.normalization import normalization_stats
-from sim_eval.envs.contract import NormalizationStats, SimEvalError
 
 Make = Callable[..., Episode]
 

@@ -7,10 +7,11 @@ import h5py
 import numpy as np
 import pytest
 
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import CameraView
 from sim_eval.datasets import packing
 from sim_eval.datasets.episode_file import Episode, read_header, write_episode
 from sim_eval.datasets.packing import PackedEpisode, open_packed, pack
-from sim_eval.envs.contract import CameraView, SimEvalError
 
 Make = Callable[..., Episode]
 
@@ -44,7 +45,7 @@ def test_a_packed_episode_is_the_same_bit_for_bit(tmp_path: Path, make_episode: 
         assert {k: v.tobytes() for k, v in mine.proprio.items()} == {k: v.tobytes() for k, v in theirs.proprio.items()}
         assert (mine.instruction, mine.workspace) == (theirs.instruction, theirs.workspace)
     assert small.actions.tobytes() == episode.actions.tobytes()
-    assert small.header.shown == episode.shown
+    assert small.header.render_config == episode.render_config
     assert small.header == read_header(tmp_path / "0.hdf5")
 
 

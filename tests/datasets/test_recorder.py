@@ -8,24 +8,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sim_eval.datasets.checks import check_episode
-from sim_eval.datasets.episode_file import Episode, episode_name, read_episode, write_episode
-from sim_eval.datasets.recorder import DemonstrationRecorder, existing
-from sim_eval.envs.contract import (
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import (
     EnvironmentSpec,
     EpisodeKey,
     FloatArray,
     Observation,
-    SimEvalError,
-    SimulatorOptions,
+    RenderConfig,
     Snapshot,
     Status,
     Task,
 )
+from sim_eval.datasets.checks import check_episode
+from sim_eval.datasets.episode_file import Episode, file_name, read_episode, write_episode
+from sim_eval.datasets.recorder import DemonstrationRecorder, existing
 
 Make = Callable[..., Episode]
 TASK = "robosuite/LiftWide"
-SHOWN = SimulatorOptions("fast", 12, 16)  # as make_episode
+SHOWN = RenderConfig("fast", 12, 16)  # as make_episode
 
 
 class Playback:
@@ -65,7 +65,7 @@ class Playback:
     def close(self) -> None: ...
 
 
-def _no_factory(task: Task, options: SimulatorOptions) -> Playback:
+def _no_factory(task: Task, options: RenderConfig) -> Playback:
     raise NotImplementedError
 
 
@@ -85,7 +85,7 @@ def test_what_is_recorded_is_what_happened(tmp_path: Path, make_episode: Make) -
     wanted = make_episode(4)
     recorder = DemonstrationRecorder(tmp_path / "new", SHOWN, versions=wanted.versions)
     _record(recorder, wanted)
-    assert recorder.written == [tmp_path / "new" / episode_name(wanted.key)]
+    assert recorder.written == [tmp_path / "new" / file_name(wanted.key)]
     assert check_episode(recorder.written[0]) == []
     write_episode(tmp_path / "wanted.hdf5", wanted)
     assert recorder.written[0].read_bytes() == (tmp_path / "wanted.hdf5").read_bytes()
@@ -130,10 +130,10 @@ def test_an_abandoned_episode_does_not_leak_into_the_next(tmp_path: Path, make_e
 
 def test_resume_counts_sound_files_of_its_task_and_split_only(tmp_path: Path, make_episode: Make) -> None:
     for index in (0, 1, 5):
-        write_episode(tmp_path / episode_name(make_episode(index).key), make_episode(index))
+        write_episode(tmp_path / file_name(make_episode(index).key), make_episode(index))
     for key in (EpisodeKey("robosuite/Lift", "train", 2), EpisodeKey(TASK, "val", 3)):
-        write_episode(tmp_path / episode_name(key), make_episode(0, key=key))
-    os.truncate(tmp_path / episode_name(make_episode(1).key), 5000)
+        write_episode(tmp_path / file_name(key), make_episode(0, key=key))
+    os.truncate(tmp_path / file_name(make_episode(1).key), 5000)
     for name, age in ((".old.hdf5.1.tmp", 3600), (".running.hdf5.2.tmp", 0)):
         (tmp_path / name).write_bytes(b"half")
         os.utime(tmp_path / name, (time.time() - age,) * 2)
@@ -145,7 +145,7 @@ def test_resume_counts_sound_files_of_its_task_and_split_only(tmp_path: Path, ma
 
 
 def test_resume_names_a_duplicate_and_another_robot(tmp_path: Path, make_episode: Make) -> None:
-    path = tmp_path / episode_name(make_episode(0).key)
+    path = tmp_path / file_name(make_episode(0).key)
     write_episode(path, make_episode(0))
     shutil.copy(path, tmp_path / "copy.hdf5")
     with pytest.raises(SimEvalError, match=r"train/00000 is in both .*copy\.hdf5 and .*_00000\.hdf5"):

@@ -11,17 +11,18 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from sim_eval.datasets.episode_file import Episode, episode_files, episode_name, write_episode
-from sim_eval.datasets.normalization import normalization_stats
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.normalization import normalization_stats
+from sim_eval.core.types import WorkspaceBox
+from sim_eval.datasets.episode_file import Episode, episode_files, file_name, write_episode
 from sim_eval.datasets.windows import EpisodeWindows, batch_indices, batches
-from sim_eval.envs.contract import SimEvalError, WorkspaceBox
 
 Make = Callable[..., Episode]
 
 
 def _write(folder: Path, *episodes: Episode) -> Path:
     for episode in episodes:
-        write_episode(folder / episode_name(episode.key), episode)
+        write_episode(folder / file_name(episode.key), episode)
     return folder
 
 
@@ -76,10 +77,10 @@ def test_the_order_of_sources_does_not_matter(tmp_path: Path, make_episode: Make
 )
 def test_each_task_gets_its_share_and_its_windows_are_drawn_alike(balance: float, shares: list[float]) -> None:
     groups = np.split(np.arange(1009), [900, 1000])
-    draws = np.concatenate([batch_indices(groups, 32, 3, step, balance) for step in range(2000)])
+    flow_samples = np.concatenate([batch_indices(groups, 32, 3, step, balance) for step in range(2000)])
     for group, share in zip(groups, shares, strict=True):
-        times = np.bincount(draws, minlength=1009)[group]
-        expected = len(draws) * share
+        times = np.bincount(flow_samples, minlength=1009)[group]
+        expected = len(flow_samples) * share
         assert abs(times.sum() - expected) < 4.5 * np.sqrt(expected * (1 - share))  # a chance of 1 in 100,000
         each = expected / len(group)
         assert chi2.sf(((times - each) ** 2 / each).sum(), len(group)) > 1e-5
@@ -160,7 +161,7 @@ def test_bad_sources_are_one_clear_line(tmp_path: Path, make_episode: Make) -> N
     with pytest.raises(SimEvalError, match="nowhere"):
         EpisodeWindows(tmp_path / "nowhere", 2)
     _write(tmp_path, make_episode(0), make_episode(1))
-    with pytest.raises(SimEvalError, match="horizon"):
+    with pytest.raises(SimEvalError, match="chunk_size"):
         EpisodeWindows(tmp_path, 0)
     shutil.copytree(tmp_path, tmp_path / "again")
     with pytest.raises(SimEvalError, match="is in both"):
@@ -181,7 +182,7 @@ def test_windows_at_every_third_step_have_all_phases_and_whole_chunks(tmp_path: 
     lengths = (7, 5, 6, 4)
     folder = _write(tmp_path, *(make_episode(index, steps=steps) for index, steps in enumerate(lengths)))
     whole = EpisodeWindows(folder, 3)
-    few = EpisodeWindows(folder, 3, every=3)
+    few = EpisodeWindows(folder, 3, frame_stride=3)
     # The first step is 0, 1, 2 and 0 again.
     steps = [(0, 0), (0, 3), (0, 6), (1, 1), (1, 4), (2, 2), (2, 5), (3, 0), (3, 3)]
     assert len(few) == len(few.tasks) == len(steps)
@@ -197,7 +198,7 @@ def test_windows_at_every_third_step_have_all_phases_and_whole_chunks(tmp_path: 
 def test_so_many_demonstrations_are_the_first_of_each_task(tmp_path: Path, make_episode: Make) -> None:
     lift = [_of_task(make_episode(index, steps=3), "robosuite/Lift") for index in (9, 2, 4)]
     folder = _write(tmp_path, *lift, *(make_episode(index, steps=4) for index in (1, 0)))
-    windows = EpisodeWindows(folder, 2, demonstrations=2, every=2)
+    windows = EpisodeWindows(folder, 2, demonstrations=2, frame_stride=2)
     found = [(episode.key.task, episode.key.index) for episode in windows.episodes]
     assert found == [("robosuite/Lift", 2), ("robosuite/Lift", 4), ("robosuite/LiftWide", 0), ("robosuite/LiftWide", 1)]
     # Each task begins to count its episodes anew.

@@ -2,14 +2,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from sim_eval.envs.contract import SimulatorOptions
+from sim_eval.core.types import RenderConfig
 from sim_eval.envs.robosuite_sim import RobosuiteSimulator
 from sim_eval.envs.tasks import get_task
 
 TASK = "robosuite/LiftWide"
 
 
-def make(options: SimulatorOptions) -> RobosuiteSimulator:
+def make(options: RenderConfig) -> RobosuiteSimulator:
     simulator = get_task(TASK).make(options)
     assert isinstance(simulator, RobosuiteSimulator)
     return simulator
@@ -17,13 +17,13 @@ def make(options: SimulatorOptions) -> RobosuiteSimulator:
 
 @pytest.fixture(scope="session")
 def fast() -> Iterator[RobosuiteSimulator]:
-    simulator = make(SimulatorOptions(render="fast"))
+    simulator = make(RenderConfig(mode="fast"))
     yield simulator
     simulator.close()
 
 
 @pytest.fixture(scope="session")
 def faithful() -> Iterator[RobosuiteSimulator]:
-    simulator = make(SimulatorOptions(render="faithful"))
+    simulator = make(RenderConfig(mode="faithful"))
     yield simulator
     simulator.close()

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
-from sim_eval.envs.cameras import intrinsics_from_fovy, project, unproject
-from sim_eval.envs.contract import CameraView, EpisodeKey, FloatArray
+from sim_eval.core.cameras import intrinsics_from_fovy, project, unproject
+from sim_eval.core.types import CameraView, EpisodeKey, FloatArray
 from sim_eval.envs.robosuite_sim import RobosuiteSimulator
 
 TASK = "robosuite/LiftWide"
@@ -91,7 +91,7 @@ def test_fast_equals_faithful_on_undecimated_geoms(fast: RobosuiteSimulator, fai
     for index in range(4):
         start(fast, index)
         start(faithful, index)
-        decimated = list(fast._onlooker._render().decimated)
+        decimated = list(fast._scene_camera._render().decimated)
         assert decimated
         for name, view in fast.observe().views.items():
             mine, theirs = fast.segmentation(name), faithful.segmentation(name)

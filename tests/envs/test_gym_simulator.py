@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from sim_eval.envs.contract import ActionSpec, EpisodeKey, SimEvalError, Status, Task, WorkspaceBox
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import ActionSpec, EpisodeKey, Status, Task, WorkspaceBox
 from sim_eval.envs.gym import SimulatorEnv
 from sim_eval.envs.gym_simulator import GymSimulator
 from sim_eval.envs.robosuite_sim import ACTION as ROBOSUITE_ACTION

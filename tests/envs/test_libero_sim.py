@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 from sim_eval import rollout, verify
-from sim_eval.envs.cameras import unproject
-from sim_eval.envs.contract import EpisodeKey, FloatArray, SimEvalError, Simulator, SimulatorOptions
+from sim_eval.core.cameras import unproject
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import EpisodeKey, FloatArray, RenderConfig, Simulator
 from sim_eval.envs.libero_sim import LiberoSimulator, drawing_from, installation, load_libero, undisturbed
 from sim_eval.envs.tasks import get_task, suite_tasks, suites
 from sim_eval.policies.policy import PolicyRequest, check_fit
@@ -31,7 +32,7 @@ LIMITS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libe
 ELSEWHERE = """
 import json, sys
 import sim_eval
-from sim_eval.envs.contract import EpisodeKey
+from sim_eval.core.types import EpisodeKey
 from sim_eval.envs.tasks import get_task
 name = sys.argv[1]
 simulator = get_task(name).make()
@@ -92,9 +93,9 @@ def test_tasks_are_the_official_ones(monkeypatch: pytest.MonkeyPatch) -> None:
         for number, name in enumerate(suite_tasks(suite)):
             task = get_task(name)
             assert task.goals == ((official.get_task(number).language,),)
-            assert task.horizon == limit
-            assert task.others
-            assert task.goals[0][0] not in task.others
+            assert task.max_episode_steps == limit
+            assert task.counterfactuals
+            assert task.goals[0][0] not in task.counterfactuals
             assert Path(official.get_task_bddl_file_path(number)).is_file()
 
 
@@ -131,7 +132,7 @@ def test_an_openpi_server_is_asked_what_openpis_own_client_asks() -> None:
 
     keys = read_keys(Path("openpi_libero"))
     size = keys.spec.cameras["agentview"]
-    ours = get_task(OBJECT).make(SimulatorOptions("faithful", *size))
+    ours = get_task(OBJECT).make(RenderConfig("faithful", *size))
     assert isinstance(ours, LiberoSimulator)
     task_file = ours._package / "bddl_files" / f"{ours._problem}.bddl"
     official = OffScreenRenderEnv(bddl_file_name=str(task_file), camera_heights=size[0], camera_widths=size[1])

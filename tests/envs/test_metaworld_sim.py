@@ -8,11 +8,12 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from sim_eval.envs.cameras import project, unproject
-from sim_eval.envs.contract import EpisodeKey, SimEvalError, Simulator, SimulatorOptions
+from sim_eval.core.cameras import project, unproject
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import EpisodeKey, RenderConfig, Simulator
 from sim_eval.envs.tasks import get_task, suite_tasks, suites
 from sim_eval.envs.tasks.metaworld import SENTENCES
-from sim_eval.policies.scripted.expert import find_expert
+from sim_eval.policies.scripted.scripted_policy import find_demonstrator
 
 MT50 = suite_tasks("metaworld/MT50")
 SITE_RADIUS = 0.02  # of reach's goal
@@ -26,7 +27,7 @@ def reach() -> Iterator[Simulator]:
 
 @pytest.fixture(scope="module")
 def reach_hidden() -> Iterator[Simulator]:
-    with closing(get_task("metaworld/reach-v3").make(SimulatorOptions(hide_goal=True))) as simulator:
+    with closing(get_task("metaworld/reach-v3").make(RenderConfig(hide_goal=True))) as simulator:
         yield simulator
 
 
@@ -104,7 +105,7 @@ def test_a_policy_may_see_the_hand_and_nothing_of_the_objects(reach: Simulator):
 
 def test_it_steps_past_the_horizon_of_the_package(reach: Simulator):
     reach.reset(EpisodeKey("metaworld/reach-v3", "train", 2))
-    for _ in range(reach.task.horizon + 1):
+    for _ in range(reach.task.max_episode_steps + 1):
         reach.act(np.zeros(4))
 
 
@@ -116,10 +117,10 @@ def test_the_fields_tasks():
     groups = [suites()[f"metaworld/{group}"] for group in ("easy", "medium", "hard", "very_hard")]
     assert [len(group) for group in groups] == [28, 11, 6, 5]
     assert sorted(task for group in groups for task in group) == sorted(MT50)
-    assert all(find_expert(task) for task in MT50)
+    assert all(find_demonstrator(task) for task in MT50)
     key = EpisodeKey("metaworld/push-v3", "test", 0)
     assert get_task(key.task).instruction(key) == "Push the puck to a goal"
-    assert get_task(key.task).instruction(key, "wrong") not in ("Push the puck to a goal", "")
+    assert get_task(key.task).instruction(key, "counterfactual") not in ("Push the puck to a goal", "")
 
 
 def test_an_unknown_task_is_refused():

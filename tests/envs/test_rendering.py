@@ -7,15 +7,16 @@ import sys
 import numpy as np
 import pytest
 
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import EpisodeKey, RenderConfig
 from sim_eval.envs import rendering
-from sim_eval.envs.contract import EpisodeKey, SimEvalError, SimulatorOptions
 from sim_eval.envs.robosuite_sim import RobosuiteSimulator
 from sim_eval.envs.tasks import get_task
 
 KEY = EpisodeKey("robosuite/LiftWide", "val", 0)
 CUBE_DEPTH = """
 import sim_eval, numpy as np
-from sim_eval.envs.contract import EpisodeKey
+from sim_eval.core.types import EpisodeKey
 from sim_eval.envs.tasks import get_task
 simulator = get_task("robosuite/LiftWide").make()
 simulator.reset(EpisodeKey("robosuite/LiftWide", "val", 0))
@@ -29,7 +30,7 @@ simulator.close()
 def test_two_renderers_do_not_draw_into_each_other(fast: RobosuiteSimulator) -> None:
     fast.reset(KEY)
     before = fast.observe()
-    other = get_task("robosuite/Lift").make(SimulatorOptions(height=64, width=96))
+    other = get_task("robosuite/Lift").make(RenderConfig(height=64, width=96))
     other.reset(EpisodeKey("robosuite/Lift", "val", 1))
     small = other.observe()
     after = fast.observe()
@@ -88,6 +89,6 @@ def test_clustering_moves_no_vertex_further_than_a_cell() -> None:
 def test_render_copy_leaves_the_physics_model_alone(fast: RobosuiteSimulator) -> None:
     fast.reset(KEY)
     fast.observe()
-    drawn, physics = fast._onlooker._render().drawn_model, fast._model
+    drawn, physics = fast._scene_camera._render().drawn_model, fast._model
     assert drawn.mesh_facenum.sum() < physics.mesh_facenum.sum() / 4
     assert physics.vis.quality.offsamples == 4

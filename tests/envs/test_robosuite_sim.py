@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from sim_eval.envs.contract import EpisodeKey, SimEvalError
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import EpisodeKey
 from sim_eval.envs.robosuite_sim import RobosuiteSimulator
 from sim_eval.envs.tasks import get_task, task_names
 
@@ -16,7 +17,7 @@ STEPS = 25
 ELSEWHERE = """
 import json, sys
 import sim_eval
-from sim_eval.envs.contract import EpisodeKey
+from sim_eval.core.types import EpisodeKey
 from sim_eval.envs.tasks import get_task
 simulator = get_task("robosuite/LiftWide").make()
 digests = {}

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from sim_eval.console import named_tasks
-from sim_eval.envs.contract import EpisodeKey, SimEvalError
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import EpisodeKey
 from sim_eval.envs.tasks import (
     choose_render,
     expand,
@@ -22,7 +23,6 @@ from sim_eval.envs.tasks import (
     task_names,
     whole_suites,
 )
-from sim_eval.evaluation.run_folder import episode_name
 
 LIFT, WIDE, STACK, CAN = "robosuite/Lift", "robosuite/LiftWide", "robosuite/Stack", "robosuite/PickPlaceCan"
 
@@ -95,7 +95,7 @@ def test_every_suite_names_tasks_that_exist() -> None:
 
 
 def test_no_two_tasks_share_their_files() -> None:
-    names = {episode_name(EpisodeKey(task, "train", 0)) for task in task_names()}
+    names = {EpisodeKey(task, "train", 0).stem for task in task_names()}
     assert len(names) == len(task_names())
 
 

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import pytest
 
-from sim_eval.envs.cameras import unproject
-from sim_eval.envs.contract import EpisodeKey
+from sim_eval.core.cameras import unproject
+from sim_eval.core.types import EpisodeKey
 from sim_eval.envs.robosuite_sim import RobosuiteSimulator
 from sim_eval.envs.tasks import get_task, task_names
 from sim_eval.envs.tasks.stack import phase
-from sim_eval.policies.policy import PolicyRequest, load_policy
+from sim_eval.policies.policy import PolicyRequest
+from sim_eval.policies.registry import load_policy
 
 if TYPE_CHECKING:
     from robosuite.environments.manipulation.stack import Stack
@@ -49,7 +50,7 @@ def test_phases_come_in_order_and_the_last_is_success(simulator: RobosuiteSimula
     simulator.reset(key)
     assert simulator.act(np.zeros(7)).phase == 0
     reached = [0]
-    for step in range(task.horizon):
+    for step in range(task.max_episode_steps):
         request = PolicyRequest(simulator.observe(()), key, step, simulator.spec.action, simulator.privileged())
         status = simulator.act(expert.predict([request])[0].actions[0])
         reached.append(max(reached[-1], status.phase))
@@ -78,7 +79,7 @@ def test_the_phantoms_of_pick_place_are_nowhere() -> None:
     simulator.reset(EpisodeKey(CAN, "val", 0))
     assert not np.isin(simulator.segmentation("agentview"), phantoms).any()
     points = unproject(simulator.observe(["agentview"]).views["agentview"]).reshape(-1, 3)
-    where = simulator._onlooker.data.xpos[model.body("VisualCan_main").id]
+    where = simulator._scene_camera.data.xpos[model.body("VisualCan_main").id]
     inside = np.linalg.norm((points - where)[:, :2], axis=1) < 0.02
     assert inside.any()
     assert points[inside, 2].max() < 0.825  # the bin's floor, not the can that is drawn there

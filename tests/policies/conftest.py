@@ -10,14 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sim_eval.envs.contract import (
-    ActionSpec,
-    CameraView,
-    FieldStats,
-    NormalizationStats,
-    Observation,
-    WorkspaceBox,
-)
+from sim_eval.core.normalization import FieldStats, NormalizationStats
+from sim_eval.core.types import ActionSpec, CameraView, Observation, WorkspaceBox
 from sim_eval.policies.policy import PolicySpec
 from sim_eval.policies.spatialvla import flow_matching
 from sim_eval.policies.spatialvla.configuration_spatialvla import (
@@ -36,7 +30,7 @@ INSTRUCTIONS = ("lift the cube", "pick up the red block and raise it")
 CONFIG = SpatialVLAConfig(
     vision=VisionConfig(image_size=SIZE, patch_size=8, width=32, layers=2, heads=2, mlp=48),
     text=TextConfig(width=32, layers=3, heads=4, kv_heads=2, mlp=48, vocab_size=320),
-    expert=ExpertConfig(width=24, layers=3, heads=4, kv_heads=2, head_dim=8, mlp=40, horizon=4, action_dim=7),
+    expert=ExpertConfig(width=24, layers=3, heads=4, kv_heads=2, head_dim=8, mlp=40, chunk_size=4, action_dim=7),
     position=PositionConfig(),
     voxel_size=0.02,
 )
@@ -107,7 +101,7 @@ def loss_of() -> Callable[[SpatialVLAForConditionalGeneration, SpatialVLAInputs]
 
     def loss(model: SpatialVLAForConditionalGeneration, inputs: SpatialVLAInputs) -> Tensor:
         torch.manual_seed(3)
-        batch, horizon = len(inputs.state), model.network.expert.horizon
+        batch, horizon = len(inputs.state), model.network.expert.chunk_size
         noise, time = torch.randn(batch, 2, horizon, 7), flow_matching.sample_time((batch, 2))
         valid = torch.ones(batch, horizon, dtype=torch.bool)
         found: Tensor = model(inputs, torch.randn(batch, horizon, 7), valid, noise, time)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sim_eval.envs.contract import Observation
+from sim_eval.core.types import Observation
 from sim_eval.policies.spatialvla import flow_matching, modeling_spatialvla
 from sim_eval.policies.spatialvla.configuration_spatialvla import SpatialVLAConfig
 from sim_eval.policies.spatialvla.modeling_llava3d import Context

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from sim_eval.envs.contract import SimEvalError
-from sim_eval.policies.policy import CHECKPOINTS
+from sim_eval.core.errors import SimEvalError
+from sim_eval.policies.registry import CHECKPOINTS
 from sim_eval.policies.spatialvla.configuration_spatialvla import SIZES, SpatialVLAConfig, with_overrides
 
 TINY = SIZES["tiny"]["deep_llama"]
@@ -24,7 +24,7 @@ def test_overrides_set_fields_by_their_types() -> None:
             "voxel_size=null",
             "vision.prune=false",
             "text.norm_eps=1e-5",
-            " expert.horizon = 16 ",
+            " expert.chunk_size = 16 ",
         ],
     )
     assert found == replace(
@@ -34,7 +34,7 @@ def test_overrides_set_fields_by_their_types() -> None:
         vision=replace(TINY.vision, prune=False),
         text=replace(TINY.text, norm_eps=1e-5),
         position=replace(TINY.position, kind="2d"),
-        expert=replace(TINY.expert, context_projection="expert", horizon=16),
+        expert=replace(TINY.expert, context_projection="expert", chunk_size=16),
     )
     assert with_overrides(TINY, []) == TINY
     assert with_overrides(found, ["voxel_size=0.04"]).voxel_size == 0.04
@@ -58,9 +58,9 @@ def test_only_the_result_has_to_fit() -> None:
         ("position.kind=2D", ["position.kind", "3d, 2d"]),
         ("action_expert_type=gemma", ["action_expert_type", "deep_llama, late_gemma"]),
         ("vision.prune=1", ["vision.prune", "true or false"]),
-        ("expert.horizon=8.5", ["expert.horizon", "whole number"]),
-        ("expert.horizon=null", ["expert.horizon", "whole number"]),
-        ("expert.horizon=0", ["expert.horizon", "at least 1"]),
+        ("expert.chunk_size=8.5", ["expert.chunk_size", "whole number"]),
+        ("expert.chunk_size=null", ["expert.chunk_size", "whole number"]),
+        ("expert.chunk_size=0", ["expert.chunk_size", "at least 1"]),
         ("expert.width=0", ["expert.width", "at least 1"]),
         ("voxel_size=fine", ["voxel_size", "number or null"]),
         ("voxel_size=-1", ["voxel_size", "positive"]),

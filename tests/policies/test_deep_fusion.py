@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaModel
 
-from sim_eval.envs.contract import SimEvalError
+from sim_eval.core.errors import SimEvalError
 from sim_eval.policies.spatialvla.configuration_spatialvla import Attention, ExpertConfig, SpatialVLAConfig
 from sim_eval.policies.spatialvla.masks import additive_mask
 from sim_eval.policies.spatialvla.modeling_action_expert import key_values

@@ -52,13 +52,13 @@ def lockstep(
     Returns:
         Input of each of the VLM's layers [T, VLM width], and the expert's output [D, S, expert width].
     """
-    length, draws, tokens = len(context), *suffix.shape[:2]
+    length, flow_samples, tokens = len(context), *suffix.shape[:2]
     heads, groups, size = config.text.heads, config.text.heads // config.text.kv_heads, config.text.head_dim
     theta, eps = config.text.rope_theta, config.text.norm_eps
     streams = [context, suffix.flatten(0, 1)]
-    places = [*range(length), *(length + token for _ in range(draws) for token in range(tokens))]
-    draw_of = [-1] * length + [draw for draw in range(draws) for _ in range(tokens)]
-    is_action = [False] * length + [token >= 2 for _ in range(draws) for token in range(tokens)]
+    places = [*range(length), *(length + token for _ in range(flow_samples) for token in range(tokens))]
+    draw_of = [-1] * length + [draw for draw in range(flow_samples) for _ in range(tokens)]
+    is_action = [False] * length + [token >= 2 for _ in range(flow_samples) for token in range(tokens)]
     inputs = []
     for number in range(config.text.layers):
         layer = f"layers.{number}."

@@ -43,9 +43,9 @@ def joint_sequence(stock: GemmaModel, prefix: Tensor, valid: Tensor, suffix: Ten
         suffix: [B, D, S, width], its first two tokens state and time.
     """
     batch, length = valid.shape
-    draws, tokens = suffix.shape[1:3]
-    owner = [-1] * length + [draw for draw in range(draws) for _ in range(tokens)]
-    is_action = [False] * length + [token >= 2 for _ in range(draws) for token in range(tokens)]
+    flow_samples, tokens = suffix.shape[1:3]
+    owner = [-1] * length + [draw for draw in range(flow_samples) for _ in range(tokens)]
+    is_action = [False] * length + [token >= 2 for _ in range(flow_samples) for token in range(tokens)]
     size = len(owner)
     mask = torch.full((batch, 1, size, size), torch.finfo(torch.float32).min)
     positions = torch.zeros(batch, size, dtype=torch.long)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sim_eval.envs import cameras
-from sim_eval.envs.contract import CameraView
+from sim_eval.core import cameras
+from sim_eval.core.types import CameraView
 from sim_eval.policies.spatialvla.image_processing_llava3d import aligned_view, square_view
 
 POSE = np.array([[0.8, 0.6, 0.0, 0.1], [-0.6, 0.8, 0.0, 0.2], [0.0, 0.0, 1.0, 0.3], [0.0, 0.0, 0.0, 1.0]])

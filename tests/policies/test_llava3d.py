@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from sim_eval.envs import cameras
-from sim_eval.envs.contract import Observation, SimEvalError
+from sim_eval.core import cameras
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import Observation
 from sim_eval.policies.spatialvla.configuration_spatialvla import SpatialVLAConfig
 from sim_eval.policies.spatialvla.modeling_llava3d import (
     IMAGE_TOKEN,
@@ -346,7 +347,7 @@ def test_a_policy_without_scene_tokens_is_blind(
 ) -> None:
     assert inputs.geometry is not None
     model = make_model(replace(each_config, max_tokens=0))
-    noise = torch.randn(3, 1, each_config.expert.horizon, each_config.expert.action_dim)
+    noise = torch.randn(3, 1, each_config.expert.chunk_size, each_config.expert.action_dim)
     others = replace(
         inputs,
         pixel_values=torch.rand_like(inputs.pixel_values),

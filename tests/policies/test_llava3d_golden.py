@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sim_eval.envs.contract import CameraView, Observation, WorkspaceBox
+from sim_eval.core.types import CameraView, Observation, WorkspaceBox
 from sim_eval.policies.spatialvla.configuration_spatialvla import (
     ExpertConfig,
     PositionConfig,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sim_eval.envs.contract import SimEvalError
+from sim_eval.core.errors import SimEvalError
 from sim_eval.policies.spatialvla.modeling_llava3d import SpatialVLAInputs
 from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from sim_eval.policies.spatialvla.parts import PARTS, Load, freeze, inventory, training_memory

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel, CLIPConfig, CLIPModel, GemmaConfig, GemmaForCausalLM
 
-from sim_eval.envs.contract import SimEvalError
-from sim_eval.policies.policy import CHECKPOINTS, load_policy
+from sim_eval.core.errors import SimEvalError
+from sim_eval.policies.registry import CHECKPOINTS, load_policy
 from sim_eval.policies.spatialvla.checkpoint import SpatialVLAPolicy
-from sim_eval.policies.spatialvla.configuration_spatialvla import EXPERTS, ExpertConfig
+from sim_eval.policies.spatialvla.configuration_spatialvla import ACTION_EXPERTS, ExpertConfig
 from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from sim_eval.policies.spatialvla.pretrained import from_llava3d
 
@@ -180,7 +180,7 @@ def test_transformers_own_ways_to_save_and_load_change_no_bit(
         assert frozen == [name for name, parameter in each_model.named_parameters() if not parameter.requires_grad]
 
 
-@pytest.mark.parametrize("name", EXPERTS)
+@pytest.mark.parametrize("name", ACTION_EXPERTS)
 def test_transformers_reads_what_is_shipped(name: str) -> None:
     policy = load_policy(name, "cpu")
     assert isinstance(policy, SpatialVLAPolicy)

@@ -15,7 +15,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoTokenizer
 from transformers.convert_slow_tokenizer import import_protobuf
 
-from sim_eval.envs.contract import EpisodeKey, Observation, SimEvalError
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import EpisodeKey, Observation
 from sim_eval.policies.policy import PolicyRequest
 from sim_eval.policies.spatialvla.checkpoint import SpatialVLAPolicy, load_checkpoint, save_checkpoint
 from sim_eval.policies.spatialvla.configuration_spatialvla import ExpertConfig

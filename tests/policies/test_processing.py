@@ -10,8 +10,9 @@ import pytest
 import torch
 from transformers import CLIPImageProcessor
 
-from sim_eval.envs import cameras
-from sim_eval.envs.contract import Observation, SimEvalError, TrainingWindow
+from sim_eval.core import cameras
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import Observation, TrainingWindow
 from sim_eval.policies.spatialvla.modeling_llava3d import IMAGE_TOKEN, unproject
 from sim_eval.policies.spatialvla.processing_spatialvla import SpatialVLAProcessor, train_tokenizer
 

@@ -15,8 +15,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sim_eval.envs.contract import EpisodeKey, Observation, SimEvalError
-from sim_eval.policies.policy import Inference, PolicyRequest, Weights, load_policy
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import EpisodeKey, Observation
+from sim_eval.policies.policy import InferenceConfig, PolicyRequest, Weights
+from sim_eval.policies.registry import load_policy
 from sim_eval.policies.spatialvla.checkpoint import SpatialVLAPolicy, load_checkpoint, save_checkpoint
 from sim_eval.policies.spatialvla.configuration_spatialvla import SpatialVLAConfig
 from sim_eval.policies.spatialvla.modeling_llava3d import SpatialVLAInputs
@@ -120,14 +122,14 @@ def ask(policy: SpatialVLAPolicy, observation: Observation) -> np.ndarray:
 @pytest.mark.parametrize(
     ("inference", "variant"),
     [
-        (Inference(), ""),
-        (Inference(weights="bfloat16"), "bfloat16 weights"),
-        (Inference(weights="int8"), "int8 weights"),
-        (Inference(euler_steps=2, weights="nf4"), "2 Euler steps, nf4 weights"),
+        (InferenceConfig(), ""),
+        (InferenceConfig(weights="bfloat16"), "bfloat16 weights"),
+        (InferenceConfig(weights="int8"), "int8 weights"),
+        (InferenceConfig(euler_steps=2, weights="nf4"), "2 Euler steps, nf4 weights"),
     ],
 )
 def test_another_way_of_running_stands_in_the_spec(
-    folder: Path, observe: Observe, inference: Inference, variant: str
+    folder: Path, observe: Observe, inference: InferenceConfig, variant: str
 ) -> None:
     policy = load_policy(str(folder), "cpu", inference)
     assert isinstance(policy, SpatialVLAPolicy)
@@ -145,7 +147,7 @@ def test_a_missing_library_is_named(
     for name in [library, *(name for name in sys.modules if name.startswith(f"{library}."))]:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(SimEvalError, match=rf"{weights} weights need {library}.*sim_eval\[quantized\]") as caught:
-        load_checkpoint(folder, "cpu", Inference(weights=weights))
+        load_checkpoint(folder, "cpu", InferenceConfig(weights=weights))
     assert "\n" not in str(caught.value)
 
 
@@ -164,8 +166,8 @@ def test_compiled_equals_eager_at_every_context_length(
     tmp_path: Path,
 ) -> None:
     save_checkpoint(tmp_path, make_model(config if expert == "deep_llama" else late_config), processor)
-    eager = load_checkpoint(tmp_path, "cpu", Inference(weights=weights))
-    compiled = load_checkpoint(tmp_path, "cpu", Inference(weights=weights, compile=True))
+    eager = load_checkpoint(tmp_path, "cpu", InferenceConfig(weights=weights))
+    compiled = load_checkpoint(tmp_path, "cpu", InferenceConfig(weights=weights, compile=True))
     assert compiled.spec.variant.endswith("compiled")
     torch.compiler.reset()
     lengths = set()
@@ -179,4 +181,4 @@ def test_compiled_equals_eager_at_every_context_length(
 def test_a_missing_compiler_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(SimEvalError, match="there is no 'no-such-compiler': install g"):
-        load_checkpoint(folder, "cpu", Inference(compile=True))
+        load_checkpoint(folder, "cpu", InferenceConfig(compile=True))

@@ -11,16 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sim_eval.envs.contract import (
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import (
+    ActionChunk,
     ActionSpec,
     CameraView,
     EnvironmentSpec,
     EpisodeKey,
     Observation,
-    SimEvalError,
     WorkspaceBox,
 )
-from sim_eval.policies.policy import ActionChunk, PolicyRequest, PolicySpec, differences, shipped_checkpoints
+from sim_eval.policies.policy import PolicyRequest, PolicySpec, differences
+from sim_eval.policies.registry import shipped_checkpoints
 from sim_eval.policies.remote.keys import SHIPPED, axis_angle, read_keys
 from sim_eval.policies.remote.messages import (
     from_chunk,
@@ -52,7 +54,7 @@ def request() -> PolicyRequest:
 
 def test_a_question_arrives_bit_by_bit() -> None:
     sent, got = request(), to_request(unpack(pack(from_request(request()))), SPEC)
-    assert (got.key, got.replan, got.action) == (sent.key, sent.replan, sent.action)
+    assert (got.key, got.policy_call, got.action) == (sent.key, sent.policy_call, sent.action)
     assert (got.observation.instruction, got.observation.workspace) == ("lift", sent.observation.workspace)
     assert list(got.observation.proprio) == list(sent.observation.proprio)
     assert got.privileged is not None
@@ -79,7 +81,7 @@ def test_an_answer_and_a_spec_arrive_as_they_were() -> None:
 
 @pytest.mark.parametrize("name", shipped_checkpoints())
 def test_a_checkpoints_spec_arrives_as_it_was(name: str) -> None:
-    from sim_eval.policies.policy import load_policy
+    from sim_eval.policies.registry import load_policy
 
     spec = load_policy(name, "cpu").spec
     assert from_metadata(unpack(pack(to_metadata(spec)))) == spec

@@ -9,21 +9,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from sim_eval.envs import cameras
-from sim_eval.envs.contract import EpisodeKey, FloatArray, Observation, Simulator, SimulatorOptions
+from sim_eval.core import cameras
+from sim_eval.core.types import EpisodeKey, FloatArray, Observation, RenderConfig, Simulator
 from sim_eval.envs.tasks import get_task
 from sim_eval.evaluation.engine import RolloutProtocol, run_episode
-from sim_eval.policies.policy import load_policy
+from sim_eval.policies.registry import load_policy
 from sim_eval.policies.spatialvla import modeling_llava3d
 from sim_eval.policies.spatialvla.checkpoint import SpatialVLAPolicy
-from sim_eval.policies.spatialvla.configuration_spatialvla import EXPERTS
+from sim_eval.policies.spatialvla.configuration_spatialvla import ACTION_EXPERTS
 
 TASK = "robosuite/LiftWide"
 
 
 @pytest.fixture(scope="module")
 def simulator() -> Iterator[Simulator]:
-    made = get_task(TASK).make(SimulatorOptions())
+    made = get_task(TASK).make(RenderConfig())
     yield made
     made.close()
 
@@ -73,7 +73,7 @@ def test_patches_of_the_cube_stand_in_the_cube(simulator: Simulator) -> None:
 
 
 def successes(policy: SpatialVLAPolicy, task: str, episodes: int) -> int:
-    simulator = get_task(task).make(SimulatorOptions())
+    simulator = get_task(task).make(RenderConfig())
     results = [
         run_episode(simulator, policy, EpisodeKey(task, "val", index), RolloutProtocol()) for index in range(episodes)
     ]
@@ -83,7 +83,7 @@ def successes(policy: SpatialVLAPolicy, task: str, episodes: int) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EXPERTS)
+@pytest.mark.parametrize("name", ACTION_EXPERTS)
 def test_shuffling_positions_among_patches_lowers_success(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On Stack, where it matters which cube stands where: measured 19 of 20 before and 12 of 20 after, either expert.
 
@@ -105,7 +105,7 @@ def test_shuffling_positions_among_patches_lowers_success(name: str, monkeypatch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EXPERTS)
+@pytest.mark.parametrize("name", ACTION_EXPERTS)
 def test_shuffling_the_axes_leaves_nothing_of_success(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     policy, stands = shipped(name), modeling_llava3d.patch_positions
 

@@ -5,13 +5,14 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from sim_eval.envs.contract import EpisodeKey, SimEvalError, SimulatorOptions, Telling
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import EpisodeKey, InstructionCondition, RenderConfig
 from sim_eval.envs.tasks import get_task, suite_tasks, task_names
 from sim_eval.evaluation.engine import RolloutProtocol, run_episode
-from sim_eval.policies.policy import load_policy
+from sim_eval.policies.registry import load_policy
 from sim_eval.policies.scripted.waypoints import tilt_error, towards, yaw_error
 
-SMALL = SimulatorOptions(height=32, width=32)
+SMALL = RenderConfig(height=32, width=32)
 
 
 def successes(task: str, episodes: int, disturb: bool) -> int:
@@ -50,8 +51,11 @@ def test_success_follows_the_instruction() -> None:
     simulator, policy = get_task(task).make(SMALL), load_policy("scripted")
     keys = [EpisodeKey(task, "val", index) for index in range(4)]
     right, wrong = (
-        [run_episode(simulator, policy, key, RolloutProtocol(telling=telling)) for key in keys]
-        for telling in get_args(Telling)
+        [
+            run_episode(simulator, policy, key, RolloutProtocol(instruction_condition=instruction_condition))
+            for key in keys
+        ]
+        for instruction_condition in get_args(InstructionCondition)
     )
     simulator.close()
     assert [result.success for result in right] == [True] * 4

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from sim_eval.envs.contract import EpisodeKey, Observation, SimEvalError
-from sim_eval.policies.policy import Inference, PolicyRequest, load_policy
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import EpisodeKey, Observation
+from sim_eval.policies.policy import InferenceConfig, PolicyRequest
+from sim_eval.policies.registry import load_policy
 from sim_eval.policies.spatialvla.checkpoint import SpatialVLAPolicy, load_checkpoint, save_checkpoint
 from sim_eval.policies.spatialvla.configuration_spatialvla import SIZES, SpatialVLAConfig
 from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
@@ -28,8 +30,8 @@ def folder(tmp_path: Path, model: SpatialVLAForConditionalGeneration, processor:
     return tmp_path / "run"
 
 
-def ask(processor: SpatialVLAProcessor, observe: Observe, seed: int, replan: int = 0) -> PolicyRequest:
-    return PolicyRequest(observe(seed), EpisodeKey("robosuite/Lift", "test", seed), replan, processor.action)
+def ask(processor: SpatialVLAProcessor, observe: Observe, seed: int, policy_call: int = 0) -> PolicyRequest:
+    return PolicyRequest(observe(seed), EpisodeKey("robosuite/Lift", "test", seed), policy_call, processor.action)
 
 
 def test_save_and_load_are_bit_identical(
@@ -64,8 +66,8 @@ def test_spec_carries_everything_and_the_digest_of_the_weights(folder: Path, pro
 def test_noise_is_decided_by_key_and_replan(folder: Path, processor: SpatialVLAProcessor, observe: Observe) -> None:
     policy = load_checkpoint(folder, "cpu")
 
-    def actions(replan: int) -> list[float]:
-        return policy.predict([ask(processor, observe, 0, replan)])[0].actions.ravel().tolist()
+    def actions(policy_call: int) -> list[float]:
+        return policy.predict([ask(processor, observe, 0, policy_call)])[0].actions.ravel().tolist()
 
     assert actions(0) == actions(0)
     assert actions(0) != actions(1)
@@ -86,7 +88,7 @@ def test_other_euler_steps_are_taken_and_stand_in_the_spec(
     own = load_policy(str(folder), "cpu")
     assert isinstance(own, SpatialVLAPolicy)
     steps = own.model.network.expert.euler_steps
-    same, other = (load_policy(str(folder), "cpu", Inference(count)) for count in (steps, steps + 1))
+    same, other = (load_policy(str(folder), "cpu", InferenceConfig(count)) for count in (steps, steps + 1))
     assert (own.spec.variant, same.spec.variant, other.spec.variant) == ("", "", f"{steps + 1} Euler steps")
     mine, likewise, differently = (
         policy.predict([ask(processor, observe, 0)])[0].actions for policy in (own, same, other)
@@ -94,7 +96,7 @@ def test_other_euler_steps_are_taken_and_stand_in_the_spec(
     assert np.array_equal(mine, likewise)
     assert not np.allclose(mine, differently, atol=1e-6)
     with pytest.raises(SimEvalError, match="leave --euler-steps out"):
-        load_policy("zero", inference=Inference(2))
+        load_policy("zero", inference=InferenceConfig(2))
 
 
 def test_loading_leaves_the_callers_random_stream_alone(folder: Path) -> None:

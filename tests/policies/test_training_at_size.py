@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sim_eval.envs.contract import Observation, SimEvalError
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import Observation
 from sim_eval.policies.spatialvla.adapters import add_adapters, whole_weights
 from sim_eval.policies.spatialvla.checkpoint import load_checkpoint, save_checkpoint
 from sim_eval.policies.spatialvla.feature_cache import FeatureCache
@@ -17,7 +18,7 @@ from sim_eval.policies.spatialvla.modeling_llava3d import SpatialVLAInputs
 from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration as Model
 from sim_eval.policies.spatialvla.parts import PARTS, convert, freeze
 from sim_eval.policies.spatialvla.processing_spatialvla import SpatialVLAProcessor, TrainingBatch
-from sim_eval.policies.spatialvla.training import Trainer, TrainingConfig
+from sim_eval.policies.spatialvla.trainer import Trainer, TrainingConfig
 
 LossOf = Callable[[Model, SpatialVLAInputs], Tensor]
 VLM = ("vision", "position", "projector", "vlm")

@@ -9,7 +9,7 @@ import msgpack
 import numpy as np
 import pytest
 
-from sim_eval.envs.contract import SimEvalError
+from sim_eval.core.errors import SimEvalError
 from sim_eval.policies.remote import wire
 from sim_eval.policies.remote.wire import DTYPES, pack, unpack
 

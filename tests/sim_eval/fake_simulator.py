@@ -7,21 +7,22 @@ from dataclasses import replace
 
 import numpy as np
 
-from sim_eval.envs.contract import (
+from sim_eval.core.types import (
+    ActionChunk,
     ActionSpec,
     CameraView,
     EnvironmentSpec,
     EpisodeKey,
     FloatArray,
     Observation,
+    RenderConfig,
     Simulator,
-    SimulatorOptions,
     Snapshot,
     Status,
     Task,
     WorkspaceBox,
 )
-from sim_eval.policies.policy import ActionChunk, PolicyRequest, PolicySpec
+from sim_eval.policies.policy import PolicyRequest, PolicySpec
 
 ACTION = ActionSpec(("dx", "dy"), (-1.0, -1.0), (1.0, 1.0), "0.1 m a step", 20.0)
 REACH = 0.25  # metres from the goal that count as success; a step is 0.1
@@ -75,7 +76,7 @@ class PlaneSimulator:
         pass
 
 
-def plane(task: Task, options: SimulatorOptions) -> Simulator:
+def plane(task: Task, options: RenderConfig) -> Simulator:
     return PlaneSimulator(task)
 
 
@@ -107,7 +108,7 @@ def wander() -> FakePolicy:
     """Towards the goal with noise from (key, replan): succeeds in some episodes and at different steps."""
 
     def answer(request: PolicyRequest) -> FloatArray:
-        rng = request.key.rng(f"policy/{request.replan}")
+        rng = request.key.rng(f"policy/{request.policy_call}")
         return np.array([0.35, 0.0]) + rng.normal(0, 0.9, (8, 2))
 
     return FakePolicy(answer, PolicySpec("wander", digest="abc"))

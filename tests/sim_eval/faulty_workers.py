@@ -15,15 +15,24 @@ from pathlib import Path
 import h5py
 from fake_simulator import PLANE, PlaneSimulator, wander
 
-from sim_eval.envs.contract import EpisodeKey, FloatArray, SimEvalError, Status
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import EpisodeKey, FloatArray, Status
 from sim_eval.envs.tasks import get_task, own_tasks
 from sim_eval.evaluation.batching import AskingPolicy, Batcher
 from sim_eval.evaluation.engine import EpisodeResult, Recorders, RolloutProtocol, run_episode
 from sim_eval.evaluation.manifest import Manifest
-from sim_eval.evaluation.replay import Proving, Verification
 from sim_eval.evaluation.run_folder import open_run
 from sim_eval.evaluation.trajectory import TrajectoryRecorder
-from sim_eval.evaluation.workers import Body, Crew, Link, LocalProcess, Play, Pulse, Supervision
+from sim_eval.evaluation.verification import Verification, VerifyJob
+from sim_eval.evaluation.workers import (
+    HeartbeatRecorder,
+    Link,
+    LocalProcess,
+    Play,
+    Supervision,
+    WorkerHandle,
+    WorkerPool,
+)
 from sim_eval.rollout import play
 
 MANIFEST = Manifest.plan([PLANE.name], "test", 0, 12)
@@ -44,7 +53,7 @@ class FaultySimulator(PlaneSimulator):
         time.sleep(self._job.pause)
         if self._steps == FAULT_STEP:
             fault, times = self._job.faults.get(self._key.index, ("none", 0))
-            if self._job.tries(self._key) <= times:
+            if self._job.attempts(self._key) <= times:
                 self._break(fault)
         return super().act(action)
 
@@ -84,17 +93,17 @@ class FaultyJob:
         while self.start == "together" and len(self.workers) < 2:
             time.sleep(0.01)
         policy = AskingPolicy(wander().spec, link.ask) if self.asks else wander()
-        trajectories = TrajectoryRecorder(self.run)
-        recorder, watched = Recorders(Pulse(link), trajectories), trajectories.watch(policy)
+        trajectories = TrajectoryRecorder(policy.spec, self.run)
+        recorder = Recorders(HeartbeatRecorder(link), trajectories)
         simulator = FaultySimulator(self)
 
         def play_one(key: EpisodeKey) -> EpisodeResult:
-            (self.notes / f"try-{key.index}-{self.tries(key)}").touch()
-            return run_episode(simulator, watched, key, PROTOCOL, recorder)
+            (self.notes / f"try-{key.index}-{self.attempts(key)}").touch()
+            return run_episode(simulator, policy, key, PROTOCOL, recorder)
 
         yield play_one
 
-    def tries(self, key: EpisodeKey) -> int:
+    def attempts(self, key: EpisodeKey) -> int:
         return len(list(self.notes.glob(f"try-{key.index}-*")))
 
     @property
@@ -102,7 +111,7 @@ class FaultyJob:
         return [int(path.name.partition("-")[2]) for path in self.notes.glob("worker-*")]
 
 
-class DeadlyProving(Proving):
+class DeadlyProving(VerifyJob):
     """The replay of episode ``DEADLY`` takes its worker along, always."""
 
     @contextmanager
@@ -142,26 +151,25 @@ def play_in_workers(
     watchdog: float = 300.0,
     retries: int = 2,
     batcher: Batcher | None = None,
-    start: Callable[[], Body] = LocalProcess,
+    start: Callable[[], WorkerHandle] = LocalProcess,
 ) -> None:
     """Runs what remains of the run."""
     spec = wander().spec
     with (
         fake_task(),
         open_run(job.run, MANIFEST, spec, PROTOCOL, {}, ["again"]) as run_folder,
-        closing(Crew(job, size, Supervision(watchdog, retries), batcher, start)) as crew,
+        closing(WorkerPool(job, size, Supervision(watchdog, retries), batcher, start)) as worker_pool,
     ):
-        play(run_folder, crew.run(run_folder.remaining), "right")
+        play(run_folder, worker_pool.run(run_folder.remaining), "correct")
 
 
 def play_alone(run: Path) -> None:
     """The same run without workers, by the one episode loop."""
     simulator, policy = PlaneSimulator(PLANE), wander()
-    recorder = TrajectoryRecorder(run)
-    watched = recorder.watch(policy)
+    recorder = TrajectoryRecorder(policy.spec, run)
     with fake_task(), open_run(run, MANIFEST, policy.spec, PROTOCOL, {}, ["again"]) as run_folder:
-        outcomes = (run_episode(simulator, watched, key, PROTOCOL, recorder) for key in run_folder.remaining)
-        play(run_folder, outcomes, "right")
+        outcomes = (run_episode(simulator, policy, key, PROTOCOL, recorder) for key in run_folder.remaining)
+        play(run_folder, outcomes, "correct")
 
 
 def lines(folder: Path) -> list[dict[str, object]]:

@@ -57,10 +57,10 @@ def play(
     episodes: int = 8,
     protocol: RolloutProtocol = PROTOCOL,
 ) -> Path:
-    simulator, recorder = simulator or PlaneSimulator(PLANE), TrajectoryRecorder(folder)
+    simulator, recorder = simulator or PlaneSimulator(PLANE), TrajectoryRecorder(policy.spec, folder)
     with open_run(folder, MANIFEST, policy.spec, protocol, {PLANE.name: simulator.spec}, command) as opened:
         for key in opened.remaining[:episodes]:
-            opened.append(run_episode(simulator, recorder.watch(policy), key, protocol, recorder))
+            opened.append(run_episode(simulator, policy, key, protocol, recorder))
     return folder
 
 

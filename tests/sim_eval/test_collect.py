@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from sim_eval.collect import CollectArguments, main
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import RenderConfig
 from sim_eval.datasets.checks import check_folder
 from sim_eval.datasets.episode_file import episode_files, read_episode
-from sim_eval.envs.contract import SimEvalError, SimulatorOptions
 from sim_eval.envs.tasks import get_task
 
 TASK = "robosuite/LiftWide"
@@ -37,7 +38,7 @@ def test_files_are_sound_and_labels_are_clean(collected: Path) -> None:
 
 
 def test_executed_actions_replay_bit_for_bit(collected: Path) -> None:
-    simulator = get_task(TASK).make(SimulatorOptions(height=64, width=64))
+    simulator = get_task(TASK).make(RenderConfig(height=64, width=64))
     for file in episode_files(collected):
         episode = read_episode(file)
         simulator.reset(episode.key)
@@ -53,11 +54,11 @@ def test_executed_actions_replay_bit_for_bit(collected: Path) -> None:
 
 
 def test_what_is_recorded_after_success_is_as_long_as_asked(collected: Path, tmp_path: Path) -> None:
-    assert main(arguments(tmp_path, episodes=1, settle=25)) == 0
+    assert main(arguments(tmp_path, episodes=1, post_success_steps=25)) == 0
     (short, *_), (long,) = episode_files(collected), episode_files(tmp_path)
     usual, more = read_episode(short), read_episode(long)
-    for episode, settle in ((usual, 10), (more, 25)):
-        assert len(episode.actions) == np.argmax(episode.success) + 1 + settle
+    for episode, post_success_steps in ((usual, 10), (more, 25)):
+        assert len(episode.actions) == np.argmax(episode.success) + 1 + post_success_steps
     assert np.array_equal(usual.actions, more.actions[: len(usual.actions)])
 
 
@@ -94,7 +95,7 @@ def test_other_looks_are_not_mixed_in(collected: Path, other: dict[str, object])
 
 
 def test_how_the_task_was_shown_is_written_down(collected: Path) -> None:
-    assert read_episode(episode_files(collected)[0]).shown == SimulatorOptions("fast", 64, 64)
+    assert read_episode(episode_files(collected)[0]).render_config == RenderConfig("fast", 64, 64)
 
 
 def test_workers_write_the_same_bytes(collected: Path, tmp_path: Path) -> None:
@@ -105,14 +106,14 @@ def test_workers_write_the_same_bytes(collected: Path, tmp_path: Path) -> None:
 
 
 def test_a_policy_that_cannot_demonstrate_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sim_eval.evaluation.quota.TRIES_BEFORE_GIVING_UP", 2)
+    monkeypatch.setattr("sim_eval.evaluation.scheduler.TRIES_BEFORE_GIVING_UP", 2)
     with pytest.raises(SimEvalError, match="cannot demonstrate"):
         main(arguments(tmp_path / "out", policy="random"))
     assert episode_files(tmp_path / "out") == []
 
 
 def test_failures_can_be_what_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sim_eval.evaluation.quota.TRIES_BEFORE_GIVING_UP", 1)
+    monkeypatch.setattr("sim_eval.evaluation.scheduler.TRIES_BEFORE_GIVING_UP", 1)
     assert main(arguments(tmp_path, policy="random", episodes=1, size=32, keep_failures=True)) == 0
     report = check_folder(tmp_path)
     assert (report.episodes, report.successes, report.problems) == (1, 0, ())

@@ -18,13 +18,14 @@ import pytest
 from fake_simulator import FakePolicy, wander
 
 from sim_eval.collect import CollectArguments, main
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import ActionChunk, EpisodeKey
 from sim_eval.datasets.checks import check_folder
 from sim_eval.datasets.episode_file import episode_files
-from sim_eval.envs.contract import EpisodeKey, SimEvalError
 from sim_eval.envs.tasks import get_task, suites
 from sim_eval.evaluation.engine import EpisodeResult
-from sim_eval.evaluation.quota import TRIES_BEFORE_GIVING_UP, Quota
-from sim_eval.policies.policy import ActionChunk, PolicyRequest, PolicySpec
+from sim_eval.evaluation.scheduler import ATTEMPTS_BEFORE_GIVING_UP, EpisodeScheduler
+from sim_eval.policies.policy import PolicyRequest, PolicySpec
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 ENTRY_POINTS = """
@@ -172,7 +173,7 @@ def test_what_failed_is_not_tried_again(alone: Path, tmp_path: Path, capsys: pyt
 
 
 def test_one_hopeless_task_does_not_cost_the_others(tmp_path: Path) -> None:
-    with pytest.raises(SimEvalError, match=rf"0 of {TRIES_BEFORE_GIVING_UP} episodes of fake/Line .*cannot"):
+    with pytest.raises(SimEvalError, match=rf"0 of {ATTEMPTS_BEFORE_GIVING_UP} episodes of fake/Line .*cannot"):
         main(arguments(tmp_path, task="fake/Line,fake/Plane", policy="wanderer:lost", episodes=2))
     assert [name.partition("_")[0] for name in contents(tmp_path)] == ["fake-Plane"] * 2
 
@@ -187,41 +188,41 @@ def test_whoever_is_quicker_the_same_episodes_are_tried(seed: int) -> None:
     wins, wanted = rng.random(200) < rng.uniform(0.2, 1.0), int(rng.integers(1, 15))
     # What a run that was broken off has left.
     there = [int(index) for index in np.flatnonzero(wins)[:wanted] if rng.random() < 0.3 * (seed % 2)]
-    quota, running = Quota("a/Task", "train", wanted, there), list[EpisodeKey]()
+    scheduler, running = EpisodeScheduler("a/Task", "train", wanted, there), list[EpisodeKey]()
     tried = set()
     workers = int(rng.integers(1, 9))
     for _ in count():
-        while len(running) < workers and (key := quota.next()):
+        while len(running) < workers and (key := scheduler.next()):
             running.append(key)
             tried.add(key.index)
         if not running:
             break
         key = running.pop(int(rng.integers(len(running))))
-        quota.end(outcome(key, bool(wins[key.index])))
+        scheduler.end(outcome(key, bool(wins[key.index])))
     first = np.flatnonzero(wins)[:wanted].tolist()
-    assert sorted(quota.kept) == first
+    assert sorted(scheduler.kept) == first
     one_by_one = set(range(first[-1] + 1)) - set(there)
     assert tried <= one_by_one
     assert tried == one_by_one or there
 
 
 def test_the_demonstrator_is_given_up_in_the_order_of_the_indices() -> None:
-    quota = Quota("a/Task", "train", 30, [])
-    keys = [key for _ in range(30) if (key := quota.next())]
+    scheduler = EpisodeScheduler("a/Task", "train", 30, [])
+    keys = [key for _ in range(30) if (key := scheduler.next())]
     for key in keys[1:]:
-        quota.end(outcome(key, False))
-    assert not quota.hopeless  # the first one may yet succeed, and had done so long ago in one process
-    quota.end(outcome(keys[0], True))
-    assert quota.hopeless  # one of twenty-one is too few
-    assert quota.next() is None
-    patient = Quota("a/Task", "train", 30, [], keep_failures=True)
+        scheduler.end(outcome(key, False))
+    assert not scheduler.hopeless  # the first one may yet succeed, and had done so long ago in one process
+    scheduler.end(outcome(keys[0], True))
+    assert scheduler.hopeless  # one of twenty-one is too few
+    assert scheduler.next() is None
+    subject = EpisodeScheduler("a/Task", "train", 30, [], keep_failures=True)
     for _ in range(30):
-        key = patient.next()
+        key = subject.next()
         assert key
-        patient.end(outcome(key, False))
-    assert (patient.hopeless, len(patient.kept)) == (False, 30)
+        subject.end(outcome(key, False))
+    assert (subject.hopeless, len(subject.kept)) == (False, 30)
 
 
 def test_rehearsed_the_same_episodes_are_kept(alone: Path, tmp_path: Path) -> None:
-    main(arguments(tmp_path / "out", rehearse=True))
+    main(arguments(tmp_path / "out", dry_run_first=True))
     assert contents(tmp_path / "out") == contents(alone)

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from trainings_and_runs import LIFT, STACK, make_run
 
 from sim_eval.compare import CompareArguments, contrast_grid, main
-from sim_eval.envs.contract import SimEvalError, SimulatorOptions
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import RenderConfig
 from sim_eval.envs.tasks import get_task, own_tasks, suites
 from sim_eval.evaluation.engine import Recorders, RolloutProtocol, run_episode
 from sim_eval.evaluation.manifest import Manifest
@@ -138,7 +139,7 @@ def test_runs_of_other_episodes_are_refused_with_the_keys(tmp_path: Path):
 
 
 def test_other_protocols_are_refused_field_by_field_unless_they_are_what_is_compared(tmp_path: Path):
-    other = RolloutProtocol(replan=8, simulator=SimulatorOptions("faithful"))
+    other = RolloutProtocol(n_action_steps=8, render=RenderConfig("faithful"))
     a = make_run(tmp_path / "a", "a", {0}, tasks=(LIFT,))
     b = make_run(tmp_path / "b", "a", {0}, tasks=(LIFT,), protocol=other)
     says = refusal(a, b)
@@ -173,7 +174,7 @@ def test_disagreements_of_both_kinds_come_by_turns(tmp_path: Path):
 
 def test_the_command_prints_and_keeps_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     a = make_run(tmp_path / "a", "a", {0, 1, 2}, tasks=(STACK, LIFT))
-    b = make_run(tmp_path / "b", "", {0}, tasks=(STACK, LIFT), protocol=replace(PROTOCOL, replan=8))
+    b = make_run(tmp_path / "b", "", {0}, tasks=(STACK, LIFT), protocol=replace(PROTOCOL, n_action_steps=8))
     out = tmp_path / "out"
     assert main(CompareArguments((a, b), out, across="replan")) == 0
     shown, page = capsys.readouterr().out, (out / "compare.md").read_text()
@@ -207,11 +208,11 @@ def test_bad_input_is_one_line(arguments: list[str], words: str):
 def roll(folder: Path, policy: FakePolicy, videos: bool, breaks_at: int | None = None) -> Path:
     """Two episodes on the plane, with everything the rollout command keeps."""
     simulator = PlaneSimulator(PLANE, breaks_at)
-    trajectories = TrajectoryRecorder(folder)
+    trajectories = TrajectoryRecorder(policy.spec, folder)
     recorders = Recorders(trajectories, *[VideoRecorder(folder / VIDEOS, "fake", "all")] * videos)
     with open_run(folder, Manifest.plan([PLANE.name], "test", 0, 2), policy.spec, PROTOCOL, {}, []) as run:
         for key in run.remaining:
-            run.append(run_episode(simulator, trajectories.watch(policy), key, PROTOCOL, recorders))
+            run.append(run_episode(simulator, policy, key, PROTOCOL, recorders))
     return folder
 
 
@@ -226,7 +227,7 @@ def swerve() -> FakePolicy:
     """Other actions at every step, and never at the goal: what is played back wrongly shows."""
 
     def answer(request: PolicyRequest) -> NDArray[np.float64]:
-        return np.stack([np.linspace(-0.3, 0.2, 8) + 0.01 * request.replan, np.full(8, 0.4)], axis=1)
+        return np.stack([np.linspace(-0.3, 0.2, 8) + 0.01 * request.policy_call, np.full(8, 0.4)], axis=1)
 
     return FakePolicy(answer, PolicySpec("swerve"))
 
@@ -245,7 +246,7 @@ def test_a_disagreement_is_shown_side_by_side(tmp_path: Path):
     both = frames(video)
     left = frames(good / VIDEOS / "fake-Plane_test_00000_success.mp4")
     right = frames(bad / VIDEOS / "fake-Plane_test_00000_failure.mp4")
-    assert len(both) == len(right) == PLANE.horizon + 1 > len(left)
+    assert len(both) == len(right) == PLANE.max_episode_steps + 1 > len(left)
     assert both.shape[2] == 2 * left.shape[2] == 4 * PANEL
     for number in (0, 5, len(left) - 1, len(left), len(right) - 1):
         held = left[min(number, len(left) - 1)]

@@ -9,9 +9,11 @@ import pytest
 from trainings_and_runs import make_training
 
 from sim_eval import collect
+from sim_eval.core.normalization import FieldStats, NormalizationStats
+from sim_eval.core.types import ActionSpec, CameraView, RenderConfig, Simulator
 from sim_eval.datasets.episode_file import Episode, episode_files, read_episode
 from sim_eval.diagnosis.answers import imitation_findings, other_mode
-from sim_eval.diagnosis.checkpoint_record import recorded_mode
+from sim_eval.diagnosis.checkpoint_metadata import recorded_mode
 from sim_eval.diagnosis.demonstrations import Replay, first_pictures, replay, replay_findings
 from sim_eval.diagnosis.examination import look_around
 from sim_eval.diagnosis.field_statistics import against_data, against_environment, sound_statistics
@@ -20,15 +22,14 @@ from sim_eval.diagnosis.geometry import Moment, ray_lengths, scene_findings
 from sim_eval.diagnosis.machine import locked, other_versions, unmet_requirements
 from sim_eval.diagnosis.pace import suggested_workers
 from sim_eval.diagnosis.pictures import picture_findings
-from sim_eval.envs.contract import ActionSpec, CameraView, FieldStats, NormalizationStats, Simulator, SimulatorOptions
 from sim_eval.envs.tasks import get_task
 from sim_eval.evaluation.engine import RolloutProtocol
-from sim_eval.policies.policy import load_policy
-from sim_eval.reporting.training_record import read_record
+from sim_eval.policies.registry import load_policy
+from sim_eval.training.metadata import read_metadata
 
 TASK = "robosuite/LiftWide"
 SIDE = 64
-OPTIONS = SimulatorOptions(height=SIDE, width=SIDE)
+OPTIONS = RenderConfig(height=SIDE, width=SIDE)
 MISTAKES: dict[str, Callable[[CameraView], CameraView]] = {
     "upside down": lambda view: replace(view, rgb=view.rgb[::-1], depth=view.depth[::-1]),
     "mirrored": lambda view: replace(view, rgb=view.rgb[:, ::-1], depth=view.depth[:, ::-1]),
@@ -263,7 +264,7 @@ def test_the_mode_is_read_off_the_command(tmp_path: Path) -> None:
         ("--data a --normalization=quantile --steps 3", "quantile"),
     ):
         folder = make_training(tmp_path, options or "none", options=options)
-        assert recorded_mode(read_record(folder)) == mode
+        assert recorded_mode(read_metadata(folder)) == mode
 
 
 def test_packages_are_compared_with_what_is_required_and_locked() -> None:

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from sim_eval import collect, doctor, train
-from sim_eval.datasets.episode_file import Episode, episode_files, episode_name, read_episode, write_episode
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import CameraView, Observation, RenderConfig, Simulator
+from sim_eval.datasets.episode_file import Episode, episode_files, file_name, read_episode, write_episode
 from sim_eval.diagnosis.examination import checkpoint_findings, environment_findings
 from sim_eval.diagnosis.findings import Finding
-from sim_eval.envs.contract import CameraView, Observation, SimEvalError, Simulator, SimulatorOptions
 from sim_eval.envs.tasks import get_task
 
 TASK = "robosuite/LiftWide"
@@ -38,7 +39,7 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def simulator() -> Iterator[Simulator]:
-    made = get_task(TASK).make(SimulatorOptions(height=SIDE, width=SIDE))
+    made = get_task(TASK).make(RenderConfig(height=SIDE, width=SIDE))
     yield made
     made.close()
 
@@ -48,11 +49,11 @@ def found(simulator: Simulator, policy: Path | None = None, data: Path | None = 
     arguments = doctor.DoctorArguments(
         policy=str(policy) if policy else None, data=(data,) if data else (), episodes=1, device="cpu"
     )
-    patient = doctor.admit(arguments)
+    subject = doctor.admit(arguments)
     own: list[Finding] = []
-    if patient.policy and patient.stats:
-        own = list(checkpoint_findings(patient, patient.policy, patient.stats))
-    return [*own, *environment_findings(patient, simulator)]
+    if subject.policy and subject.stats:
+        own = list(checkpoint_findings(subject, subject.policy, subject.stats))
+    return [*own, *environment_findings(subject, simulator)]
 
 
 def faults(findings: list[Finding]) -> dict[str, str]:
@@ -72,7 +73,7 @@ def altered_data(data: Path, out: Path, change: Callable[[Episode], Episode]) ->
     """The demonstrations, each changed, in another folder."""
     for path in episode_files(data):
         episode = change(read_episode(path))
-        write_episode(out / episode_name(episode.key), episode)
+        write_episode(out / file_name(episode.key), episode)
     return out
 
 
@@ -143,9 +144,9 @@ def test_all_at_once_through_the_command_line(
         policy=str(bad), data=(altered_data(data, tmp_path / "data", change),), device="cpu", episodes=1
     )
     assert doctor.main(arguments) == 1
-    shown = capsys.readouterr().out
+    render_config = capsys.readouterr().out
     for told in ("camera 'hand'", "control_hz", "upside down", "mean and std are exchanged", "stale"):
-        assert told in shown
+        assert told in render_config
 
 
 @pytest.mark.parametrize(
@@ -248,9 +249,9 @@ def test_a_damaged_demonstration_is_a_fault_and_the_rest_is_examined(data: Path,
     copy = shutil.copytree(data, tmp_path / "data")
     victim = episode_files(copy)[0]
     victim.write_bytes(victim.read_bytes()[:2000])
-    patient = doctor.admit(doctor.DoctorArguments(data=(copy,)))
-    assert len(patient.data.headers) == 1
-    assert str(victim) in patient.data.problems[0]
+    subject = doctor.admit(doctor.DoctorArguments(data=(copy,)))
+    assert len(subject.data.headers) == 1
+    assert str(victim) in subject.data.problems[0]
 
 
 def test_a_simulator_that_breaks_is_a_fault(simulator: Simulator) -> None:

@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 from fake_simulator import PLANE, FakePolicy, PlaneSimulator, constant, wander
 
-from sim_eval.envs.contract import EpisodeKey, FloatArray, SimEvalError, Simulator, Status
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import ActionChunk, EpisodeKey, FloatArray, Recorder, Simulator, Status
 from sim_eval.evaluation.engine import BURST_STEPS, Disturbance, RolloutProtocol, run_episode
-from sim_eval.policies.policy import ActionChunk, PolicySpec
+from sim_eval.policies.policy import PolicySpec
 
 KEY = EpisodeKey(PLANE.name, "test", 3)
 PROTOCOL = RolloutProtocol()
 
 
-class Witness:
+class Witness(Recorder):
     """A recorder that keeps everything it is told."""
 
     def __init__(self) -> None:
@@ -23,8 +24,9 @@ class Witness:
         self.statuses: list[Status] = []
         self.finished: list[bool] = []
 
-    def start(self, simulator: Simulator, key: EpisodeKey) -> None:
+    def start(self, simulator: Simulator, key: EpisodeKey, instruction: str) -> None:
         assert key == KEY
+        assert instruction == PLANE.instruction(KEY)
 
     def before_act(self, simulator: Simulator, label: FloatArray, executed: FloatArray) -> None:
         self.labels.append(label)
@@ -60,8 +62,8 @@ def test_without_success_it_runs_to_the_horizon():
     policy = constant(0.0, 0.0)
     result = run_episode(PlaneSimulator(PLANE), policy, KEY, PROTOCOL)
     assert (result.success, result.success_end, result.first_success) == (False, False, None)
-    assert result.steps == PLANE.horizon == 30
-    assert result.replans == 8  # 7 times 4 steps and once 2
+    assert result.steps == PLANE.max_episode_steps == 30
+    assert result.policy_calls == 8  # 7 times 4 steps and once 2
     assert result.phase == "none"
     assert result.error is None
 
@@ -74,7 +76,7 @@ def test_the_horizon_cuts_the_settling_short():
 
 
 def test_no_settling_stops_at_the_first_success():
-    result = run_episode(PlaneSimulator(PLANE), constant(1.0, 0.0), KEY, RolloutProtocol(settle_steps=0))
+    result = run_episode(PlaneSimulator(PLANE), constant(1.0, 0.0), KEY, RolloutProtocol(post_success_steps=0))
     assert result.steps == result.first_success
     assert result.success_end
 
@@ -82,14 +84,14 @@ def test_no_settling_stops_at_the_first_success():
 @pytest.mark.parametrize(("horizon", "asked"), [(1, 30), (3, 10), (4, 8), (8, 8)])
 def test_a_chunk_is_executed_up_to_replan_or_its_end(horizon: int, asked: int):
     policy = constant(0.0, 0.0, horizon=horizon)
-    assert run_episode(PlaneSimulator(PLANE), policy, KEY, PROTOCOL).replans == asked
-    assert [request.replan for request in policy.requests] == list(range(asked))
+    assert run_episode(PlaneSimulator(PLANE), policy, KEY, PROTOCOL).policy_calls == asked
+    assert [request.policy_call for request in policy.requests] == list(range(asked))
 
 
 def test_actions_are_executed_in_the_order_of_the_chunk_and_in_bounds():
     witness = Witness()
     policy = FakePolicy(lambda request: [[0.1, 0.0], [0.2, 0.0], [-7.0, 7.0], [9.0, 9.0]])
-    run_episode(PlaneSimulator(PLANE), policy, KEY, RolloutProtocol(replan=3), witness)
+    run_episode(PlaneSimulator(PLANE), policy, KEY, RolloutProtocol(n_action_steps=3), witness)
     assert np.array(witness.executed[:4]).tolist() == [[0.1, 0.0], [0.2, 0.0], [-1.0, 1.0], [0.1, 0.0]]
 
 
@@ -174,9 +176,9 @@ def test_a_disturbance_moves_what_is_executed_and_leaves_labels_clean():
 
 def test_the_disturbance_is_unit_noise_correlated_over_steps():
     noise = Disturbance(KEY, 50)
-    draws = np.array([noise.draw(1.0) for _ in range(2000)])
-    assert draws.std() == pytest.approx(1.0, abs=0.05)
-    assert np.mean(draws[1:] * draws[:-1]) == pytest.approx(0.9, abs=0.05)
+    flow_samples = np.array([noise.draw(1.0) for _ in range(2000)])
+    assert flow_samples.std() == pytest.approx(1.0, abs=0.05)
+    assert np.mean(flow_samples[1:] * flow_samples[:-1]) == pytest.approx(0.9, abs=0.05)
 
 
 def test_bursts_of_disturbance_take_up_their_share_and_are_those_draws():
@@ -190,6 +192,6 @@ def test_bursts_of_disturbance_take_up_their_share_and_are_those_draws():
 
 def test_a_protocol_that_cannot_run_is_refused():
     with pytest.raises(SimEvalError, match="replan"):
-        RolloutProtocol(replan=0)
+        RolloutProtocol(n_action_steps=0)
     with pytest.raises(SimEvalError, match="settle_steps"):
-        RolloutProtocol(settle_steps=-1)
+        RolloutProtocol(post_success_steps=-1)

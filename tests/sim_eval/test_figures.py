@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from sim_eval.envs.contract import SimEvalError
+from sim_eval.core.errors import SimEvalError
 from sim_eval.reporting.comparison import Panel, Point, Series
 from sim_eval.reporting.figures import STYLES, draw_demonstrations, draw_minutes
 from sim_eval.reporting.summary import Tally

@@ -99,8 +99,8 @@ def test_the_difference_of_extremes_stays_in_its_range(only_first: int, only_sec
 @pytest.mark.parametrize(("p_first", "p_second", "episodes"), [(0.10, 0.05, 100), (0.30, 0.05, 40), (0.02, 0.02, 200)])
 def test_the_difference_is_covered_about_as_often_as_it_says(p_first: float, p_second: float, episodes: int):
     chances = [p_first, p_second, 1 - p_first - p_second]
-    draws = np.random.default_rng(2).multinomial(episodes, chances, 20_000)
-    tables, times = np.unique(draws[:, :2], axis=0, return_counts=True)
+    flow_samples = np.random.default_rng(2).multinomial(episodes, chances, 20_000)
+    tables, times = np.unique(flow_samples[:, :2], axis=0, return_counts=True)
     limits = np.array([paired_difference_interval(int(b), int(c), episodes) for b, c in tables])
     held = (limits[:, 0] <= p_first - p_second) & (p_first - p_second <= limits[:, 1])
     assert 0.935 < times @ held / times.sum() < 0.975
@@ -111,8 +111,8 @@ def test_so_many_episodes_do_separate_at_the_power_that_is_asked(only_first: int
     needed = episodes_to_separate(only_first, only_second, episodes)
     assert needed is not None
     chances = [only_first / episodes, only_second / episodes, 1 - (only_first + only_second) / episodes]
-    draws = np.random.default_rng(3).multinomial(needed, chances, 20_000)
-    tables, times = np.unique(draws[:, :2], axis=0, return_counts=True)
+    flow_samples = np.random.default_rng(3).multinomial(needed, chances, 20_000)
+    tables, times = np.unique(flow_samples[:, :2], axis=0, return_counts=True)
     rejected = np.array([paired_p_value(int(b), int(c)) < 0.05 for b, c in tables])
     assert times @ rejected / times.sum() == pytest.approx(0.8, abs=0.012)
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from sim_eval.envs.contract import EpisodeKey, SimEvalError, SimulatorOptions
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import EpisodeKey, RenderConfig
 from sim_eval.envs.tasks import suites
 from sim_eval.evaluation.engine import EpisodeResult, RolloutProtocol
 from sim_eval.evaluation.manifest import Manifest
@@ -110,8 +111,8 @@ def test_a_run_whose_numbers_were_doctored_in_run_json_gains_nothing(tmp_path: P
 def test_other_manifests_and_protocols_get_their_own_table(tmp_path: Path):
     make_run(tmp_path / "a", 20)
     make_run(tmp_path / "longer", 20, episodes=41)
-    make_run(tmp_path / "replan", 20, protocol=RolloutProtocol(replan=8))
-    make_run(tmp_path / "faithful", 20, protocol=RolloutProtocol(simulator=SimulatorOptions("faithful")))
+    make_run(tmp_path / "replan", 20, protocol=RolloutProtocol(n_action_steps=8))
+    make_run(tmp_path / "faithful", 20, protocol=RolloutProtocol(render=RenderConfig("faithful")))
     make_run(tmp_path / "b", 20)
     board = build(find_runs([tmp_path]))
     assert sorted(sorted(row[1] for row in table.ranking.rows) for table in board.tables) == [
@@ -168,7 +169,7 @@ def test_every_suite_has_a_figure_of_the_same_runs_policies_first(
     make_run(tmp_path / "runs" / "bound", 4, tasks=tasks, episodes=4, privileged=True)
     make_run(tmp_path / "runs" / "good", 3, tasks=tasks, episodes=4)
     make_run(tmp_path / "runs" / "bad", 1, tasks=tasks, episodes=4)
-    make_run(tmp_path / "runs" / "replan", 2, tasks=tasks, episodes=4, protocol=RolloutProtocol(replan=8))
+    make_run(tmp_path / "runs" / "replan", 2, tasks=tasks, episodes=4, protocol=RolloutProtocol(n_action_steps=8))
     board = build(find_runs([tmp_path / "runs"]))
     shown = {
         table.title: [score.label for score in table.scores] for table in board.tables if "replan 4" in table.title
@@ -194,8 +195,8 @@ def test_every_suite_has_a_figure_of_the_same_runs_policies_first(
 
 def test_how_goals_are_shown_and_what_is_told_stand_in_the_title(tmp_path: Path):
     make_run(tmp_path / "plain", 20)
-    make_run(tmp_path / "hidden", 20, protocol=RolloutProtocol(simulator=SimulatorOptions(hide_goal=True)))
-    make_run(tmp_path / "misled", 20, protocol=RolloutProtocol(telling="wrong"))
+    make_run(tmp_path / "hidden", 20, protocol=RolloutProtocol(render=RenderConfig(hide_goal=True)))
+    make_run(tmp_path / "misled", 20, protocol=RolloutProtocol(instruction_condition="counterfactual"))
     titles = {table.ranking.rows[0][1]: table.title for table in build(find_runs([tmp_path])).tables}
     assert len(titles) == 3
     assert "goal hidden" in titles["hidden"]

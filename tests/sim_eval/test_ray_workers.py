@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from faulty_workers import FaultyJob, alive, lines, play_alone, play_in_workers, trajectories
 
-from sim_eval.envs.contract import SimEvalError
+from sim_eval.core.errors import SimEvalError
 from sim_eval.rollout import RolloutArguments, main
 
 

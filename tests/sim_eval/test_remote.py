@@ -18,9 +18,11 @@ import numpy as np
 import pytest
 from fake_simulator import ACTION, PLANE, FakePolicy, PlaneSimulator, wander
 
-from sim_eval.envs.contract import EpisodeKey, FloatArray, SimEvalError, Simulator, Status
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import ActionChunk, EpisodeKey, FloatArray, Recorder, Simulator
 from sim_eval.evaluation.engine import EpisodeResult, RolloutProtocol, run_episode
-from sim_eval.policies.policy import ActionChunk, Policy, PolicyRequest, PolicySpec, check_fit, load_policy
+from sim_eval.policies.policy import Policy, PolicyRequest, PolicySpec, check_fit
+from sim_eval.policies.registry import load_policy
 from sim_eval.policies.remote import client, server
 from sim_eval.policies.remote.client import Patience, RemotePolicy
 from sim_eval.policies.remote.messages import from_request
@@ -55,7 +57,7 @@ def seeing(answer: Callable[[PolicyRequest], object] | None = None) -> FakePolic
     def act(request: PolicyRequest) -> FloatArray:
         seen = request.observation
         bias = sum(float(view.depth.mean()) + float(view.rgb.mean()) for view in seen.views.values()) / 1000
-        return np.array([0.3, bias]) + request.key.rng(f"policy/{request.replan}").normal(0, 0.9, (8, 2))
+        return np.array([0.3, bias]) + request.key.rng(f"policy/{request.policy_call}").normal(0, 0.9, (8, 2))
 
     spec = PolicySpec("seeing", "point", {"top": (32, 32), "side": (32, 32)}, {"eef_pos": 3}, ACTION, (), False, "d1")
     return FakePolicy(answer or act, spec)
@@ -67,18 +69,14 @@ def a_request(policy: Policy) -> PolicyRequest:
     return PolicyRequest(simulator.observe(tuple(policy.spec.cameras)), KEY, 0, ACTION)
 
 
-class Actions:
+class Actions(Recorder):
     """A recorder of what was executed."""
 
     def __init__(self) -> None:
         self.executed: list[bytes] = []
 
-    def start(self, simulator: Simulator, key: EpisodeKey) -> None: ...
     def before_act(self, simulator: Simulator, label: FloatArray, executed: FloatArray) -> None:
         self.executed.append(executed.tobytes())
-
-    def after_act(self, simulator: Simulator, status: Status) -> None: ...
-    def finish(self, simulator: Simulator, success: bool) -> None: ...
 
 
 @pytest.mark.parametrize("policy", [seeing(), wander(), load_policy("random")], ids=lambda policy: policy.spec.name)
@@ -116,9 +114,12 @@ def test_openpi_client_asks_our_server() -> None:
     with serving(policy) as url:
         theirs = openpi_policy.WebsocketClientPolicy("127.0.0.1", int(url.rsplit(":", 1)[1]))
         assert theirs.get_server_metadata()["sim_eval"]["policy"]["name"] == "seeing"
-        for replan in range(2):
-            answer = theirs.infer(from_request(replace(asked, replan=replan)))
-            assert answer["actions"].tobytes() == policy.predict([replace(asked, replan=replan)])[0].actions.tobytes()
+        for policy_call in range(2):
+            answer = theirs.infer(from_request(replace(asked, policy_call=policy_call)))
+            assert (
+                answer["actions"].tobytes()
+                == policy.predict([replace(asked, policy_call=policy_call)])[0].actions.tobytes()
+            )
             assert answer["server_timing"]["infer_ms"] >= 0
         with pytest.raises(RuntimeError, match="the message lacks 'views/top/rgb'"):
             theirs.infer({"observation/image": np.zeros((4, 4, 3), np.uint8), "prompt": "lift"})
@@ -215,7 +216,7 @@ def test_our_client_asks_a_server_like_openpis(keys: Path) -> None:
         result = run_episode(PlaneSimulator(PLANE), remote, KEY, PROTOCOL)
         remote.close()
     assert (result.success, result.error) == (True, None)
-    assert len(openpi.asked) == result.replans
+    assert len(openpi.asked) == result.policy_calls
     assert set(openpi.asked[0]) == {"observation/image", "observation/state", "prompt"}
     assert openpi.asked[0]["prompt"] == result.instruction
     assert openpi.connections == 1

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from trainings_and_runs import LIFT, STACK, make_run, make_training
 
-from sim_eval.envs.contract import SimEvalError, SimulatorOptions
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import RenderConfig
 from sim_eval.envs.tasks import suites
 from sim_eval.evaluation.engine import RolloutProtocol
 from sim_eval.reporting.comparison import (
@@ -139,9 +140,9 @@ def test_an_episode_counts_once_however_many_runs_hold_it(tmp_path: Path):
 
 def test_each_protocol_has_its_table_and_a_wrong_telling_says_so(tmp_path: Path):
     make_training(tmp_path / "train", "a")
-    make_run(tmp_path / "runs" / "wrong", "a", {0}, protocol=RolloutProtocol(telling="wrong"))
+    make_run(tmp_path / "runs" / "wrong", "a", {0}, protocol=RolloutProtocol(instruction_condition="counterfactual"))
     make_run(tmp_path / "runs" / "plain", "a", {0, 1, 2, 3})
-    looks = RolloutProtocol(replan=8, simulator=SimulatorOptions("faithful"))
+    looks = RolloutProtocol(n_action_steps=8, render=RenderConfig("faithful"))
     make_run(tmp_path / "runs" / "other", "a", {0, 1}, protocol=looks)
     make_run(tmp_path / "runs" / "euler", "a", {0, 1, 2}, variant="1 Euler steps")
     page = write(tmp_path)

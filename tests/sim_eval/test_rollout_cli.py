@@ -71,7 +71,7 @@ def test_a_policy_is_shown_what_it_was_trained_on(
     trained = replace(ZeroPolicy.spec, render="faithful")
     monkeypatch.setattr(ZeroPolicy, "spec", trained)
     assert main(RolloutArguments(policy="zero", episodes=1, video="none", out=tmp_path / "run", render=asked)) == 0
-    assert read_run(tmp_path / "run").protocol.simulator.render == shown
+    assert read_run(tmp_path / "run").protocol.render.mode == shown
 
 
 def test_interrupted_and_resumed_equals_finished(

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from fake_simulator import PLANE, PlaneSimulator, wander
 
-from sim_eval.envs.contract import SimEvalError, SimulatorOptions
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import RenderConfig
 from sim_eval.evaluation.engine import RolloutProtocol, run_episode
 from sim_eval.evaluation.manifest import Manifest
 from sim_eval.evaluation.run_folder import fresh_folder, from_line, open_run, read_run, to_line
@@ -28,11 +29,11 @@ PROTOCOL = RolloutProtocol()
 def play(folder: Path, episodes: int = 100, pause: float = 0.0) -> int:
     """Runs up to so many remaining episodes; how many it ran."""
     simulator, policy = PlaneSimulator(PLANE), wander()
-    recorder = TrajectoryRecorder(folder)
+    recorder = TrajectoryRecorder(policy.spec, folder)
     with open_run(folder, MANIFEST, policy.spec, PROTOCOL, {PLANE.name: simulator.spec}, ["again"]) as run:
         todo = run.remaining[:episodes]
         for key in todo:
-            run.append(run_episode(simulator, recorder.watch(policy), key, PROTOCOL, recorder))
+            run.append(run_episode(simulator, policy, key, PROTOCOL, recorder))
             time.sleep(pause)
     return len(todo)
 
@@ -59,7 +60,7 @@ def test_run_json_is_enough_to_run_it_again(tmp_path: Path):
     data = json.loads((tmp_path / "run.json").read_text())
     assert data["command"] == ["again"]
     assert data["policy"]["digest"] == "abc"
-    assert data["protocol"]["simulator"] == asdict(SimulatorOptions())
+    assert data["protocol"]["simulator"] == asdict(RenderConfig())
     assert data["environments"][PLANE.name]["action"]["control_hz"] == 20.0
     assert data["versions"]["mujoco"]
     assert data["processor"]
@@ -124,8 +125,8 @@ def test_killed_and_resumed_equals_finished(tmp_path: Path):
         (Manifest.plan([PLANE.name], "test", 0, 13), wander().spec, PROTOCOL, "12 episodes"),
         (MANIFEST, PolicySpec("wander", digest="def"), PROTOCOL, "policy digest: abc there, def now"),
         (MANIFEST, replace(wander().spec, variant="1 Euler steps"), PROTOCOL, "variant: none there, 1 Euler steps now"),
-        (MANIFEST, wander().spec, RolloutProtocol(replan=8), "protocol replan: 4 there, 8 now"),
-        (MANIFEST, wander().spec, RolloutProtocol(simulator=SimulatorOptions("faithful")), "faithful"),
+        (MANIFEST, wander().spec, RolloutProtocol(n_action_steps=8), "protocol replan: 4 there, 8 now"),
+        (MANIFEST, wander().spec, RolloutProtocol(render=RenderConfig("faithful")), "faithful"),
     ],
 )
 def test_another_run_is_refused(
@@ -218,8 +219,8 @@ def test_a_trajectory_holds_what_replay_needs(tmp_path: Path):
     assert recorded.actions.dtype == recorded.states.dtype == np.float64
     assert len(recorded.actions) == len(recorded.phases) == len(recorded.success) == result.steps
     assert bool(recorded.success.any()) == result.success
-    assert recorded.asked.tolist() == list(range(0, result.steps, PROTOCOL.replan))
-    assert len(set(recorded.seen)) == len(recorded.seen) == result.replans
+    assert recorded.asked.tolist() == list(range(0, result.steps, PROTOCOL.n_action_steps))
+    assert len(set(recorded.seen)) == len(recorded.seen) == result.policy_calls
     assert recorded.policy == {"name": "wander", "digest": "abc", "variant": ""}
     assert recorded.machine["versions"]["mujoco"]
     simulator = PlaneSimulator(PLANE)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from trainings_and_runs import result
 
-from sim_eval.envs.contract import EpisodeKey
+from sim_eval.core.types import EpisodeKey
 from sim_eval.envs.tasks import suite_tasks, suites
 from sim_eval.reporting.figures import STYLES
 from sim_eval.reporting.suite_figure import draw_suite

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from trainings_and_runs import LIFT, STACK
 
-from sim_eval.envs.contract import EpisodeKey
+from sim_eval.core.types import EpisodeKey
 from sim_eval.envs.tasks import suites
 from sim_eval.evaluation.engine import EpisodeResult
 from sim_eval.reporting.intervals import success_interval

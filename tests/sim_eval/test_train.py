@@ -12,12 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from sim_eval import collect, fine_tuning, rollout, train
+from sim_eval import collect, rollout, train
 from sim_eval.console import parse
-from sim_eval.envs.contract import EpisodeKey, SimEvalError, Simulator
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import EpisodeKey, Simulator
 from sim_eval.evaluation.engine import EpisodeResult, RolloutProtocol, run_episode
-from sim_eval.policies.policy import Policy, load_policy
-from sim_eval.reporting.training_record import RECORD, read_record
+from sim_eval.policies.policy import Policy
+from sim_eval.policies.registry import load_policy
+from sim_eval.training import loop
+from sim_eval.training.metadata import METADATA, read_metadata
 
 TASK = "robosuite/LiftWide"
 SIDE = 64
@@ -50,7 +53,7 @@ def weights(folder: Path) -> bytes:
 def test_interrupted_and_continued_equals_unbroken(
     optimizer: str, data: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sim_eval.policies.spatialvla.training import Trainer
+    from sim_eval.policies.spatialvla.trainer import Trainer
 
     original = Trainer.train_step
 
@@ -67,19 +70,19 @@ def test_interrupted_and_continued_equals_unbroken(
     monkeypatch.setattr(Trainer, "train_step", interrupting)
     with pytest.raises(KeyboardInterrupt, match="5 steps kept"):
         train.main(arguments([data], out, optimizer=optimizer))
-    half = read_record(out)
+    half = read_metadata(out)
     assert (half.steps, half.finished, half.digest) == (5, False, "")
     monkeypatch.setattr(Trainer, "train_step", original)
     assert train.main(arguments([data], out, optimizer=optimizer)) == 0
     assert weights(out) == weights(unbroken)
-    assert read_record(out).steps == 8
-    assert read_record(out).finished
+    assert read_metadata(out).steps == 8
+    assert read_metadata(out).finished
 
 
 def test_killed_at_any_moment_it_can_be_continued(
     data: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sim_eval.policies.spatialvla.training import Trainer
+    from sim_eval.policies.spatialvla.trainer import Trainer
 
     def kill(self: Trainer, *batch: object) -> tuple[float, float]:
         raise SystemExit  # nothing is saved on the way out
@@ -97,7 +100,7 @@ def test_a_training_can_be_lengthened_but_not_shortened(data: Path, trained: Pat
     assert train.main(arguments([data], tmp_path, steps=4)) == 0
     shorter = weights(tmp_path)
     assert train.main(arguments([data], tmp_path, steps=8)) == 0
-    record = read_record(tmp_path)
+    record = read_metadata(tmp_path)
     assert (record.steps, record.finished, record.earlier_budgets) == (8, True, (4.0,))
     assert len({shorter, weights(tmp_path), weights(trained)}) == 3  # its learning rate has fallen twice
     assert "8 steps of 4 observations" in (card := (tmp_path / "README.md").read_text())
@@ -136,7 +139,7 @@ def test_it_rolls_out_the_same_lines_twice(trained: Path, tmp_path: Path) -> Non
 
 
 def test_the_record_says_what_was_done(trained: Path) -> None:
-    record = read_record(trained)
+    record = read_metadata(trained)
     assert (record.expert, record.size, record.seed, record.steps) == ("deep_llama", "tiny", 0, 8)
     assert record.demonstrations == {TASK: 3}
     assert record.windows[TASK] > 60
@@ -149,7 +152,7 @@ def test_the_record_says_what_was_done(trained: Path) -> None:
 def test_a_checkpoint_without_a_record_is_a_policy_all_the_same(trained: Path, tmp_path: Path) -> None:
     old = tmp_path / "old"
     shutil.copytree(trained, old)
-    (old / RECORD).unlink()
+    (old / METADATA).unlink()
     assert load_policy(str(old), "cpu").spec.tasks == (TASK,)
 
 
@@ -168,9 +171,9 @@ def test_several_tasks_are_validated_each_and_the_best_weights_kept(
         assert (simulator.task.name, key.split, key.index) == (key.task, "val", 0)
         return replace(ran[0], key=key, success=bool(next(scores)))
 
-    monkeypatch.setattr(fine_tuning, "run_episode", scored)
+    monkeypatch.setattr(loop, "run_episode", scored)
     assert train.main(arguments([data, other], out, steps=4, val_episodes=1)) == 0
-    record = read_record(out)
+    record = read_metadata(out)
     # Step 4 stands for the shares 0.8 and 1.0: no two rounds for one share's worth.
     assert [entry.step for entry in record.rounds] == [1, 2, 3, 4]
     assert record.rounds[0].success == {"robosuite/Lift": (0, 1), TASK: (1, 1)}
@@ -183,7 +186,7 @@ def test_several_tasks_are_validated_each_and_the_best_weights_kept(
         assert line in card
     scores = iter([1, 1, 0, 0, 0, 0])
     assert train.main(arguments([data, other], out, steps=8, val_episodes=1)) == 0
-    longer = read_record(out)
+    longer = read_metadata(out)
     assert [entry.step for entry in longer.rounds] == [1, 2, 3, 4, 5, 7, 8]  # the shares above a half fell due again
     assert (longer.rounds[:4], longer.best) == (record.rounds, 4)
     assert longer.digest == hashlib.sha256(weights(out)).hexdigest() != record.digest
@@ -193,7 +196,7 @@ def test_a_validation_is_spread_over_the_tasks() -> None:
     tasks = tuple("abcde")
 
     def counted(episodes: int, total: int | None) -> list[int]:
-        keys = fine_tuning.validation_keys(tasks, episodes, total)
+        keys = loop.validation_keys(tasks, episodes, total)
         assert len(set(keys)) == len(keys)
         assert {key.split for key in keys} <= {"val"}
         groups = {task: [key.index for key in keys if key.task == task] for task in tasks}
@@ -209,9 +212,9 @@ def test_a_validation_is_spread_over_the_tasks() -> None:
 
 
 def test_part_of_the_steps_and_of_the_demonstrations(data: Path, trained: Path, tmp_path: Path) -> None:
-    train.main(arguments([data], tmp_path, every=2, demonstrations=2, steps=2))
-    some, whole = read_record(tmp_path), read_record(trained)
-    assert (some.every, whole.every) == (2, 1)
+    train.main(arguments([data], tmp_path, frame_stride=2, demonstrations=2, steps=2))
+    some, whole = read_metadata(tmp_path), read_metadata(trained)
+    assert (some.frame_stride, whole.frame_stride) == (2, 1)
     assert (some.demonstrations, whole.demonstrations) == ({TASK: 2}, {TASK: 3})
     assert 0 < some.windows[TASK] < whole.windows[TASK] / 2
     with pytest.raises(SimEvalError, match="every, demonstrations, episodes differ"):
@@ -229,14 +232,14 @@ def test_a_policy_may_see_fewer_cameras_than_were_recorded(data: Path, tmp_path:
 
 
 def test_the_network_can_be_changed_and_says_so(data: Path, tmp_path: Path) -> None:
-    changed, threads = ("expert.horizon=4", "frame=world"), torch.get_num_threads()
+    changed, threads = ("expert.max_episode_steps=4", "frame=world"), torch.get_num_threads()
     assert (
         train.main(arguments([data], tmp_path, steps=1, overrides=changed, threads=threads, expert="late_gemma")) == 0
     )
     config = json.loads((tmp_path / "config.json").read_text())["network"]
-    assert (config["expert"]["horizon"], config["frame"], config["action_expert_type"]) == (4, "world", "late_gemma")
+    assert (config["expert"]["chunk_size"], config["frame"], config["action_expert_type"]) == (4, "world", "late_gemma")
     assert config["vision"]["image_size"] == SIDE
-    assert (read_record(tmp_path).overrides, read_record(tmp_path).threads) == (changed, threads)
+    assert (read_metadata(tmp_path).overrides, read_metadata(tmp_path).threads) == (changed, threads)
     assert "`frame=world`" in (tmp_path / "README.md").read_text()
     with pytest.raises(SimEvalError, match="overrides differ"):
         train.main(arguments([data], tmp_path, steps=1, expert="late_gemma"))
@@ -274,9 +277,9 @@ def test_another_training_is_not_overwritten(data: Path, trained: Path) -> None:
 
 def test_a_damaged_state_is_named(data: Path, trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "copy")
-    state = tmp_path / "copy" / fine_tuning.STATE
+    state = tmp_path / "copy" / loop.STATE
     state.write_bytes(state.read_bytes()[:1000])
-    with pytest.raises(SimEvalError, match=f"{fine_tuning.STATE} is damaged"):
+    with pytest.raises(SimEvalError, match=f"{loop.STATE} is damaged"):
         train.main(arguments([data], tmp_path / "copy"))
 
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from sim_eval import collect, rollout, train
-from sim_eval.envs.contract import SimEvalError
-from sim_eval.reporting.training_record import read_record
+from sim_eval.core.errors import SimEvalError
+from sim_eval.training.metadata import read_metadata
 
 GOLDEN = Path(__file__).parents[1] / "policies" / "golden" / "llava3d" / "square"
 
@@ -58,9 +58,9 @@ def test_a_dry_run_prints_the_plan_and_makes_nothing(
     plan = arguments(**options, precision="bfloat16", checkpointing=True, device="cpu")
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 100e9}))
     assert train.main(plan) == 0
-    shown = capsys.readouterr().out
-    assert "vision     290,909,184    0" in shown
-    assert "all        8,958,986,247  2,060,733,447 (23.0%)" in shown
+    render_config = capsys.readouterr().out
+    assert "vision     290,909,184    0" in render_config
+    assert "all        8,958,986,247  2,060,733,447 (23.0%)" in render_config
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 24e9}))
     with pytest.raises(SimEvalError, match=r"training needs 56\.\d GB and cpu has 24\.0 GB free: use a smaller"):
         train.main(plan)
@@ -71,7 +71,7 @@ def test_a_published_checkpoint_is_trained_and_rolled_out(data: Path, published:
     out = tmp_path / "checkpoint"
     options = {"data": (data,), "out": out, "llava3d": str(published), "freeze": ("vision",), "lora": ("vlm",)}
     assert train.main(arguments(**options, overrides=("voxel_size=0.05", "frame=gripper"))) == 0
-    assert read_record(out).size == "published"
+    assert read_metadata(out).size == "published"
     source, trained = load_file(published / "model.safetensors"), load_file(out / "model.safetensors")
     tower = load_file(published / "vision_tower" / "model.safetensors")
     same = [name for name in trained if name.startswith("vlm.vision_tower.encoder.")]
@@ -102,7 +102,7 @@ def test_two_processes_write_what_one_writes(data: Path, tmp_path: Path) -> None
         assert done.returncode == 0, done.stderr[-2000:]
         assert done.stdout.count("score it:") == 1, "one process speaks for all"
         weights.append(load_file(out / "model.safetensors"))
-    assert read_record(tmp_path / "2").steps == 3
+    assert read_metadata(tmp_path / "2").steps == 3
     for name, tensor in weights[0].items():
         if not name.endswith("k_proj.bias"):  # of which no loss depends: its steps are rounding's
             torch.testing.assert_close(weights[1][name], tensor, atol=1e-5, rtol=1e-4, msg=name)

@@ -19,9 +19,8 @@ from recorded_run import MANIFEST, SEEING, Program, file_of, lines, play
 
 from sim_eval import rollout
 from sim_eval.console import run
-from sim_eval.envs.contract import CameraView, EpisodeKey, FloatArray, Observation, SimulatorOptions, Status
+from sim_eval.core.types import CameraView, EpisodeKey, FloatArray, Observation, RenderConfig, Status
 from sim_eval.envs.tasks import get_task
-from sim_eval.evaluation.replay import Proving, deviates
 from sim_eval.evaluation.run_folder import read_run
 from sim_eval.evaluation.trajectory import (
     Trajectory,
@@ -29,6 +28,7 @@ from sim_eval.evaluation.trajectory import (
     trajectory_path,
     write_trajectory,
 )
+from sim_eval.evaluation.verification import VerifyJob, deviates
 from sim_eval.policies.policy import PolicyRequest
 from sim_eval.verify import PROGRAM, VerifyArguments, main
 from sim_eval.verify import verify as prove
@@ -79,7 +79,7 @@ def test_workers_find_what_one_process_finds_and_one_that_dies_proves_nothing(fo
     forge(folder, 5, **weaken(read_trajectory(file_of(folder, 5))))
     found = read_run(folder)
     with fake_task():
-        alone = prove(Proving(found, SEEING, None), found.episodes, 1)
+        alone = prove(VerifyJob(found, SEEING, None), found.episodes, 1)
         shared = prove(DeadlyProving(found, SEEING, None), found.episodes, 2)
     assert [each.verdict for each in alone][4:6] == ["refuted", "outcome-identical"]
     dead = replace(alone[DEADLY], verdict="refuted", machine={}, findings=(f"the replay ended: {KILLED}",))
@@ -265,7 +265,7 @@ def test_line_and_trajectory_forged_alike_are_refuted(folder: Path, verify: Prog
 
 def test_a_trajectory_whose_parts_do_not_fit_is_refuted(folder: Path, verify: Program, tmp_path: Path):
     """Sealed as ours, but not written by us: nothing that it holds may end the program."""
-    from sim_eval.datasets.sealed_file import sealed
+    from sim_eval.core.files import sealed
     from sim_eval.evaluation.trajectory import MARK
 
     content = file_of(folder, 2).read_bytes()
@@ -289,8 +289,8 @@ def test_a_trajectory_whose_parts_do_not_fit_is_refuted(folder: Path, verify: Pr
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda data: data["protocol"].update(settle_steps=3), "steps: "),
-        (lambda data: data["protocol"].update(replan=2), "when replayed"),
+        (lambda data: data["protocol"].update(post_success_steps=3), "steps: "),
+        (lambda data: data["protocol"].update(policy_call=2), "when replayed"),
         (
             lambda data: data["policy"].update(digest="def"),
             "was recorded with policy digest 'abc', run.json says 'def'",
@@ -385,9 +385,9 @@ def test_another_renderer_is_told_from_another_physics(recorded: Path, verify: P
     assert "states differ" not in shown
 
 
-def fail_at(replan: int) -> FakePolicy:
+def fail_at(policy_call: int) -> FakePolicy:
     def answer(request: PolicyRequest) -> object:
-        if request.replan == replan:
+        if request.policy_call == policy_call:
             raise ValueError("out of ideas")
         return np.zeros((8, 2))
 
@@ -399,7 +399,7 @@ def fail_at(replan: int) -> FakePolicy:
     [
         (fail_at(0), None),
         (fail_at(2), None),
-        (FakePolicy(lambda request: np.full((8, 2), np.nan if request.replan == 3 else 0.1)), None),
+        (FakePolicy(lambda request: np.full((8, 2), np.nan if request.policy_call == 3 else 0.1)), None),
         (constant(1.0, 0.0), 10),
         (constant(1.0, 0.0), 12),
         (constant(1.0, 0.0), 0),
@@ -503,7 +503,7 @@ TASKS = ("robosuite/Lift", "robosuite/LiftWide", "robosuite/Stack")
 def test_real_episodes_of_a_shipped_policy_are_bit_identical(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    from sim_eval.policies.policy import CHECKPOINTS
+    from sim_eval.policies.registry import CHECKPOINTS
 
     checkpoint, folder = tmp_path / "checkpoint", tmp_path / "run"
     shutil.copytree(CHECKPOINTS / "deep_llama", checkpoint)
@@ -542,7 +542,7 @@ def test_real_episodes_of_a_shipped_policy_are_bit_identical(
 
 
 def test_the_state_of_a_robosuite_task_has_names():
-    simulator = get_task("robosuite/Lift").make(SimulatorOptions())
+    simulator = get_task("robosuite/Lift").make(RenderConfig())
     try:
         simulator.reset(EpisodeKey("robosuite/Lift", "test", 0))
         found = simulator.snapshot()

@@ -12,11 +12,12 @@ from fake_simulator import PLANE, PlaneSimulator, constant
 from recorded_run import PROTOCOL, SEEING, Program, file_of, lines, play
 
 from sim_eval import rollout
+from sim_eval.core.types import ActionChunk
 from sim_eval.evaluation.engine import run_episode
-from sim_eval.evaluation.replay import TOLERANCE, RecordedPolicy
 from sim_eval.evaluation.trajectory import read_trajectory
+from sim_eval.evaluation.verification import TOLERANCE, RecordedPolicy
 from sim_eval.policies.baselines import RandomPolicy
-from sim_eval.policies.policy import ActionChunk, PolicyRequest
+from sim_eval.policies.policy import PolicyRequest
 
 
 def commanded(reference: str) -> list[str]:
@@ -69,7 +70,7 @@ class Rounding:
         answers = RandomPolicy().predict(requests)
         moved = [np.where(np.abs(each.actions) < 0.9, each.actions + self._error, each.actions) for each in answers]
         return [
-            ActionChunk(change) if request.replan == 2 else answer
+            ActionChunk(change) if request.policy_call == 2 else answer
             for request, answer, change in zip(requests, answers, moved, strict=True)
         ]
 
@@ -79,7 +80,7 @@ def test_rounding_is_reported_and_more_is_refuted(
     tmp_path: Path, verify: Program, monkeypatch: pytest.MonkeyPatch, error: float, code: int
 ):
     play(tmp_path, RandomPolicy(), command=commanded("random"), episodes=1)
-    monkeypatch.setattr("sim_eval.evaluation.scoring.load_policy", lambda *arguments: Rounding(error))
+    monkeypatch.setattr("sim_eval.evaluation.jobs.load_policy", lambda *arguments: Rounding(error))
     found, shown = verify(tmp_path, "--policy", "--out", str(tmp_path / "report.json"))
     assert found == code
     assert "1 of 8 chunks differ when inferred again" in shown
@@ -92,7 +93,7 @@ def test_rounding_is_reported_and_more_is_refuted(
 
 def test_an_answer_of_another_length_is_infinitely_far(recorded: Path):
     found = read_trajectory(file_of(recorded, 0))
-    player = RecordedPolicy(found, SEEING, constant(0.0, 0.0, horizon=2))
+    player = RecordedPolicy(found, SEEING, constant(0.0, 0.0, max_episode_steps=2))
     run_episode(PlaneSimulator(PLANE), player, found.key, PROTOCOL)
     assert player.inferred is not None
     assert player.inferred.equal == 0

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from fake_simulator import PLANE, PlaneSimulator, constant
 
-from sim_eval.envs.contract import CameraView, EpisodeKey, WorkspaceBox
+from sim_eval.core.types import CameraView, EpisodeKey, WorkspaceBox
 from sim_eval.evaluation.engine import RolloutProtocol, run_episode
 from sim_eval.reporting.video import PANEL, VideoRecorder, colour_depth, depth_range, shorten
 

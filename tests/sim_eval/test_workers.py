@@ -27,11 +27,12 @@ from faulty_workers import (
     trajectories,
 )
 
-from sim_eval.envs.contract import FloatArray, SimEvalError
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import ActionChunk, FloatArray
 from sim_eval.evaluation import run_folder
 from sim_eval.evaluation.batching import Answer, Batcher, Failure, Question
 from sim_eval.evaluation.run_folder import read_run
-from sim_eval.policies.policy import ActionChunk, PolicyRequest
+from sim_eval.policies.policy import PolicyRequest
 from sim_eval.rollout import RolloutArguments, main
 
 HERE = Path(__file__).parent
@@ -92,7 +93,7 @@ def test_whoever_dies_each_episode_counts_once(
     assert not any(result.success for result in run.episodes if result.error)
     healthy = [index for index in range(12) if index not in errors]
     assert [lines(faulty.run)[index] for index in healthy] == [lines(alone)[index] for index in healthy]
-    assert {index: faulty.tries(MANIFEST.keys[index]) for index in faults} == {1: 2, 4: 3, 6: 1, 9: 3, 11: 3}
+    assert {index: faulty.attempts(MANIFEST.keys[index]) for index in faults} == {1: 2, 4: 3, 6: 1, 9: 3, 11: 3}
     told = capfd.readouterr().err
     assert "fake/Plane/test/00001: its worker was killed by SIGKILL (out of memory?); try 1, tried again\n" in told
     assert "fake/Plane/test/00004: its worker ended with exit code 7; try 2, tried again\n" in told
@@ -272,26 +273,26 @@ def question(index: int) -> Question:
 def test_questions_wait_for_a_full_batch_for_everybody_or_for_the_bound():
     policy = FakePolicy(lambda request: np.full((1, 2), request.key.index / 100))
     askers = [Asker(index) for index in range(5)]
-    patient, hasty = Batcher(policy, 4, 60.0), Batcher(policy, 4, 0.0)
+    subject, hasty = Batcher(policy, 4, 60.0), Batcher(policy, 4, 0.0)
     for asker in askers[:3]:
-        patient.add(asker, question(asker.index))
-        patient.answer(busy=5)
+        subject.add(asker, question(asker.index))
+        subject.answer(busy=5)
     assert not any(asker.answers for asker in askers)  # a fourth may come
-    assert patient.holds(askers[0])
-    patient.forget(askers[0])
-    patient.answer(busy=2)  # nobody else can come
+    assert subject.holds(askers[0])
+    subject.forget(askers[0])
+    subject.answer(busy=2)  # nobody else can come
     assert [len(asker.answers) for asker in askers] == [0, 1, 1, 0, 0]
     (answer,) = askers[2].answers
     assert isinstance(answer, ActionChunk)
     assert answer.actions[0, 0] == 0.02
-    assert not patient.holds(askers[2])
+    assert not subject.holds(askers[2])
     hasty.add(askers[0], question(0))
     hasty.answer(busy=5)
     assert len(askers[0].answers) == 1
     for asker in askers:
-        patient.add(asker, question(asker.index))
-    patient.answer(busy=8)
-    assert [patient.holds(asker) for asker in askers] == [False] * 4 + [True]
+        subject.add(asker, question(asker.index))
+    subject.answer(busy=8)
+    assert [subject.holds(asker) for asker in askers] == [False] * 4 + [True]
 
 
 def test_a_question_that_breaks_the_policy_costs_its_episode_only():

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sim_eval.envs.contract import EpisodeKey
+from sim_eval.core.types import EpisodeKey
 from sim_eval.evaluation.engine import EpisodeResult, RolloutProtocol
 from sim_eval.evaluation.manifest import Manifest
 from sim_eval.evaluation.run_folder import open_run
 from sim_eval.policies.policy import PolicySpec
-from sim_eval.reporting.training_record import Round, TrainingRecord, write_record
+from sim_eval.training.metadata import TrainingMetadata, ValidationRound, write_metadata
 
 LIFT, STACK = "robosuite/Lift", "robosuite/Stack"
 PROTOCOL = RolloutProtocol()
@@ -35,14 +35,14 @@ def make_training(
     folder.mkdir(parents=True)
     demonstrations = demonstrations or {STACK: 100}
     rounds = tuple(
-        Round(100 * n, 10 * n + seed / 10, {STACK: (count, 4)}) for n, count in enumerate(successes, start=1)
+        ValidationRound(100 * n, 10 * n + seed / 10, {STACK: (count, 4)}) for n, count in enumerate(successes, start=1)
     )
-    record = TrainingRecord(
+    record = TrainingMetadata(
         expert=expert,
         size="tiny",
         seed=seed,
         batch_size=32,
-        draws=4,
+        flow_samples=4,
         balance=0.5,
         command=f"python -m sim_eval.train --seed {seed} {options}",
         overrides=overrides,
@@ -60,7 +60,7 @@ def make_training(
         digest=digest(name),
         finished=finished,
     )
-    write_record(folder, record)
+    write_metadata(folder, record)
     return folder
 
 

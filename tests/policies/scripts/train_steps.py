@@ -18,7 +18,7 @@ from sim_eval.policies.spatialvla.configuration_spatialvla import (
 from sim_eval.policies.spatialvla.modeling_llava3d import IMAGE_TOKEN, Geometry, SpatialVLAInputs
 from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from sim_eval.policies.spatialvla.processing_spatialvla import TrainingBatch
-from sim_eval.policies.spatialvla.training import Trainer, TrainingConfig, accelerator_for
+from sim_eval.policies.spatialvla.trainer import Trainer, TrainingConfig, accelerator_for
 
 BATCH, VIEWS, SIZE, STEPS = 8, 2, 32, 6
 
@@ -27,7 +27,7 @@ def config(expert: ActionExpertType) -> SpatialVLAConfig:
     return SpatialVLAConfig(
         vision=VisionConfig(image_size=SIZE, patch_size=8, width=32, layers=1, heads=2, mlp=48),
         text=TextConfig(width=32, layers=2, heads=4, kv_heads=2, mlp=48, vocab_size=20),
-        expert=ExpertConfig(width=24, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=40, horizon=4),
+        expert=ExpertConfig(width=24, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=40, chunk_size=4),
         action_expert_type=expert,
     )
 

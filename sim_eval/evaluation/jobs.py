@@ -9,14 +9,16 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sim_eval.envs.contract import EnvironmentSpec, EpisodeKey, SimEvalError, Simulator, SimulatorOptions
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import EnvironmentSpec, EpisodeKey, Recorder, RenderConfig, Simulator
 from sim_eval.envs.tasks import get_task
 from sim_eval.evaluation.batching import AskingPolicy
-from sim_eval.evaluation.engine import EpisodeResult, Recorder, Recorders, RolloutProtocol, run_episode
+from sim_eval.evaluation.engine import EpisodeResult, Recorders, RolloutProtocol, run_episode
 from sim_eval.evaluation.run_folder import VIDEOS
 from sim_eval.evaluation.trajectory import TrajectoryRecorder
-from sim_eval.evaluation.workers import Link, Play, Pulse
-from sim_eval.policies.policy import Inference, Policy, PolicySpec, check_fit, load_policy
+from sim_eval.evaluation.workers import HeartbeatRecorder, Link, Play
+from sim_eval.policies.policy import InferenceConfig, Policy, PolicySpec, check_fit
+from sim_eval.policies.registry import load_policy
 from sim_eval.reporting.video import VideoChoice, VideoRecorder
 
 
@@ -30,7 +32,7 @@ class PolicySource:
 
     reference: str
     device: str
-    inference: Inference
+    inference: InferenceConfig
     threads: int
     keys: Path | None = None
 
@@ -44,7 +46,7 @@ class PolicySource:
 class OneSimulator:
     """The simulator of the task at hand. Another task's takes its place, so memory does not grow with the tasks."""
 
-    def __init__(self, options: SimulatorOptions) -> None:
+    def __init__(self, options: RenderConfig) -> None:
         self._options = options
         self._open: Simulator | None = None
 
@@ -87,12 +89,12 @@ class EpisodeJob(ABC):
             raise SimEvalError(
                 f"policy '{self.spec.name}' changed while the run went on: restore it and resume the run"
             )
-        with closing(OneSimulator(self.protocol.simulator)) as simulators:
-            yield self.player(policy, simulators, Pulse(link))
+        with closing(OneSimulator(self.protocol.render)) as simulators:
+            yield self.player(policy, simulators, HeartbeatRecorder(link))
 
 
 @dataclass(frozen=True)
-class Scoring(EpisodeJob):
+class RolloutJob(EpisodeJob):
     """How a run's episodes are scored, and recorded in its folder.
 
     Attributes:
@@ -104,21 +106,19 @@ class Scoring(EpisodeJob):
     threads: int | None = None
 
     def player(self, policy: Policy, simulators: OneSimulator, *recorders: Recorder) -> Play[EpisodeResult]:
-        trajectories = TrajectoryRecorder(self.folder, self.threads)
-        watched = trajectories.watch(policy)
-        kept: list[Recorder] = [*recorders, trajectories]
+        kept: list[Recorder] = [*recorders, TrajectoryRecorder(self.spec, self.folder, self.threads)]
         if self.video != "none":
-            kept.append(VideoRecorder(self.folder / VIDEOS, self.spec.name, self.video, self.protocol.telling))
+            kept.append(VideoRecorder(self.folder / VIDEOS, self.spec.name, self.video))
         recorder = Recorders(*kept)
 
         def play(key: EpisodeKey) -> EpisodeResult:
-            return run_episode(simulators.of(key.task), watched, key, self.protocol, recorder)
+            return run_episode(simulators.of(key.task), policy, key, self.protocol, recorder)
 
         return play
 
 
 @dataclass(frozen=True)
-class Collecting(EpisodeJob):
+class CollectJob(EpisodeJob):
     """How episodes become demonstrations, a file each in the folder.
 
     Attributes:
@@ -131,7 +131,7 @@ class Collecting(EpisodeJob):
 
     keep_failures: bool
     disturb: bool
-    rehearse: bool = False
+    dry_run_first: bool = False
     cameras: tuple[str, ...] = ()
     there: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
 
@@ -140,16 +140,14 @@ class Collecting(EpisodeJob):
 
         recorder = Recorders(
             *recorders,
-            DemonstrationRecorder(
-                self.folder, self.protocol.simulator, self.keep_failures, cameras=self.cameras or None
-            ),
+            DemonstrationRecorder(self.folder, self.protocol.render, self.keep_failures, cameras=self.cameras or None),
         )
 
         def play(key: EpisodeKey) -> EpisodeResult:
             simulator = simulators.of(key.task)
             check_fit(policy.spec, simulator.spec)
             self._check_cameras(key.task, simulator.spec)
-            if self.rehearse:
+            if self.dry_run_first:
                 result = run_episode(simulator, policy, key, self.protocol, Recorders(*recorders), self.disturb)
                 if not is_kept(result.success, result.steps, self.keep_failures):
                     return result

@@ -56,7 +56,7 @@ class TrainingConfig:
     """
 
     batch_size: int = 32
-    draws: int = 4
+    flow_samples: int = 4
     learning_rate: float = 1e-3
     warmup_steps: int = 100
     weight_decay: float = 1e-2
@@ -246,8 +246,8 @@ class Trainer:
         generator = torch.Generator().manual_seed((self._seed << 32) + self.step)
         share, horizon, dim = actions.shape
         batch = share * self.processes
-        noise = torch.randn((batch, self.config.draws, horizon, dim), generator=generator)
-        time = flow_matching.sample_time((batch, self.config.draws), generator)
+        noise = torch.randn((batch, self.config.flow_samples, horizon, dim), generator=generator)
+        time = flow_matching.sample_time((batch, self.config.flow_samples), generator)
         mine = slice(share * self.process, share * (self.process + 1))
         return noise[mine].to(actions.device), time[mine].to(actions.device)
 

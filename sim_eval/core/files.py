@@ -1,7 +1,7 @@
-"""HDF5 files that tell damage and change.
+"""Files that are whole or not there: atomic writes, JSON, and sealed HDF5.
 
-HDF5's user block, which other readers skip, holds a mark and a SHA-256 of the rest: damage is told before HDF5, which
-may loop for ever on it, parses the file.
+A sealed file tells damage and change: HDF5's user block, which other readers skip, holds a mark and a SHA-256 of the
+rest. So damage is told before HDF5, which may loop for ever on it, parses the file.
 """
 
 from __future__ import annotations
@@ -9,14 +9,68 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
-import h5py
+from sim_eval.core.errors import SimEvalError
 
-from sim_eval.envs.contract import SimEvalError
+if TYPE_CHECKING:
+    import h5py
+
+PARTIAL = ".partial-"
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A file beside ``path`` to write to; it takes the name of ``path`` when the block ends well, and goes otherwise.
+
+    Raises:
+        SimEvalError: the disk refuses.
+    """
+    partial = path.with_name(PARTIAL + path.name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        with suppress(OSError):  # gone already, or could never be made
+            partial.unlink()
+
+
+def unwritable(path: Path, error: OSError) -> SimEvalError:
+    return SimEvalError(f"cannot write {path} ({error.strerror or error}): choose another --out or free some space")
+
+
+def write_json(path: Path, value: object) -> None:
+    with atomic(path) as partial, partial.open("w") as file:
+        json.dump(value, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of a run.
+
+    Raises:
+        SimEvalError: there is no such file, or it holds something else.
+    """
+    try:
+        value = json.loads(path.read_text())
+        if not isinstance(value, dict):
+            raise ValueError("not a JSON object")
+    except OSError as error:
+        raise SimEvalError(f"{path} cannot be read ({error.strerror}): is {path.parent} a run folder?") from error
+    except ValueError as error:
+        raise SimEvalError(f"{path} is damaged ({error}): run it again into a new folder") from error
+    return value
+
 
 USER_BLOCK = 512
 TEMPORARY_SUFFIX = ".tmp"
@@ -29,6 +83,8 @@ def sealed(mark: bytes, fill: Callable[[h5py.File], None]) -> bytes:
         mark: what kind of file it is, and in which version.
         fill: writes its groups, datasets and attributes.
     """
+    import h5py
+
     with h5py.File("sealed", "w", driver="core", backing_store=False, userblock_size=USER_BLOCK) as file:
         fill(file)
         file.flush()
@@ -83,6 +139,8 @@ def unsealed(path: Path, mark: bytes, kind: str, remedy: str) -> Iterator[h5py.F
     if not ours or block != _user_block(mark, body):
         reason = "it is truncated or damaged" if ours else "sim_eval did not write it, or its beginning is lost"
         raise SimEvalError(f"{path} is not a sound {kind} ({reason}): {remedy}")
+    import h5py
+
     with h5py.File(io.BytesIO(block + body), "r") as file:
         yield file
 

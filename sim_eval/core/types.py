@@ -7,39 +7,19 @@ matrices that map points of the named frame into the world; images are upright (
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from types import MappingProxyType
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sim_eval.core.errors import SimEvalError, reading
+
 FloatArray: TypeAlias = NDArray[np.float64]
-NormalizationMode: TypeAlias = Literal["mean_std", "quantile"]
-Telling: TypeAlias = Literal["right", "wrong"]
+InstructionCondition: TypeAlias = Literal["correct", "counterfactual"]
 
 SPLITS = ("train", "val", "test")
-
-
-class SimEvalError(Exception):
-    """Something a user can mend. The message names the file or field and the remedy; programs print it as one line."""
-
-
-@contextmanager
-def reading() -> Iterator[None]:
-    """Around code that takes a table of fields, read from a file or a message, apart.
-
-    Raises:
-        SimEvalError: a field is missing, or is not what it should be.
-    """
-    try:
-        yield
-    except KeyError as error:
-        raise SimEvalError(f"missing {error.args[0]}") from error
-    except (AttributeError, TypeError, ValueError, OverflowError) as error:
-        raise SimEvalError(f"a field is damaged ({error})") from error
 
 
 @dataclass(frozen=True)
@@ -123,8 +103,18 @@ class EpisodeKey:
         digest = hashlib.sha256(f"{self.task}|{self.split}|{self.index}|{purpose}".encode()).digest()
         return np.random.default_rng(int.from_bytes(digest[:16], "little"))
 
+    @property
+    def stem(self) -> str:
+        """What the names of the episode's files begin with: task, split, index."""
+        return f"{file_stem(self.task, self.split)}_{self.index:05d}"
+
     def __str__(self) -> str:
         return f"{self.task}/{self.split}/{self.index:05d}"
+
+
+def file_stem(task: str, split: str) -> str:
+    """What the names of all files of a task and split begin with, for example ``robosuite-LiftWide_train``."""
+    return f"{task.replace('/', '-')}_{split}"
 
 
 @dataclass(frozen=True)
@@ -221,22 +211,22 @@ RenderMode: TypeAlias = Literal["fast", "faithful"]
 
 
 @dataclass(frozen=True)
-class SimulatorOptions:
+class RenderConfig:
     """How a task is shown; part of the protocol, since it changes what a policy sees.
 
     Attributes:
-        render: "fast" (no shadows, decimated robot meshes) or "faithful" (the simulator's own look).
+        mode: "fast" (no shadows, decimated robot meshes) or "faithful" (the simulator's own look).
         height, width: pixels of every camera.
         hide_goal: leave out the marks by which a simulator shows where the goal is.
     """
 
-    render: RenderMode = "fast"
+    mode: RenderMode = "fast"
     height: int = 128
     width: int = 128
     hide_goal: bool = False
 
     def __str__(self) -> str:
-        return f"{self.render} {self.height}x{self.width}{', goal hidden' * self.hide_goal}"
+        return f"{self.mode} {self.height}x{self.width}{', goal hidden' * self.hide_goal}"
 
 
 class Simulator(Protocol):
@@ -285,29 +275,31 @@ class Task:
 
     name: str
     goals: tuple[tuple[str, ...], ...]
-    horizon: int
+    max_episode_steps: int
     workspace: WorkspaceBox
     phases: tuple[str, ...]
-    factory: Callable[[Task, SimulatorOptions], Simulator]
-    others: tuple[str, ...] = ()
+    factory: Callable[[Task, RenderConfig], Simulator]
+    counterfactuals: tuple[str, ...] = ()
     render: RenderMode = "fast"
 
-    def make(self, options: SimulatorOptions = SimulatorOptions()) -> Simulator:
+    def make(self, options: RenderConfig = RenderConfig()) -> Simulator:
         return self.factory(self, options)
 
     def goal(self, key: EpisodeKey) -> int:
         """Which goal counts as success in the episode: an index into ``goals``."""
         return key.index % len(self.goals)
 
-    def instruction(self, key: EpisodeKey, telling: Telling = "right") -> str:
+    def instruction(self, key: EpisodeKey, instruction_condition: InstructionCondition = "correct") -> str:
         """The sentence that the key draws for its goal; told wrong, one for the goal after it, or of ``others``.
 
         Raises:
             SimEvalError: told wrong, but the task has one goal and no other sentences.
         """
         sentences = self.goals[self.goal(key)]
-        if telling == "wrong":
-            sentences = self.others if len(self.goals) == 1 else self.goals[(self.goal(key) + 1) % len(self.goals)]
+        if instruction_condition == "counterfactual":
+            sentences = (
+                self.counterfactuals if len(self.goals) == 1 else self.goals[(self.goal(key) + 1) % len(self.goals)]
+            )
         if not sentences:
             raise SimEvalError(
                 f"{self.name} has one goal, so no instruction is wrong: choose a task with several, as robosuite/Stack"
@@ -316,69 +308,36 @@ class Task:
 
 
 @dataclass(frozen=True)
-class FieldStats:
-    """Statistics of one vector field, each a tuple of its length."""
+class ActionChunk:
+    """A policy's answer.
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    q01: tuple[float, ...]
-    q99: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class NormalizationStats:
-    """How vectors are normalised, stored with a checkpoint together with the mode.
-
-    ``mean_std`` maps to zero mean and unit deviation; ``quantile`` maps [q01, q99] to [-1, 1]. A dimension that hardly
-    varies (range below ``floor``) is only centred, so that noise in it is not blown up.
+    Attributes:
+        actions: float64 [horizon, action dim], in the environment's units.
+        disturbance: standard deviation [action dim] of the noise that a collector may add to what is executed while it
+            records ``actions`` as the label (DART, Laskey et al. 2017); None: none.
+        disturbed_share: of the control steps on which it does so, in bursts; 1: all the time.
     """
 
-    mode: NormalizationMode
-    fields: Mapping[str, FieldStats] = field(default_factory=lambda: MappingProxyType({}))
-    floor: float = 1e-3
+    actions: FloatArray
+    disturbance: FloatArray | None = None
+    disturbed_share: float = 1.0
 
-    def _offset_scale(self, name: str) -> tuple[FloatArray, FloatArray]:
-        if name not in self.fields:
-            raise SimEvalError(f"no normalisation statistics for '{name}'; known: {', '.join(self.fields) or 'none'}")
-        stats = self.fields[name]
-        if self.mode == "mean_std":
-            offset, scale = np.array(stats.mean), np.array(stats.std)
-        else:
-            low, high = np.array(stats.q01), np.array(stats.q99)
-            offset, scale = (low + high) / 2, (high - low) / 2
-        return offset, np.where(scale < self.floor, 1.0, scale)
 
-    def normalize(self, name: str, values: FloatArray) -> FloatArray:
-        """Values [..., n] of the field, normalised."""
-        offset, scale = self._offset_scale(name)
-        normalized: FloatArray = (values - offset) / scale
-        return normalized
+class Recorder:
+    """Watches an episode; a subclass has what it wants to hear. An episode that is interrupted never finishes: the next
+    ``start`` forgets it."""
 
-    def denormalize(self, name: str, values: FloatArray) -> FloatArray:
-        """The inverse of :meth:`normalize`."""
-        offset, scale = self._offset_scale(name)
-        denormalized: FloatArray = values * scale + offset
-        return denormalized
+    def start(self, simulator: Simulator, key: EpisodeKey, instruction: str) -> None:
+        """After the reset; the instruction is the sentence that the policy is given."""
 
-    def to_dict(self) -> dict[str, object]:
-        return {"mode": self.mode, "floor": self.floor, "fields": {k: asdict(v) for k, v in self.fields.items()}}
+    def asked(self, observation: Observation, chunk: ActionChunk) -> None:
+        """The policy saw this and answered that; the chunk's actions are within their bounds."""
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, object]) -> NormalizationStats:
-        """Reads what :meth:`to_dict` wrote.
+    def before_act(self, simulator: Simulator, label: FloatArray, executed: FloatArray) -> None:
+        """Before a control step: float64 [action dim] each, what the policy wanted and what will move the robot."""
 
-        Raises:
-            SimEvalError: a field is missing or the mode is unknown.
-        """
-        try:
-            mode = data["mode"]
-            if mode not in ("mean_std", "quantile"):
-                raise SimEvalError(f"unknown normalisation mode '{mode}': mean_std or quantile")
-            raw = cast(Mapping[str, Mapping[str, Sequence[float]]], data["fields"])
-            fields = {
-                name: FieldStats(*(tuple(float(x) for x in entry[part]) for part in ("mean", "std", "q01", "q99")))
-                for name, entry in raw.items()
-            }
-            return cls(mode, fields, float(cast(float, data["floor"])))
-        except (KeyError, TypeError, ValueError) as error:
-            raise SimEvalError(f"normalisation statistics are damaged: {error!r}") from error
+    def after_act(self, simulator: Simulator, status: Status) -> None:
+        """After a control step."""
+
+    def finish(self, simulator: Simulator, success: bool) -> None:
+        """The episode has come to its end, or has broken off."""

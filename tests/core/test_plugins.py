@@ -10,18 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sim_eval.envs.contract import ActionSpec, EpisodeKey, SimEvalError
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import ActionSpec, EpisodeKey
 from sim_eval.envs.tasks import get_task, task_names
-from sim_eval.policies.policy import Inference, PolicyRequest, load_policy
+from sim_eval.policies.policy import InferenceConfig, PolicyRequest
+from sim_eval.policies.registry import load_policy
 
 TASK = """
-from sim_eval.envs.contract import Task, WorkspaceBox
+from sim_eval.core.types import Task, WorkspaceBox
 PUSH = Task("acme/Push", (("push the block",),), 10, WorkspaceBox((0, 0, 0), (1, 1, 1)), ("push",), lambda t, o: t)
 LIFT = Task("robosuite/Lift", (("lift",),), 10, PUSH.workspace, ("lift",), lambda task, options: task)
 """
 POLICY = """
 import numpy as np
-from sim_eval.policies.policy import ActionChunk, PolicySpec
+from sim_eval.core.types import ActionChunk
+from sim_eval.policies.policy import PolicySpec
 
 class Constant:
     def __init__(self, argument, device):
@@ -56,7 +59,7 @@ def install(folder: Path, package: str, entry_points: str, code: str) -> None:
 def test_a_task_of_another_package_is_found_and_loaded_when_asked_for(tmp_path: Path) -> None:
     install(tmp_path, "acme_tasks", "[sim_eval.tasks]\nacme/Push = acme_tasks:PUSH\n", TASK)
     assert {"acme/Push", "robosuite/Lift"} <= set(task_names())
-    assert get_task("robosuite/Lift").horizon == 200
+    assert get_task("robosuite/Lift").max_episode_steps == 200
     assert "acme_tasks" not in sys.modules
     assert get_task("acme/Push").goals == (("push the block",),)
     with pytest.raises(SimEvalError, match="acme/Push"):
@@ -75,7 +78,7 @@ def test_a_policy_of_another_package_is_given_its_argument(tmp_path: Path) -> No
     assert np.array_equal(chunk.actions, np.full((4, action.dim), 0.5))
     assert load_policy("constant").spec.name == "constant  on auto"
     with pytest.raises(SimEvalError, match="run by its own package: leave --euler-steps out"):
-        load_policy("constant", inference=Inference(euler_steps=2))
+        load_policy("constant", inference=InferenceConfig(euler_steps=2))
     with pytest.raises(SimEvalError, match="leave --keys out"):
         load_policy("constant", keys=tmp_path)
     with pytest.raises(SimEvalError, match=r"unknown policy 'genius'.*constant"):

@@ -1,7 +1,7 @@
-"""The policy `scripted`: experts that see the simulator's state.
+"""The policy `scripted`: demonstrators that see the simulator's state.
 
-Every module of this folder contributes those of its ``EXPERTS``, or, where a simulator's package brings experts of its
-own, ``find_expert``.
+Every module of this folder contributes those of its ``DEMONSTRATORS``, or, where a simulator's package brings
+demonstrators of its own, ``find_demonstrator``.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from pkgutil import iter_modules
 from types import ModuleType
 from typing import TypeAlias
 
-from sim_eval.envs.contract import FloatArray, SimEvalError
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import ActionChunk, FloatArray
 from sim_eval.policies import scripted
-from sim_eval.policies.policy import ActionChunk, PolicyRequest, PolicySpec
+from sim_eval.policies.policy import PolicyRequest, PolicySpec
 
-Expert: TypeAlias = Callable[[Mapping[str, FloatArray], str], ActionChunk]
+Demonstrator: TypeAlias = Callable[[Mapping[str, FloatArray], str], ActionChunk]
 
 
 @cache
@@ -26,16 +27,16 @@ def _modules() -> list[ModuleType]:
 
 
 @cache
-def find_expert(task: str) -> Expert | None:
+def find_demonstrator(task: str) -> Demonstrator | None:
     """The task's expert: (privileged state, instruction) -> one action, a function of nothing else; None: it has none.
 
     Raises:
         SimEvalError: it comes with a package that is not installed.
     """
     for module in _modules():
-        expert: Expert | None = getattr(module, "EXPERTS", {}).get(task)
-        if expert is None and module.__name__ != __name__ and hasattr(module, "find_expert"):
-            expert = module.find_expert(task)
+        expert: Demonstrator | None = getattr(module, "DEMONSTRATORS", {}).get(task)
+        if expert is None and module.__name__ != __name__ and hasattr(module, "find_demonstrator"):
+            expert = module.find_demonstrator(task)
         if expert is not None:
             return expert
     return None
@@ -50,7 +51,7 @@ class ScriptedPolicy:
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: PolicyRequest) -> ActionChunk:
-        expert = find_expert(request.key.task)
+        expert = find_demonstrator(request.key.task)
         if expert is None:
             raise SimEvalError(f"no scripted expert for '{request.key.task}': choose another --policy")
         if request.privileged is None:

@@ -19,12 +19,13 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from sim_eval.datasets.normalization import normalization_stats
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.normalization import normalization_stats
+from sim_eval.core.types import EpisodeKey, RenderConfig
+from sim_eval.core.versions import machine
 from sim_eval.datasets.windows import EpisodeWindows, numbered_batches
-from sim_eval.envs.contract import EpisodeKey, SimEvalError, SimulatorOptions
 from sim_eval.evaluation.engine import RolloutProtocol, run_episode
-from sim_eval.evaluation.run_folder import machine
-from sim_eval.evaluation.scoring import OneSimulator
+from sim_eval.evaluation.jobs import OneSimulator
 from sim_eval.policies.policy import PolicySpec
 from sim_eval.policies.spatialvla.adapters import add_adapters, whole_weights
 from sim_eval.policies.spatialvla.checkpoint import SpatialVLAPolicy, save_checkpoint
@@ -48,10 +49,10 @@ from sim_eval.policies.spatialvla.parts import (
 from sim_eval.policies.spatialvla.pretrained import from_llava3d, llava3d_config
 from sim_eval.policies.spatialvla.pretrained_processing import llava3d_processor
 from sim_eval.policies.spatialvla.processing_spatialvla import SpatialVLAProcessor, train_tokenizer
-from sim_eval.policies.spatialvla.training import Trainer
+from sim_eval.policies.spatialvla.trainer import Trainer
 from sim_eval.reporting.model_card import model_card
 from sim_eval.reporting.tables import terminal
-from sim_eval.reporting.training_record import Round, TrainingRecord, write_record
+from sim_eval.training.metadata import TrainingMetadata, ValidationRound, write_metadata
 
 if TYPE_CHECKING:
     from sim_eval.train import TrainArguments
@@ -83,7 +84,7 @@ class Progress:
 
     seconds: float = 0.0
     due: int = 0
-    rounds: tuple[Round, ...] = ()
+    rounds: tuple[ValidationRound, ...] = ()
     best: int | None = None
     digest: str = ""
     earlier_budgets: tuple[float, ...] = ()
@@ -106,16 +107,18 @@ def network(arguments: TrainArguments) -> SpatialVLAConfig:
     return config
 
 
-def shown_as(windows: EpisodeWindows) -> SimulatorOptions:
-    """How the demonstrations were shown; validation shows its episodes alike.
+def render_config_of(windows: EpisodeWindows) -> RenderConfig:
+    """How the demonstrations were rendered; validation shows its episodes alike.
 
     Raises:
-        SimEvalError: some were shown otherwise than others.
+        SimEvalError: some were rendered otherwise than others.
     """
-    looks = {episode.header.shown for episode in windows.episodes}
-    if len(looks) > 1:
-        raise SimEvalError(f"--data mixes episodes shown {' and '.join(sorted(map(str, looks)))}: train on one look")
-    return looks.pop()
+    configs = {episode.header.render_config for episode in windows.episodes}
+    if len(configs) > 1:
+        raise SimEvalError(
+            f"--data mixes episodes rendered {' and '.join(sorted(map(str, configs)))}: train on one kind"
+        )
+    return configs.pop()
 
 
 def make_processor(windows: EpisodeWindows, arguments: TrainArguments) -> SpatialVLAProcessor:
@@ -148,7 +151,7 @@ def make_processor(windows: EpisodeWindows, arguments: TrainArguments) -> Spatia
         proprio=proprio,
         action=windows.spec.action,
         tasks=tuple(sorted({episode.key.task for episode in windows.episodes})),
-        render=shown_as(windows).render,
+        render=render_config_of(windows).mode,
     )
     stats = normalization_stats(windows.episodes, arguments.normalization)
     if arguments.llava3d is not None:
@@ -191,7 +194,7 @@ def plan(config: SpatialVLAConfig, arguments: TrainArguments, views: int) -> tup
         model = SpatialVLAForConditionalGeneration(config)
         prepare_model(model, arguments)
     parts = inventory(model)
-    load = Load.at_most(config, views, arguments.batch_size, arguments.draws)
+    load = Load.at_most(config, views, arguments.batch_size, arguments.flow_samples)
     activation = torch.bfloat16 if arguments.precision == "bfloat16" else torch.float32
     return parts, training_memory(model, load, activation, arguments.checkpointing)
 
@@ -323,7 +326,7 @@ class Training:
                     self._keep(averaged)
             self._save()
             if self._leads:
-                card = model_card(self.record(), self._processor.spec, RolloutProtocol().replan)
+                card = model_card(self.record(), self._processor.spec, RolloutProtocol().n_action_steps)
                 (self._out / CARD_FILE).write_text(card)
         except KeyboardInterrupt:
             self._save()
@@ -335,18 +338,18 @@ class Training:
             if writer:
                 writer.close()
 
-    def record(self) -> TrainingRecord:
+    def record(self) -> TrainingMetadata:
         """What there is to say of the training so far."""
         arguments, progress = self._arguments, self.progress
         parameters = list(self._trainer.model.parameters())
-        return TrainingRecord(
+        return TrainingMetadata(
             expert=arguments.expert,
             size=arguments.size if arguments.llava3d is None else "published",
             seed=arguments.seed,
             batch_size=arguments.batch_size,
-            draws=arguments.draws,
+            flow_samples=arguments.flow_samples,
             balance=arguments.balance,
-            every=arguments.every,
+            frame_stride=arguments.frame_stride,
             optimizer=arguments.optimizer,
             command=shlex.join(["python", "-m", "sim_eval.train", *sys.argv[1:]]),
             overrides=arguments.overrides,
@@ -392,8 +395,8 @@ class Training:
             "processor": self._processor.to_dict(),
             "network": self._processor.config.to_dict(),
             "episodes": [str(episode.key) for episode in self._windows.episodes],
-            "every": self._arguments.every,
-            "shown": str(shown_as(self._windows)),
+            "every": self._arguments.frame_stride,
+            "shown": str(render_config_of(self._windows)),
         }
         return FeatureCache(arguments.cache_features, model.vlm, identity)
 
@@ -401,7 +404,7 @@ class Training:
         """How many of the shares at which a validation is due are behind."""
         return sum(self.share >= due for due in ROUNDS)
 
-    def _validate(self) -> Round:
+    def _validate(self) -> ValidationRound:
         """One round of rollouts on the val split with the averaged weights, kept if none did better before."""
         with self._trainer.averaged() as averaged:
             entry = self._round(SpatialVLAPolicy(averaged, self._processor, self._device))
@@ -417,7 +420,7 @@ class Training:
         else:
             whole_weights(model)  # of which the first process needs this one's part
 
-    def _round(self, policy: SpatialVLAPolicy) -> Round:
+    def _round(self, policy: SpatialVLAPolicy) -> ValidationRound:
         success: dict[str, tuple[int, int]] = {}
         minutes = self.progress.seconds / 60
         for name, keys in itertools.groupby(self._keys, key=lambda key: key.task):
@@ -426,14 +429,14 @@ class Training:
             if broken := [result.error for result in results if result.error]:
                 raise SimEvalError(f"validation on {name} broke off: {broken[0]}")
             success[name] = sum(result.success for result in results), len(results)
-        return Round(self._trainer.step, minutes, success)
+        return ValidationRound(self._trainer.step, minutes, success)
 
     def _identity(self) -> dict[str, object]:
         """What must be the same for a training to be continued: everything but files and speed."""
         values = {k: v for k, v in asdict(self._arguments).items() if k not in FREE}
         episodes = [str(episode.key) for episode in self._windows.episodes]
-        shown = str(shown_as(self._windows))
-        return {**values, "episodes": episodes, "shown": shown, "processes": self._trainer.processes}
+        render = str(render_config_of(self._windows))
+        return {**values, "episodes": episodes, "shown": render, "processes": self._trainer.processes}
 
     def _save(self) -> None:
         """Writes the training's state and its record, each whole or not at all."""
@@ -449,7 +452,7 @@ class Training:
             raise SimEvalError(
                 f"cannot write {self._out / STATE} ({error}): free some space or choose another --out"
             ) from error
-        write_record(self._out, self.record())
+        write_metadata(self._out, self.record())
 
     def _resume(self) -> Progress:
         path = self._out / STATE
@@ -461,7 +464,9 @@ class Training:
             state = torch.load(path, map_location="cpu", weights_only=True)
             there, now = state["identity"], self._identity()
             progress = state["progress"]
-            progress = Progress(**{**progress, "rounds": tuple(Round(**entry) for entry in progress["rounds"])})
+            progress = Progress(
+                **{**progress, "rounds": tuple(ValidationRound(**entry) for entry in progress["rounds"])}
+            )
             changed = [name for name in now if there.get(name) != now[name]]
             if len(changed) == 1 and changed[0] in BUDGETS:
                 (unit,) = changed

@@ -11,14 +11,14 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sim_eval.datasets.episode_file import file_stem
-from sim_eval.envs.contract import SimEvalError
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import file_stem
 
 SUFFIX = ".tries.jsonl"
 
 
 @dataclass(frozen=True)
-class Manner:
+class CollectionConfig:
     """What decides, besides key and look, what becomes of a try.
 
     Attributes:
@@ -29,10 +29,10 @@ class Manner:
 
     policy: str
     disturb: bool
-    settle: int
+    post_success_steps: int
 
 
-class Tries:
+class AttemptsLog:
     """Of one task and split, in a folder of episodes.
 
     Args:
@@ -46,7 +46,7 @@ class Tries:
         SimEvalError: the folder's episodes were collected in another manner, or the file cannot be read or written.
     """
 
-    def __init__(self, folder: Path, task: str, split: str, manner: Manner) -> None:
+    def __init__(self, folder: Path, task: str, split: str, collection_config: CollectionConfig) -> None:
         self._path = folder / f"{file_stem(task, split)}{SUFFIX}"
         self.failed: set[int] = set()
         try:
@@ -57,15 +57,15 @@ class Tries:
         except OSError as error:
             raise SimEvalError(f"{self._path} cannot be read ({error.strerror}): check the permissions") from error
         if not lines:
-            self._append(asdict(manner))
+            self._append(asdict(collection_config))
             return
         try:
-            there = Manner(**json.loads(lines[0]))
+            there = CollectionConfig(**json.loads(lines[0]))
             self.failed.update(int(json.loads(line)["failed"]) for line in lines[1:])
         except (KeyError, TypeError, ValueError) as error:
             raise SimEvalError(f"{self._path} is damaged ({error}): delete it to try what failed again") from error
-        if there != manner:
-            told = asdict(manner)
+        if there != collection_config:
+            told = asdict(collection_config)
             differ = [
                 f"{name} {old} there, {told[name]} now" for name, old in asdict(there).items() if old != told[name]
             ]

@@ -5,18 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from sim_eval.envs.contract import SimEvalError
+from sim_eval.core.errors import SimEvalError
 from sim_eval.policies.policy import PolicySpec
 from sim_eval.reporting.model_card import model_card
-from sim_eval.reporting.training_record import RECORD, Round, TrainingRecord, read_record, write_record
+from sim_eval.training.metadata import METADATA, TrainingMetadata, ValidationRound, read_metadata, write_metadata
 
 STACK, LIFT = "robosuite/Stack", "robosuite/Lift"
-RECORDED = TrainingRecord(
+RECORDED = TrainingMetadata(
     expert="late_gemma",
     size="tiny",
     seed=3,
     batch_size=32,
-    draws=4,
+    flow_samples=4,
     balance=0.5,
     command="python -m sim_eval.train --seed 3",
     overrides=("frame=world",),
@@ -30,8 +30,8 @@ RECORDED = TrainingRecord(
     trainable=1_000_000,
     versions={"torch": "2.13.0"},
     rounds=(
-        Round(1000, 3.1, {LIFT: (20, 20), STACK: (5, 20)}),
-        Round(4000, 12.4, {LIFT: (19, 20), STACK: (18, 20)}),
+        ValidationRound(1000, 3.1, {LIFT: (20, 20), STACK: (5, 20)}),
+        ValidationRound(4000, 12.4, {LIFT: (19, 20), STACK: (18, 20)}),
     ),
     best=1,
     digest="ab" * 32,
@@ -40,14 +40,14 @@ RECORDED = TrainingRecord(
 
 
 @pytest.mark.parametrize("record", [RECORDED, replace(RECORDED, rounds=(), best=None, digest="", finished=False)])
-def test_what_is_written_is_read(tmp_path: Path, record: TrainingRecord) -> None:
-    write_record(tmp_path, record)
-    assert read_record(tmp_path) == record
-    assert [path.name for path in tmp_path.iterdir()] == [RECORD]
+def test_what_is_written_is_read(tmp_path: Path, record: TrainingMetadata) -> None:
+    write_metadata(tmp_path, record)
+    assert read_metadata(tmp_path) == record
+    assert [path.name for path in tmp_path.iterdir()] == [METADATA]
 
 
 def test_a_rate_counts_tasks_alike() -> None:
-    assert Round(1, 1.0, {LIFT: (1, 2), STACK: (20, 20)}).rate == 0.75
+    assert ValidationRound(1, 1.0, {LIFT: (1, 2), STACK: (20, 20)}).rate == 0.75
 
 
 Change = Callable[[dict[str, object]], object]
@@ -69,27 +69,27 @@ Change = Callable[[dict[str, object]], object]
     ],
 )
 def test_damage_is_one_clear_line(tmp_path: Path, change: Change, says: str) -> None:
-    write_record(tmp_path, RECORDED)
-    data = json.loads((tmp_path / RECORD).read_text())
+    write_metadata(tmp_path, RECORDED)
+    data = json.loads((tmp_path / METADATA).read_text())
     change(data)
-    (tmp_path / RECORD).write_text(json.dumps(data))
+    (tmp_path / METADATA).write_text(json.dumps(data))
     with pytest.raises(
         SimEvalError, match=rf"training\.json is damaged \(.*({says}).*train the checkpoint again"
     ) as caught:
-        read_record(tmp_path)
+        read_metadata(tmp_path)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "7", "\udcff"])
 def test_what_is_no_record_is_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / RECORD).write_bytes(text.encode(errors="surrogateescape"))
+    (tmp_path / METADATA).write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(SimEvalError, match="damaged"):
-        read_record(tmp_path)
+        read_metadata(tmp_path)
 
 
 def test_a_missing_record_is_named(tmp_path: Path) -> None:
     with pytest.raises(SimEvalError, match=r"training\.json is missing"):
-        read_record(tmp_path)
+        read_metadata(tmp_path)
 
 
 def test_the_card_tells_the_record() -> None:
@@ -109,6 +109,8 @@ def test_the_card_tells_the_record() -> None:
 
 def test_a_card_of_many_tasks_counts_them_by_family() -> None:
     success = {LIFT: (3, 4), **{f"metaworld/task-{number}-v3": (number % 2, 1) for number in range(50)}}
-    card = model_card(replace(RECORDED, rounds=(Round(4000, 12.4, success),), best=0), PolicySpec("late_gemma"), 4)
+    card = model_card(
+        replace(RECORDED, rounds=(ValidationRound(4000, 12.4, success),), best=0), PolicySpec("late_gemma"), 4
+    )
     assert "| step | minutes | robosuite, 1 tasks | metaworld, 50 tasks | mean of tasks |  |" in card.splitlines()
     assert "| 4000 | 12.4 | 3/4 | 25/50 | 50.5% | best |" in card.splitlines()

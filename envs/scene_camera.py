@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sim_eval.envs.cameras import camera_to_world_from_mujoco, intrinsics_from_fovy
-from sim_eval.envs.contract import CameraView, SimulatorOptions
-from sim_eval.envs.rendering import Look, RgbdRenderer
+from sim_eval.core.cameras import camera_to_world_from_mujoco, intrinsics_from_fovy
+from sim_eval.core.types import CameraView, RenderConfig
+from sim_eval.envs.rendering import RgbdRenderer, SceneOptions
 
 if TYPE_CHECKING:
     import mujoco
@@ -25,7 +25,7 @@ def state_names(model: mujoco.MjModel) -> tuple[str, ...]:
     return tuple(names)
 
 
-class Onlooker:
+class SceneCamera:
     """Poses and RGB-D pictures of one instant after another.
 
     Args:
@@ -39,10 +39,10 @@ class Onlooker:
     """
 
     def __init__(
-        self, model: mujoco.MjModel, cameras: Mapping[str, str], options: SimulatorOptions, look: Look
+        self, model: mujoco.MjModel, cameras: Mapping[str, str], options: RenderConfig, scene_options: SceneOptions
     ) -> None:
         self._cameras = {name: model.camera(theirs).id for name, theirs in cameras.items()}
-        self._options, self._look_of_it = options, look
+        self._options, self._scene_options = options, scene_options
         self._renderer: RgbdRenderer | None = None
         self._seen: dict[str, CameraView] = {}  # pictures of this instant, so that two onlookers cost one rendering
         self.follow(model)
@@ -97,5 +97,5 @@ class Onlooker:
     def _render(self) -> RgbdRenderer:
         if self._renderer is None:
             options = self._options
-            self._renderer = RgbdRenderer(self._model, options.height, options.width, options.render, self._look_of_it)
+            self._renderer = RgbdRenderer(self._model, options.height, options.width, options.mode, self._scene_options)
         return self._renderer

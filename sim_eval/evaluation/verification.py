@@ -13,10 +13,11 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from sim_eval.envs.contract import ActionSpec, EpisodeKey, FloatArray, SimEvalError, Simulator, Task
-from sim_eval.evaluation.engine import EpisodeResult, Recorder, Recorders, RolloutProtocol, run_episode
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import ActionChunk, ActionSpec, EpisodeKey, FloatArray, Recorder, Simulator, Task
+from sim_eval.evaluation.engine import EpisodeResult, Recorders, RolloutProtocol, run_episode
+from sim_eval.evaluation.jobs import OneSimulator, PolicySource
 from sim_eval.evaluation.run_folder import Run
-from sim_eval.evaluation.scoring import OneSimulator, PolicySource
 from sim_eval.evaluation.trajectory import (
     Trajectory,
     TrajectoryRecorder,
@@ -24,8 +25,8 @@ from sim_eval.evaluation.trajectory import (
     read_trajectory,
     trajectory_path,
 )
-from sim_eval.evaluation.workers import Link, Play, Pulse
-from sim_eval.policies.policy import ActionChunk, Policy, PolicyRequest, PolicySpec
+from sim_eval.evaluation.workers import HeartbeatRecorder, Link, Play
+from sim_eval.policies.policy import Policy, PolicyRequest, PolicySpec
 
 Verdict: TypeAlias = Literal["bit-identical", "outcome-identical", "refuted", "broke off"]
 VERDICTS: tuple[Verdict, ...] = ("bit-identical", "outcome-identical", "refuted", "broke off")
@@ -117,7 +118,7 @@ class RecordedPolicy:
         self._equal = 0
 
     def predict(self, requests: Sequence[PolicyRequest]) -> list[ActionChunk]:
-        chunks = [self._recorded.chunk(request.replan) for request in requests]
+        chunks = [self._recorded.chunk(request.policy_call) for request in requests]
         if self._again is not None:
             for request, chunk, answer in zip(requests, chunks, self._again.predict(requests), strict=True):
                 self._compare(chunk, answer.actions, request.action)
@@ -165,7 +166,7 @@ def policy_again(run: Run, source: PolicySource) -> Policy:
 
 
 @dataclass(frozen=True)
-class Proving:
+class VerifyJob:
     """How a run's episodes are verified; small, so that it can be sent to a worker.
 
     Attributes:
@@ -190,8 +191,8 @@ class Proving:
     def __call__(self, link: Link) -> Iterator[Play[Verification]]:
         """As a worker's job."""
         again = policy_again(self.run, self.source) if self.source else None
-        with closing(OneSimulator(self.run.protocol.simulator)) as simulators:
-            yield self.player(again, simulators, Pulse(link))
+        with closing(OneSimulator(self.run.protocol.render)) as simulators:
+            yield self.player(again, simulators, HeartbeatRecorder(link))
 
 
 def verify_episode(
@@ -222,8 +223,9 @@ def verify_episode(
         return unproven(result, str(error))
     if found := foreign(run, result, recorded, path.name):
         return unproven(result, found, recorded.machine)
-    player, recorder = RecordedPolicy(recorded, shown, again), TrajectoryRecorder()
-    replayed = run_episode(simulator, recorder.watch(player), result.key, run.protocol, Recorders(recorder, *recorders))
+    player = RecordedPolicy(recorded, shown, again)
+    recorder = TrajectoryRecorder(player.spec)
+    replayed = run_episode(simulator, player, result.key, run.protocol, Recorders(recorder, *recorders))
     told = outcome(recorded, simulator.task, run.protocol, result.error)
     refutations, remarks = contradictions(result, told, replayed), []
     deviation, inferred = None, player.inferred
@@ -264,13 +266,13 @@ def outcome(recorded: Trajectory, task: Task, protocol: RolloutProtocol, error: 
     furthest = int(recorded.phases.max(initial=0))
     return EpisodeResult(
         key=recorded.key,
-        instruction=task.instruction(recorded.key, protocol.telling),
+        instruction=task.instruction(recorded.key, protocol.instruction_condition),
         success=len(successes) > 0,
         success_end=error is None and bool(recorded.success[-1:].any()),
         steps=len(recorded.actions),
         first_success=int(successes[0]) + 1 if len(successes) else None,
         phase=("none", *task.phases)[furthest] if 0 <= furthest <= len(task.phases) else str(furthest),
-        replans=len(recorded.asked),
+        policy_calls=len(recorded.asked),
         error=error,
         seconds=0.0,
     )
@@ -280,7 +282,9 @@ def contradictions(claimed: EpisodeResult, told: EpisodeResult, replayed: Episod
     """Where the line in ``episodes.jsonl``, the trajectory and the replay do not say the same, one sentence each."""
     if claimed.error is not None and replayed.error is not None:
         # The replay ends where the recording does, in whatever way the episode broke off then.
-        told, replayed = (replace(each, error=claimed.error, replans=claimed.replans) for each in (told, replayed))
+        told, replayed = (
+            replace(each, error=claimed.error, policy_calls=claimed.policy_calls) for each in (told, replayed)
+        )
     return [
         f"{name}: {getattr(claimed, name)} in episodes.jsonl, {getattr(told, name)} in the trajectory, "
         f"{getattr(replayed, name)} when replayed"

@@ -8,15 +8,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
-from sim_eval.envs.contract import SimEvalError
-from sim_eval.evaluation.run_folder import write_json
+from sim_eval.core import old_files
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.files import write_json
 
-RECORD = "training.json"
+METADATA = "training.json"
 LISTED = 8  # tasks that a line can name
 
 
 @dataclass(frozen=True)
-class Round:
+class ValidationRound:
     """One validation.
 
     Attributes:
@@ -42,7 +43,7 @@ class Round:
 
 
 @dataclass(frozen=True)
-class TrainingRecord:
+class TrainingMetadata:
     """A training so far.
 
     Attributes:
@@ -66,7 +67,7 @@ class TrainingRecord:
     size: str
     seed: int
     batch_size: int
-    draws: int
+    flow_samples: int
     balance: float
     command: str
     overrides: tuple[str, ...]
@@ -79,11 +80,11 @@ class TrainingRecord:
     parameters: int
     trainable: int
     versions: Mapping[str, str]
-    rounds: tuple[Round, ...]
+    rounds: tuple[ValidationRound, ...]
     best: int | None
     digest: str
     finished: bool
-    every: int = 1
+    frame_stride: int = 1
     optimizer: str = "adamw"
     earlier_budgets: tuple[float, ...] = ()
 
@@ -91,21 +92,21 @@ class TrainingRecord:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, object]) -> TrainingRecord:
+    def from_dict(cls, data: Mapping[str, object]) -> TrainingMetadata:
         """Reads what :meth:`to_dict` wrote, out of JSON.
 
         Raises:
             SimEvalError: a field is missing, unknown or of another type.
         """
         try:
-            values = dict(data)
+            values = old_files.training(data)
             values["rounds"] = tuple(_round(entry) for entry in cast(Sequence[Mapping[str, object]], values["rounds"]))
             for name in ("demonstrations", "windows"):
                 values[name] = {task: int(count) for task, count in cast(Mapping[str, int], values[name]).items()}
             values["overrides"] = tuple(cast(Sequence[str], values["overrides"]))
             budgets = cast(Sequence[float], values.get("earlier_budgets", ()))
             values["earlier_budgets"] = tuple(float(budget) for budget in budgets)
-            record = cls(**values)  # type: ignore[arg-type]  # checked below
+            record = cls(**values)  # checked below
             for name, kind in KINDS.items():
                 if not isinstance(getattr(record, name), kind):
                     raise TypeError(f"{name} is {getattr(record, name)!r}")
@@ -120,7 +121,9 @@ class TrainingRecord:
 
 KINDS = {
     **dict.fromkeys(("expert", "size", "optimizer", "command", "device", "digest"), str),
-    **dict.fromkeys(("seed", "batch_size", "draws", "every", "steps", "threads", "parameters", "trainable"), int),
+    **dict.fromkeys(
+        ("seed", "batch_size", "flow_samples", "frame_stride", "steps", "threads", "parameters", "trainable"), int
+    ),
     **dict.fromkeys(("balance", "minutes"), int | float),
     "versions": Mapping,
     "finished": bool,
@@ -128,24 +131,24 @@ KINDS = {
 }
 
 
-def write_record(folder: Path, record: TrainingRecord) -> None:
+def write_metadata(folder: Path, record: TrainingMetadata) -> None:
     """Writes ``training.json``, whole or not at all.
 
     Raises:
         SimEvalError: the disk refuses.
     """
-    write_json(folder / RECORD, record.to_dict())
+    write_json(folder / METADATA, record.to_dict())
 
 
-def read_record(folder: Path) -> TrainingRecord:
+def read_metadata(folder: Path) -> TrainingMetadata:
     """The record in a checkpoint folder.
 
     Raises:
         SimEvalError: there is none, or it is damaged.
     """
-    path = folder / RECORD
+    path = folder / METADATA
     try:
-        return TrainingRecord.from_dict(json.loads(path.read_text()))
+        return TrainingMetadata.from_dict(json.loads(path.read_text()))
     except FileNotFoundError as error:
         raise SimEvalError(f"{path} is missing: sim_eval.train did not make {folder}, or an old version did") from error
     except OSError as error:
@@ -154,9 +157,9 @@ def read_record(folder: Path) -> TrainingRecord:
         raise SimEvalError(f"{path} is damaged ({error}): restore it or train the checkpoint again") from error
 
 
-def _round(entry: Mapping[str, object]) -> Round:
+def _round(entry: Mapping[str, object]) -> ValidationRound:
     success = cast(Mapping[str, Sequence[int]], entry["success"])
-    return Round(
+    return ValidationRound(
         step=int(cast(int, entry["step"])),
         minutes=float(cast(float, entry["minutes"])),
         success={task: (int(count), int(total)) for task, (count, total) in success.items()},

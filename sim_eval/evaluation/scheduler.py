@@ -6,15 +6,15 @@ from collections import deque
 from collections.abc import Collection
 from itertools import count
 
+from sim_eval.core.types import EpisodeKey
 from sim_eval.datasets.recorder import is_kept
-from sim_eval.envs.contract import EpisodeKey
 from sim_eval.evaluation.engine import EpisodeResult
 
 # With fewer successes than one in so many tries, the demonstrator is not one.
-TRIES_BEFORE_GIVING_UP = 20
+ATTEMPTS_BEFORE_GIVING_UP = 20
 
 
-class Quota:
+class EpisodeScheduler:
     """The episodes of one task and split: the first ``wanted`` that are kept, in the order of their indices.
 
     An index is handed out only while those kept and those still running are together fewer than wanted: it is tried
@@ -84,6 +84,6 @@ class Quota:
         # In the order of the indices, so that the verdict does not depend on who was quicker.
         while self._unjudged and self._unjudged[0] in self._success:
             self._judged.append(self._success[self._unjudged.popleft()])
-            tries = len(self._judged)
-            few = tries >= TRIES_BEFORE_GIVING_UP and sum(self._judged) * TRIES_BEFORE_GIVING_UP < tries
+            attempts = len(self._judged)
+            few = attempts >= ATTEMPTS_BEFORE_GIVING_UP and sum(self._judged) * ATTEMPTS_BEFORE_GIVING_UP < attempts
             self.hopeless = self.hopeless or (few and not self._keep_failures)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sim_eval.envs.contract import CameraView, FloatArray
+from sim_eval.core.types import CameraView, FloatArray
 
 FARTHEST = 50.0  # metres; what is beyond is no robot's surroundings: the far plane, or a depth in millimetres
 # MuJoCo's (and OpenGL's) camera looks along -z with y up.

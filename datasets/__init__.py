@@ -1,1 +1,0 @@
-"""What is remembered: demonstrations on disk and training windows from them."""

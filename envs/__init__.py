@@ -1,1 +1,0 @@
-"""What is acted upon: RGB-D simulation with calibrated cameras."""

@@ -1,1 +1,0 @@
-"""What decides: policies and what they need."""

@@ -1,0 +1,103 @@
+"""Finds a policy by name, by checkpoint folder or by the address of a server."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+from sim_eval.core.errors import SimEvalError, extra
+from sim_eval.core.plugins import Plugin, find_plugin, plugin_names
+from sim_eval.policies.policy import AS_SAVED, InferenceConfig, Policy, PolicySpec
+
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+
+
+BASELINES = ("zero", "random")
+
+
+SCRIPTED = "scripted"
+
+
+SCHEMES = ("ws", "wss")
+
+
+# Entry points of this group are policies of other packages: what the name stands for is called as
+# ``make(argument, device)``, with the text after "NAME:" ("" when there is none) and torch's device, and returns a
+# Policy.
+POLICY_GROUP = "sim_eval.policies"
+
+
+def shipped_checkpoints() -> list[str]:
+    """Names of the checkpoints that come with the package."""
+    return sorted(folder.parent.name for folder in CHECKPOINTS.glob("*/config.json"))
+
+
+def checkpoint_folder(reference: str) -> Path | None:
+    """The folder of a shipped checkpoint, or the folder of that name; None: there is neither."""
+    folder = CHECKPOINTS / reference if reference in shipped_checkpoints() else Path(reference)
+    return folder if folder.is_dir() else None
+
+
+def load_policy(
+    reference: str, device: str = "auto", inference: InferenceConfig = AS_SAVED, keys: Path | None = None
+) -> Policy:
+    """A policy by name, by checkpoint folder or by the address of a server.
+
+    Args:
+        reference: ``scripted``, ``zero``, ``random``, a shipped checkpoint, ``NAME`` or ``NAME:ARGUMENT`` of another
+            package's policy (see :data:`POLICY_GROUP`), a checkpoint folder, or ``ws://host:port`` of a server that
+            speaks openpi's protocol.
+        device: of a checkpoint's network.
+        inference: of a checkpoint's network.
+        keys: of a server that is not sim_eval's own; see :mod:`sim_eval.policies.remote.keys`.
+
+    Raises:
+        SimEvalError: no such name or folder, the folder is damaged, the server does not answer, another package's
+            policy cannot be loaded, or the network of a policy is not ours to run otherwise.
+    """
+    name, _, argument = reference.partition(":")
+    remote = name in SCHEMES and argument.startswith("//")
+    ours = (*shipped_checkpoints(), SCRIPTED, *BASELINES, *SCHEMES)
+    plugin = None if remote else find_plugin(POLICY_GROUP, name, name in ours)
+    told = [entry.name for entry in fields(InferenceConfig) if getattr(inference, entry.name) != entry.default]
+    if told and (remote or plugin or reference in (SCRIPTED, *BASELINES)):
+        lacks = "is run by its server" if remote else "is run by its own package" if plugin else "has no network"
+        raise SimEvalError(f"policy '{reference}' {lacks}: leave --{told[0].replace('_', '-')} out")
+    if keys is not None and not remote:
+        raise SimEvalError(f"policy '{reference}' is not a server: leave --keys out")
+    if remote:
+        with extra("serve"):
+            from sim_eval.policies.remote.client import RemotePolicy
+        return RemotePolicy(reference, keys)
+    if plugin:
+        return _of_another_package(plugin, reference, argument, device)
+    if reference in BASELINES:
+        from sim_eval.policies.baselines import RandomPolicy, ZeroPolicy
+
+        return ZeroPolicy() if reference == "zero" else RandomPolicy()
+    if reference == SCRIPTED:
+        from sim_eval.policies.scripted.scripted_policy import ScriptedPolicy
+
+        return ScriptedPolicy()
+    folder = checkpoint_folder(reference)
+    if folder is None:
+        names = ", ".join([*shipped_checkpoints(), SCRIPTED, *BASELINES, *plugin_names(POLICY_GROUP)])
+        raise SimEvalError(
+            f"unknown policy '{reference}': use one of {names}, the folder of a checkpoint, or ws://host:port"
+        )
+    from sim_eval.policies.spatialvla.checkpoint import load_checkpoint
+
+    return load_checkpoint(folder, device, inference)
+
+
+def _of_another_package(plugin: Plugin, reference: str, argument: str, device: str) -> Policy:
+    if Path(reference).is_dir():
+        raise SimEvalError(
+            f"'{reference}' is a policy of package '{plugin.package}' and a folder here: write ./{reference} for the "
+            "folder"
+        )
+    with plugin.blamed():
+        policy: Policy = plugin.load()(argument, device)
+        if not isinstance(policy.spec, PolicySpec):
+            raise TypeError(f"its spec is a {type(policy.spec).__name__}, not a PolicySpec")
+    return policy

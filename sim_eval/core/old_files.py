@@ -1,0 +1,54 @@
+"""Reads what versions before 0.2 wrote: their names of fields become today's.
+
+Each function takes a table of a file, or of a part of it, and returns it in today's words; one that is in them already
+comes back as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Table = dict[str, Any]
+
+CONDITIONS = {"right": "correct", "wrong": "counterfactual"}
+
+
+def renamed(table: Mapping[str, Any], names: Mapping[str, str]) -> Table:
+    return {names.get(name, name): value for name, value in table.items()}
+
+
+def render_config(table: Mapping[str, Any]) -> Table:
+    """How an episode was rendered."""
+    return renamed(table, {"render": "mode"})
+
+
+def protocol(table: Mapping[str, Any]) -> Table:
+    """``protocol`` of ``run.json``."""
+    names = {
+        "replan": "n_action_steps",
+        "settle_steps": "post_success_steps",
+        "telling": "instruction_condition",
+        "simulator": "render",
+    }
+    now = renamed(table, names)
+    now["render"] = render_config(now["render"])
+    if "instruction_condition" in now:
+        now["instruction_condition"] = CONDITIONS.get(now["instruction_condition"], now["instruction_condition"])
+    return now
+
+
+def episode(table: Mapping[str, Any]) -> Table:
+    """A line of ``episodes.jsonl``."""
+    return renamed(table, {"replans": "policy_calls"})
+
+
+def network(table: Mapping[str, Any]) -> Table:
+    """The network's configuration in ``config.json``."""
+    expert = table.get("expert")
+    return {**table, "expert": renamed(expert, {"horizon": "chunk_size"})} if isinstance(expert, Mapping) else {**table}
+
+
+def training(table: Mapping[str, Any]) -> Table:
+    """``training.json``."""
+    return renamed(table, {"draws": "flow_samples", "every": "frame_stride"})
