@@ -51,7 +51,7 @@ reproduce: setup
 	$(BIN)/python -m sim_eval.rollout --policy runs/train/$(NAME) --video none --episodes 400 \
 		--task robosuite/Stack --out runs/$(NAME)-stack
 	$(BIN)/python -m sim_eval.rollout --policy runs/train/$(NAME) --video none --episodes 200 \
-		--task robosuite/Stack --telling wrong --out runs/$(NAME)-stack-wrong
+		--task robosuite/Stack --instruction-condition counterfactual --out runs/$(NAME)-stack-wrong
 	$(BIN)/python -m sim_eval.results --trainings runs/train --runs runs --out runs/results
 
 # Meta-World's 50 tasks from nothing: collecting (20 minutes), packing (7), 95 minutes of training on one core, 500 test
@@ -60,9 +60,9 @@ reproduce: setup
 MT50_NETWORK = text.layers=3 expert.layers=3 vision.patch_size=16 position.points=4 expert.euler_steps=2
 MT50_MINUTES ?= 95
 mt50: setup
-	$(BIN)/python -m sim_eval.collect --task metaworld/MT50 --episodes 50 --cameras agentview,wrist --rehearse --settle 25 \
+	$(BIN)/python -m sim_eval.collect --task metaworld/MT50 --episodes 50 --cameras agentview,wrist --dry-run-first --post-success-steps 25 \
 		--workers 2 --out data/mt50
-	$(BIN)/python -m sim_eval.train --data data/mt50 --expert $(EXPERT) --every 2 --optimizer muon --val-episodes 1 \
+	$(BIN)/python -m sim_eval.train --data data/mt50 --expert $(EXPERT) --frame-stride 2 --optimizer muon --val-episodes 1 \
 		--minutes $(MT50_MINUTES) --threads 1 --workers 2 --seed $(SEED) --set $(MT50_NETWORK) --out runs/train/$(NAME)-mt50
 	$(BIN)/python -m sim_eval.rollout --policy runs/train/$(NAME)-mt50 --video none --episodes 10 --workers 2 \
 		--out runs/$(NAME)-mt50

@@ -78,7 +78,7 @@ def main(arguments: CollectArguments) -> int:
     at_least("episodes", arguments.episodes, 1)
     at_least("size", arguments.size, 16)
     at_least("workers", arguments.workers, 1)
-    at_least("settle", arguments.post_success_steps, 0)
+    at_least("post-success-steps", arguments.post_success_steps, 0)
     from sim_eval.datasets.attempts import AttemptsLog, CollectionConfig
     from sim_eval.envs.tasks import choose_render
     from sim_eval.evaluation.engine import RolloutProtocol

@@ -130,7 +130,7 @@ def tables(runs: Sequence[Run]) -> list[Table]:
     from sim_eval.evaluation.run_folder import task_versions_apart
 
     manifest, protocol = runs[0].manifest, runs[0].protocol
-    told = f"told the {protocol.instruction_condition} instruction, " * (protocol.instruction_condition != "correct")
+    told = f"{protocol.instruction_condition} instruction, " * (protocol.instruction_condition != "correct")
     conditions = (
         f"{'/'.join(sorted({key.split for key in manifest.keys}))} split, manifest {manifest.digest[:8]}; "
         f"replan {protocol.n_action_steps}, settle {protocol.post_success_steps}, {told}{protocol.render}"

@@ -105,7 +105,7 @@ def main(arguments: RolloutArguments) -> int:
     """Runs the command; returns the exit code."""
     at_least("episodes", arguments.episodes, 1)
     at_least("first", arguments.first, 0)
-    at_least("replan", arguments.n_action_steps, 1)
+    at_least("n-action-steps", arguments.n_action_steps, 1)
     at_least("threads", arguments.threads, 1)
     at_least("workers", arguments.workers, 1)
     at_least("batch", arguments.batch or 0, 0)

@@ -136,7 +136,7 @@ def differences(pair: Pair, runs: Mapping[str, Run], across: Sequence[str]) -> I
 def protocol_fields(protocol: RolloutProtocol) -> dict[str, object]:
     """The protocol's fields and the simulator options', by name."""
     values = asdict(protocol)
-    shown = values.pop("simulator")
+    shown = values.pop("render")
     return {**values, **shown}
 
 

@@ -81,7 +81,10 @@ def test_a_damaged_file_is_collected_again(collected: Path) -> None:
 
 @pytest.mark.parametrize(
     ("other", "says"),
-    [({"settle": 25}, "settle 10 there, 25 now"), ({"disturb": False}, "disturb True there, False now")],
+    [
+        ({"post_success_steps": 25}, "post_success_steps 10 there, 25 now"),
+        ({"disturb": False}, "disturb True there, False now"),
+    ],
 )
 def test_other_manners_are_not_mixed_in(collected: Path, other: dict[str, object], says: str) -> None:
     with pytest.raises(SimEvalError, match=says):
@@ -106,14 +109,14 @@ def test_workers_write_the_same_bytes(collected: Path, tmp_path: Path) -> None:
 
 
 def test_a_policy_that_cannot_demonstrate_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sim_eval.evaluation.scheduler.TRIES_BEFORE_GIVING_UP", 2)
+    monkeypatch.setattr("sim_eval.evaluation.scheduler.ATTEMPTS_BEFORE_GIVING_UP", 2)
     with pytest.raises(SimEvalError, match="cannot demonstrate"):
         main(arguments(tmp_path / "out", policy="random"))
     assert episode_files(tmp_path / "out") == []
 
 
 def test_failures_can_be_what_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sim_eval.evaluation.scheduler.TRIES_BEFORE_GIVING_UP", 1)
+    monkeypatch.setattr("sim_eval.evaluation.scheduler.ATTEMPTS_BEFORE_GIVING_UP", 1)
     assert main(arguments(tmp_path, policy="random", episodes=1, size=32, keep_failures=True)) == 0
     report = check_folder(tmp_path)
     assert (report.episodes, report.successes, report.problems) == (1, 0, ())

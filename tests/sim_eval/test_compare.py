@@ -143,13 +143,13 @@ def test_other_protocols_are_refused_field_by_field_unless_they_are_what_is_comp
     a = make_run(tmp_path / "a", "a", {0}, tasks=(LIFT,))
     b = make_run(tmp_path / "b", "a", {0}, tasks=(LIFT,), protocol=other)
     says = refusal(a, b)
-    assert f"replan is 4 in A ({a}) and 8 in B ({b})" in says
+    assert f"n_action_steps is 4 in A ({a}) and 8 in B ({b})" in says
     assert "render is fast in A" in says
     assert "settle_steps" not in says
     assert "simulator" not in says
-    assert "replan is" not in refusal(a, b, across=("replan",))
-    check_pairable(runs_of(a, b), ("replan", "render"))
-    assert "--across speed: the protocol has no such field; it has replan" in refusal(a, b, across=("speed",))
+    assert "n_action_steps is" not in refusal(a, b, across=("n_action_steps",))
+    check_pairable(runs_of(a, b), ("n_action_steps", "mode"))
+    assert "--across speed: the protocol has no such field; it has n_action_steps" in refusal(a, b, across=("speed",))
 
 
 def test_a_partial_run_is_refused(tmp_path: Path):
@@ -176,7 +176,7 @@ def test_the_command_prints_and_keeps_what_it_found(tmp_path: Path, capsys: pyte
     a = make_run(tmp_path / "a", "a", {0, 1, 2}, tasks=(STACK, LIFT))
     b = make_run(tmp_path / "b", "", {0}, tasks=(STACK, LIFT), protocol=replace(PROTOCOL, n_action_steps=8))
     out = tmp_path / "out"
-    assert main(CompareArguments((a, b), out, across="replan")) == 0
+    assert main(CompareArguments((a, b), out, across="n_action_steps")) == 0
     shown, page = capsys.readouterr().out, (out / "compare.md").read_text()
     assert "| A | policy@61000000 | 4 | 6 / 8 |" in page
     assert "| B | policy | 8 | 2 / 8 |" in page
@@ -185,7 +185,7 @@ def test_the_command_prints_and_keeps_what_it_found(tmp_path: Path, capsys: pyte
     data = json.loads((out / "compare.json").read_text())
     (overall,) = [each for each in data["comparisons"]["Success at any step"] if each["task"] == "all tasks"]
     assert (overall["only_first"], overall["only_second"], overall["p_value"]) == (4, 0, 0.125)
-    assert data["runs"]["B"]["protocol"]["replan"] == 8
+    assert data["runs"]["B"]["protocol"]["n_action_steps"] == 8
     assert data["runs"]["A"]["tasks"][0]["phases"]["none"] == 4
     assert sorted(path.name for path in out.iterdir()) == ["compare.json", "compare.md"]
 

@@ -200,7 +200,7 @@ def test_how_goals_are_shown_and_what_is_told_stand_in_the_title(tmp_path: Path)
     titles = {table.ranking.rows[0][1]: table.title for table in build(find_runs([tmp_path])).tables}
     assert len(titles) == 3
     assert "goal hidden" in titles["hidden"]
-    assert "told the wrong instruction" in titles["misled"]
+    assert "counterfactual instruction" in titles["misled"]
     assert "told" not in titles["plain"]
     assert "hidden" not in titles["plain"]
 

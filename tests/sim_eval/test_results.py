@@ -151,7 +151,7 @@ def test_each_protocol_has_its_table_and_a_wrong_telling_says_so(tmp_path: Path)
         "## Test split",
         "## Test split, 1 Euler steps",
         "## Test split, replanning every 8 control steps, faithful rendering",
-        "## Test split, told the wrong instruction",
+        "## Test split, told the counterfactual instruction",
     ]
     rates = [table(page, title)[0][f"{STACK} (n = 4)"].split(" ")[0] for title in titles]
     assert rates == ["100.0", "75.0", "50.0", "25.0"]

@@ -125,7 +125,7 @@ def test_another_run_in_the_folder_is_refused(
         (["--policy", "zero", "--episodes", "-3"], "--episodes must be 1 or more, not -3"),
         (["--policy", "zero", "--episodes", "many"], "many"),
         (["--policy", "zero", "--first", "-1"], "--first must be 0 or more"),
-        (["--policy", "zero", "--replan", "0"], "--replan must be 1 or more"),
+        (["--policy", "zero", "--n-action-steps", "0"], "--n-action-steps must be 1 or more"),
         (["--policy", "zero", "--euler-steps", "0"], "--euler-steps must be 1 or more"),
         (["--policy", "zero", "--euler-steps", "2"], "policy 'zero' has no network: leave --euler-steps out"),
         (["--policy", "zero", "--weights", "int8"], "policy 'zero' has no network: leave --weights out"),

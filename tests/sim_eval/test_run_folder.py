@@ -47,7 +47,9 @@ def test_a_line_says_everything_and_reads_back(tmp_path: Path):
     play(tmp_path)
     first = identities(tmp_path)[0]
     assert list(first)[:3] == ["task", "split", "index"]
-    assert {"instruction", "success", "success_end", "steps", "first_success", "phase", "replans", "error"} < set(first)
+    assert {"instruction", "success", "success_end", "steps", "first_success", "phase", "policy_calls", "error"} < set(
+        first
+    )
     assert list(json.loads((tmp_path / "episodes.jsonl").read_text().splitlines()[0]))[-1] == "seconds"
     run = read_run(tmp_path)
     assert run.complete
@@ -125,7 +127,7 @@ def test_killed_and_resumed_equals_finished(tmp_path: Path):
         (Manifest.plan([PLANE.name], "test", 0, 13), wander().spec, PROTOCOL, "12 episodes"),
         (MANIFEST, PolicySpec("wander", digest="def"), PROTOCOL, "policy digest: abc there, def now"),
         (MANIFEST, replace(wander().spec, variant="1 Euler steps"), PROTOCOL, "variant: none there, 1 Euler steps now"),
-        (MANIFEST, wander().spec, RolloutProtocol(n_action_steps=8), "protocol replan: 4 there, 8 now"),
+        (MANIFEST, wander().spec, RolloutProtocol(n_action_steps=8), "protocol n_action_steps: 4 there, 8 now"),
         (MANIFEST, wander().spec, RolloutProtocol(render=RenderConfig("faithful")), "faithful"),
     ],
 )

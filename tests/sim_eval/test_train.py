@@ -305,7 +305,7 @@ def test_looks_are_not_mixed(data: Path, tmp_path: Path) -> None:
         (["--size", "huge"], "unknown size"),
         (["--balance", "2"], "--balance must lie between 0 and 1"),
         (["--threads", "0"], "--threads must be"),
-        (["--every", "0"], "--every must be"),
+        (["--frame-stride", "0"], "--frame-stride must be"),
         (["--demonstrations", "0"], "--demonstrations must be"),
         (["--data", "/nowhere"], "/nowhere"),
         (["--data", "docs"], "no demonstrations in docs"),

@@ -103,7 +103,7 @@ LINE_FAULTS: list[tuple[bool, dict[str, object], str]] = [
     (True, {"first_success": 2}, "first_success: 2 in episodes.jsonl"),
     (False, {"steps": 29}, "steps: 29 in episodes.jsonl, 30 in the trajectory, 30 when replayed"),
     (False, {"phase": "goal"}, "phase: goal in episodes.jsonl"),
-    (False, {"replans": 7}, "replans: 7 in episodes.jsonl, 8 in the trajectory"),
+    (False, {"policy_calls": 7}, "policy_calls: 7 in episodes.jsonl, 8 in the trajectory"),
     (True, {"instruction": "stand still"}, "instruction: stand still in episodes.jsonl"),
     # A success made a failure by an error that never was: the line agrees with itself, the replay does not break off.
     (
@@ -290,7 +290,7 @@ def test_a_trajectory_whose_parts_do_not_fit_is_refuted(folder: Path, verify: Pr
     ("change", "words"),
     [
         (lambda data: data["protocol"].update(post_success_steps=3), "steps: "),
-        (lambda data: data["protocol"].update(policy_call=2), "when replayed"),
+        (lambda data: data["protocol"].update(n_action_steps=2), "when replayed"),
         (
             lambda data: data["policy"].update(digest="def"),
             "was recorded with policy digest 'abc', run.json says 'def'",

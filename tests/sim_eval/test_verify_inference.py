@@ -28,7 +28,7 @@ def test_the_policy_asked_again_gives_the_recorded_actions(tmp_path: Path, verif
     play(tmp_path, RandomPolicy(), command=commanded("random"))
     code, shown = verify(tmp_path, "--policy", "--strict")
     assert code == 0
-    questions = str(sum(line["replans"] for line in lines(tmp_path)))
+    questions = str(sum(line["policy_calls"] for line in lines(tmp_path)))
     assert shown.splitlines()[-1].split()[-3:] == [questions, questions, "0"]
 
 
@@ -93,7 +93,7 @@ def test_rounding_is_reported_and_more_is_refuted(
 
 def test_an_answer_of_another_length_is_infinitely_far(recorded: Path):
     found = read_trajectory(file_of(recorded, 0))
-    player = RecordedPolicy(found, SEEING, constant(0.0, 0.0, max_episode_steps=2))
+    player = RecordedPolicy(found, SEEING, constant(0.0, 0.0, horizon=2))
     run_episode(PlaneSimulator(PLANE), player, found.key, PROTOCOL)
     assert player.inferred is not None
     assert player.inferred.equal == 0

@@ -27,9 +27,9 @@ from faulty_workers import (
     trajectories,
 )
 
+from sim_eval.core import versions
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import ActionChunk, FloatArray
-from sim_eval.evaluation import run_folder
 from sim_eval.evaluation.batching import Answer, Batcher, Failure, Question
 from sim_eval.evaluation.run_folder import read_run
 from sim_eval.policies.policy import PolicyRequest
@@ -224,7 +224,7 @@ def test_other_versions_are_refused_and_the_number_of_workers_is_no_difference(
     run = job()
     play_alone(run.run)
     play_in_workers(run, size=3)
-    monkeypatch.setattr(run_folder, "__version__", "9.9")
+    monkeypatch.setattr(versions, "__version__", "9.9")
     with pytest.raises(SimEvalError, match=r"versions sim_eval: 0\.1\.0 there, 9\.9 now"):
         play_in_workers(run)
 
