@@ -232,7 +232,7 @@ def test_a_policy_may_see_fewer_cameras_than_were_recorded(data: Path, tmp_path:
 
 
 def test_the_network_can_be_changed_and_says_so(data: Path, tmp_path: Path) -> None:
-    changed, threads = ("expert.max_episode_steps=4", "frame=world"), torch.get_num_threads()
+    changed, threads = ("expert.chunk_size=4", "frame=world"), torch.get_num_threads()
     assert (
         train.main(arguments([data], tmp_path, steps=1, overrides=changed, threads=threads, expert="late_gemma")) == 0
     )
