@@ -71,12 +71,10 @@ def parse(config: type[Config], program: str, words: Sequence[str] | None = None
             raise
         lines = [line.strip("│ ") for line in drawn.getvalue().splitlines() if not line.startswith(("╭", "╰"))]
         rule = next((number for number, line in enumerate(lines) if line.startswith("──")), len(lines))
-        message = " ".join(line for line in lines[:rule] if line).partition(" Got errors:")[0]
+        message = " ".join(line for line in lines[:rule] if line).partition(" Got errors:")[0].rstrip(".")
         if similar := [line.split()[0] for line in lines[rule:] if line.startswith("--") and "Unrec" in message]:
             message += f" (similar: {', '.join(similar)})"
-        raise SimEvalError(
-            f"{message.rstrip('.') or 'the command line cannot be read'}; see {program} --help"
-        ) from None
+        raise SimEvalError(f"{message or 'the command line cannot be read'}; see {program} --help") from None
     return decode(config, options, named=lambda name: "--" + re.sub(r"\.\d+$", "", name).replace("_", "-"))
 
 

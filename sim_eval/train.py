@@ -29,7 +29,7 @@ def main(config: TrainConfig) -> int:
     from sim_eval.policies.spatialvla.trainer import Trainer, TrainingConfig, accelerator_for
     from sim_eval.training.loop import TrainingLoop
     from sim_eval.training.memory import check_memory, describe, plan
-    from sim_eval.training.preparation import fitted, first_model, make_processor, open_windows, render_config_of
+    from sim_eval.training.preparation import first_model, fitted, make_processor, open_windows, render_config_of
 
     torch.set_flush_denormal(True)
     if config.threads is not None:

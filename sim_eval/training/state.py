@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 
-from sim_eval.configs import TrainConfig, flat
+from sim_eval.configs import TrainConfig
 from sim_eval.core.decoding import decode, encode
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.files import atomic
