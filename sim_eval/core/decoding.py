@@ -9,13 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-<<<<<<< HEAD
 from collections.abc import Callable
-from functools import cache
 from typing import Any, TypeVar, cast, get_args, get_type_hints
-=======
-from typing import Any, TypeVar, get_args, get_type_hints
->>>>>>> main
 
 from sim_eval.core.errors import SimEvalError
 
