@@ -21,6 +21,7 @@ from sim_eval.core.errors import SimEvalError
 from sim_eval.core.normalization import NormalizationMode
 from sim_eval.policies.spatialvla.configuration_spatialvla import SIZES, ActionExpertType, Count, Size, SpatialVLAConfig
 
+DEFAULT_MINUTES = 10.0
 UNSET = cast(SpatialVLAConfig, None)  # until __post_init__
 Flag: TypeAlias = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
@@ -203,4 +204,4 @@ class TrainConfig:
                 )
             if not self.data:
                 raise SimEvalError("--data needs at least one folder of episodes; sim_eval.collect makes one")
-        return self if self.steps is not None else replace(self, minutes=self.minutes or 10.0)
+        return self if self.steps is not None else replace(self, minutes=self.minutes or DEFAULT_MINUTES)

@@ -286,8 +286,8 @@ def training_cells(training: Training) -> tuple[str, ...]:
     record = training.record
     return (
         training.folder.name,
-        record.expert,
-        str(record.seed),
+        record.config.expert,
+        str(record.config.seed),
         *setting_cells(training.setting),
         f"{record.minutes:.1f}",
         str(record.steps),
@@ -306,7 +306,7 @@ def changes(setting: Setting) -> str:
 def seeds_row(members: Sequence[Tested]) -> Row:
     """One setting: what it was, and its trainings, one a seed."""
     setting = members[0].training.setting
-    seeds = ", ".join(str(each.training.record.seed) for each in members)
+    seeds = ", ".join(str(each.training.record.config.seed) for each in members)
     cells = (setting.expert, seeds, *setting_cells(setting), setting.budget)
     return Row(", ".join(each.training.folder.name for each in members), cells, members)
 
@@ -410,7 +410,13 @@ def network_table(trainings: Sequence[Training]) -> str:
     from sim_eval.reporting.tables import markdown
 
     rows = {
-        (record.expert, record.size, changes(each.setting), f"{record.parameters:,}", f"{record.trainable:,}"): None
+        (
+            record.config.expert,
+            record.size,
+            changes(each.setting),
+            f"{record.parameters:,}",
+            f"{record.trainable:,}",
+        ): None
         for each in sorted(trainings, key=order)
         for record in [each.record]
     }
@@ -421,7 +427,15 @@ def order(training: Training) -> tuple[str | int, ...]:
     """Where a training stands in a table: the unchanged network first, more data first, seeds beside each other."""
     setting, record = training.setting, training.record
     data = -sum(record.demonstrations.values())
-    return record.expert, record.size, changes(setting), data, setting.budget, record.seed, str(training.folder)
+    return (
+        record.config.expert,
+        record.size,
+        changes(setting),
+        data,
+        setting.budget,
+        record.config.seed,
+        str(training.folder),
+    )
 
 
 if __name__ == "__main__":

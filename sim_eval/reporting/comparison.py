@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,8 +18,8 @@ if TYPE_CHECKING:
     from sim_eval.training.metadata import TrainingMetadata
 
 VALIDATED, SCORED = "val", "test"
-# Options that change what a training gives but stand only in its record's command.
-UNRECORDED = ("learning-rate", "normalization", "steps")
+# Options that change what a training gives and are part of `changes`.
+UNRECORDED = ("learning_rate", "normalization")
 
 LeftOut: TypeAlias = tuple[Path, str]
 Key = TypeVar("Key", str, int, tuple[int, tuple[tuple[str, int], ...]])
@@ -38,8 +36,8 @@ class Setting:
     """What a training was like but for its seed; trainings of one setting may be pooled.
 
     Attributes:
-        expert, size, batch_size, draws, balance, device, threads: as in the record.
-        changes: overrides of the network, and options of the command that the record has no field for.
+        expert, size, batch_size, flow_samples, sampling_temperature, device, threads: as in the record.
+        changes: changed fields of the network, and :data:`UNRECORDED` options.
         budget: the minutes or steps it was given.
         demonstrations: (task, episodes), by name.
     """
@@ -49,7 +47,7 @@ class Setting:
     changes: tuple[str, ...]
     batch_size: int
     flow_samples: int
-    balance: float
+    sampling_temperature: float
     budget: str
     device: str
     threads: int
@@ -64,7 +62,7 @@ class Setting:
                 f"{self.budget} on {self.device}{threads}",
                 f"size {self.size}",
                 f"batches of {self.batch_size} with {self.flow_samples} draws",
-                f"balance {self.balance:g}",
+                f"sampling temperature {self.sampling_temperature:g}",
                 *self.changes,
             ]
         )
@@ -83,18 +81,19 @@ class Training:
 
     @property
     def setting(self) -> Setting:
-        record, typed = self.record, command_options(self.record.command)
+        record, config = self.record, self.record.config
+        changes = {name: value for name, value in config.changes().items() if name in UNRECORDED or "." in name}
         # A last validation comes after the time is up: how long it took is no part of what was given.
         minutes = record.rounds[-1].minutes if record.rounds else record.minutes
         by_clock = f"{minutes:.0f} minutes" if minutes >= 10 else f"{minutes:.1f} minutes"
         return Setting(
-            expert=record.expert,
+            expert=config.expert,
             size=record.size,
-            changes=(*record.overrides, *(f"{name} {value}" for name, value in typed.items() if name != "steps")),
-            batch_size=record.batch_size,
-            flow_samples=record.flow_samples,
-            balance=record.balance,
-            budget=f"{typed['steps']} steps" if "steps" in typed else by_clock,
+            changes=tuple(f"{name.removeprefix('network.')}={value}" for name, value in changes.items()),
+            batch_size=config.batch_size,
+            flow_samples=config.flow_samples,
+            sampling_temperature=config.sampling_temperature,
+            budget=by_clock if config.steps is None else f"{config.steps} steps",
             device=record.device,
             threads=record.threads,
             demonstrations=tuple(sorted(record.demonstrations.items())),
@@ -103,18 +102,6 @@ class Training:
     def count(self, task: str) -> int:
         """Demonstrations of a task."""
         return self.record.demonstrations.get(task, 0)
-
-
-def command_options(command: str) -> dict[str, str]:
-    """Those of :data:`UNRECORDED` that the command names, with their values."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in UNRECORDED:
-        parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}", dest=name)
-    try:
-        typed, _ = parser.parse_known_args(shlex.split(command))
-    except (argparse.ArgumentError, ValueError):  # no command of ours: such a training is pooled with no other
-        return {"command": command}
-    return {name: value for name, value in vars(typed).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -210,7 +197,9 @@ def read_trainings(folders: Sequence[Path], left_out: Sequence[LeftOut]) -> tupl
             out.append((folder, str(error)))
             continue
         if not (record.finished and record.digest):
-            out.append((folder, f"unfinished, {record.minutes:.1f} minutes so far: continue by `{record.command}`"))
+            out.append(
+                (folder, f"unfinished, {record.minutes:.1f} minutes so far: continue by `{record.config.command}`")
+            )
         elif record.digest in found:
             out.append((folder, f"the same weights as {found[record.digest].folder}"))
         else:
@@ -341,7 +330,7 @@ def minutes_panels(trainings: Sequence[Training]) -> tuple[Panel, ...]:
         if not chosen:
             continue
         series = []
-        for expert, members in grouped(chosen, lambda each: each.record.expert):
+        for expert, members in grouped(chosen, lambda each: each.record.config.expert):
             seeds = tuple(validation(each, task) for each in members)
             series.append(Series(expert, pool_rounds(seeds), seeds))
         setting = chosen[0].setting
@@ -382,7 +371,7 @@ def demonstrations_panels(tested: Sequence[Tested]) -> tuple[Panel, ...]:
             continue
         series = tuple(
             data_series(expert, members, task, scores)
-            for expert, members in grouped(chosen, lambda each: each.record.expert)
+            for expert, members in grouped(chosen, lambda each: each.record.config.expert)
         )
         conditions = f"{chosen[0].setting.conditions}; trained on {', '.join(chosen[0].setting.tasks)}"
         panels.append(Panel(task, conditions, series, tuple(each.folder for each in chosen)))
@@ -402,7 +391,7 @@ def data_series(expert: str, members: Sequence[Training], task: str, scores: Map
             for count, same in grouped(mine, lambda each: each.count(task))
             for each in same
         )
-        for _, mine in grouped(members, lambda each: each.record.seed)
+        for _, mine in grouped(members, lambda each: each.record.config.seed)
     )
     return Series(expert, together, seeds)
 
@@ -410,7 +399,7 @@ def data_series(expert: str, members: Sequence[Training], task: str, scores: Map
 def grouped(trainings: Iterable[Training], key: Callable[[Training], Key]) -> list[tuple[Key, list[Training]]]:
     """Trainings by a key, in the key's order, and within it by seed."""
     groups: dict[Key, list[Training]] = {}
-    for training in sorted(trainings, key=lambda each: (each.record.seed, str(each.folder))):
+    for training in sorted(trainings, key=lambda each: (each.record.config.seed, str(each.folder))):
         groups.setdefault(key(training), []).append(training)
     return sorted(groups.items(), key=lambda group: group[0])
 
@@ -422,7 +411,7 @@ def fullest(trainings: Sequence[Training], family: Callable[[Setting], Setting])
     def worth(members: Sequence[Training]) -> tuple[float, ...]:
         return (
             len({each.setting.demonstrations for each in members}),
-            len({each.record.expert for each in members}),
+            len({each.record.config.expert for each in members}),
             not members[0].setting.changes,
             len(members),
             sum(each.record.minutes for each in members),

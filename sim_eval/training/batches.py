@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -36,9 +36,10 @@ class NumberedBatch:
 def _changed(value: T, change: Callable[[Tensor], Tensor]) -> T:
     """The value with all tensors in it changed."""
     if isinstance(value, Tensor):
-        return change(value)  # type: ignore[return-value]
+        return cast(T, change(value))
     if is_dataclass(value):
-        return type(value)(*(_changed(getattr(value, each.name), change) for each in fields(value)))  # type: ignore[return-value]
+        kind = cast(Callable[..., T], type(value))
+        return kind(*(_changed(getattr(value, each.name), change) for each in fields(value)))
     return value
 
 

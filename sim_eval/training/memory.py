@@ -66,7 +66,7 @@ def available_memory(root: Path = Path("/")) -> int:
     Args:
         root: of the file system.
     """
-    return min([psutil.virtual_memory().available, *_group_memory(root)])
+    return min([int(psutil.virtual_memory().available), *_group_memory(root)])
 
 
 def _group_memory(root: Path) -> Iterator[int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from sim_eval.configs import TrainConfig
+from sim_eval.configs import DEFAULT_MINUTES, TrainConfig
 from sim_eval.core import old_files
 from sim_eval.core.decoding import encode
 from sim_eval.core.errors import SimEvalError
@@ -55,12 +55,14 @@ def configuration(options: Mapping[str, Any]) -> TrainConfig:
         config: TrainConfig = TypeAdapter(TrainConfig).validate_python({**values, "network": {}})
         network = encode(config.base_network())
         for assignment in options.get("set") or ():
-            *parts, last = str(assignment).partition("=")[0].strip().split(".")
-            text = str(assignment).partition("=")[2].strip()
+            name, _, text = (part.strip() for part in str(assignment).partition("="))
+            *parts, field = name.replace("expert.horizon", "expert.chunk_size").split(".")
             part = network[parts[0]] if parts else network
-            part["chunk_size" if last == "horizon" else last] = VALUES.get(text, text)
+            if field not in part:
+                raise KeyError(name)
+            part[field] = VALUES.get(text, text)
         if config.steps is None and config.minutes is None:
-            values["minutes"] = 10.0
+            values["minutes"] = DEFAULT_MINUTES
         return TypeAdapter(TrainConfig).validate_python({**values, "network": network})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]

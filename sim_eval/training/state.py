@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -100,6 +100,6 @@ def damaged(folder: Path, error: Exception) -> SimEvalError:
 
 def _identity(table: dict[str, Any]) -> Identity:
     if "config" not in table:  # of before 0.2
-        own = {"episodes": tuple(table["episodes"]), "render": table["shown"], "processes": table["processes"]}
-        return Identity(old_metadata.configuration(table), **cast(dict[str, Any], own))
+        config = old_metadata.configuration(table)
+        return Identity(config, tuple(table["episodes"]), table["shown"], table["processes"])
     return decode(Identity, table)

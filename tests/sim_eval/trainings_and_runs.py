@@ -10,6 +10,7 @@ from sim_eval.evaluation.manifest import Manifest
 from sim_eval.evaluation.run_folder import open_run
 from sim_eval.policies.policy import PolicySpec
 from sim_eval.training.metadata import TrainingMetadata, ValidationRound, write_metadata
+from sim_eval.training.old_metadata import configuration
 
 LIFT, STACK = "robosuite/Lift", "robosuite/Stack"
 PROTOCOL = RolloutProtocol()
@@ -37,15 +38,10 @@ def make_training(
     rounds = tuple(
         ValidationRound(100 * n, 10 * n + seed / 10, {STACK: (count, 4)}) for n, count in enumerate(successes, start=1)
     )
+    given = {"data": ("data",), **dict(word.split() for word in options.split("--") if word)}
+    named = {name.replace("-", "_"): value for name, value in given.items()}
     record = TrainingMetadata(
-        expert=expert,
-        size="tiny",
-        seed=seed,
-        batch_size=32,
-        flow_samples=4,
-        balance=0.5,
-        command=f"python -m sim_eval.train --seed {seed} {options}",
-        overrides=overrides,
+        config=configuration({**named, "expert": expert, "seed": seed, "overrides": overrides}),
         minutes=10 * len(successes) + 0.9,  # the last validation took its time
         steps=200,
         device="cpu",
