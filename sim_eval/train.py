@@ -26,6 +26,7 @@ def main(config: TrainConfig) -> int:
     from sim_eval.envs.tasks import get_task
     from sim_eval.evaluation.jobs import OneSimulator
     from sim_eval.policies.spatialvla.checkpoint import resolve_device
+    from sim_eval.policies.spatialvla.configuration_spatialvla import SIZES
     from sim_eval.policies.spatialvla.trainer import Trainer, TrainingConfig, accelerator_for
     from sim_eval.training.loop import TrainingLoop
     from sim_eval.training.memory import check_memory, describe, plan
@@ -36,7 +37,8 @@ def main(config: TrainConfig) -> int:
         torch.set_num_threads(config.threads)
     device = resolve_device(config.device)
     if config.dry_run:
-        parts, memory = plan(fitted(config.network), config, DRY_VIEWS)
+        usual = SIZES[config.size][config.expert].vision.image_size
+        parts, memory = plan(fitted(config.network, usual), config, DRY_VIEWS)
         print(describe(parts, memory))
         check_memory(memory, device)
         return 0

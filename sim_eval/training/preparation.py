@@ -13,7 +13,7 @@ from sim_eval.core.types import RenderConfig
 from sim_eval.datasets.windows import EpisodeWindows
 from sim_eval.policies.policy import PolicySpec
 from sim_eval.policies.spatialvla.adapters import add_adapters
-from sim_eval.policies.spatialvla.configuration_spatialvla import ExpertConfig, SpatialVLAConfig, VisionConfig
+from sim_eval.policies.spatialvla.configuration_spatialvla import ExpertConfig, SpatialVLAConfig
 from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from sim_eval.policies.spatialvla.parts import convert, freeze
 from sim_eval.policies.spatialvla.pretrained import from_llava3d
@@ -53,7 +53,7 @@ def render_config_of(windows: EpisodeWindows) -> RenderConfig:
 
 def fitted(
     network: SpatialVLAConfig,
-    image_size: int = VisionConfig.image_size,
+    image_size: int,
     state_dim: int = ExpertConfig.state_dim,
     action_dim: int = ExpertConfig.action_dim,
 ) -> SpatialVLAConfig:

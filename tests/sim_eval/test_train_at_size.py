@@ -96,12 +96,35 @@ def test_a_published_checkpoint_is_trained_and_rolled_out(data: Path, published:
     assert line["error"] is None
 
 
+# Notes which process writes which file of the watched folders.
+WATCH = """
+import os, sys
+def note(event, arguments):
+    writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+    if event in ("os.rename", "os.mkdir", "os.remove") or writes:
+        path = str(arguments[1] if event == "os.rename" else arguments[0])
+        if path.startswith(tuple(os.environ["WATCHED"].split(":"))):
+            with open(__file__ + "." + os.environ.get("RANK", "0"), "a") as log:
+                log.write(path + "\\n")
+sys.addaudithook(note)
+"""
+
+
+def written(out: Path, rank: int) -> set[str]:
+    """Names of files that this process wrote, or files and folders that it made."""
+    log = out.with_name(f"site-{out.name}") / f"sitecustomize.py.{rank}"
+    return {Path(line).name for line in log.read_text().splitlines()} if log.exists() else set()
+
+
 def launch(processes: int, data: Path, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """Trains three steps in as many processes as asked."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if processes == 2 else []
     command = [sys.executable, *launcher, "-m", "sim_eval.train", "--data", str(data), "--out", str(out)]
     command += ["--steps", "3", "--batch-size", str(4 // processes), "--val-episodes", "0", "--device", "cpu", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    site = out.with_name(f"site-{out.name}")
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(WATCH)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(site), "WATCHED": f"{out}:{data}"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
@@ -114,6 +137,8 @@ def test_two_processes_write_what_one_writes(data: Path, tmp_path: Path) -> None
         assert done.stdout.count("score it:") == 1, "one process speaks for all"
         weights.append(load_file(out / "model.safetensors"))
     assert read_metadata(tmp_path / "2").steps == 3
+    assert written(tmp_path / "2", 0) >= {"model.safetensors", "training.pt", "training.json", "README.md"}
+    assert written(tmp_path / "2", 1) <= {"2"}, "the others write nothing; each may make --out itself"
     for name, tensor in weights[0].items():
         if not name.endswith("k_proj.bias"):  # of which no loss depends: its steps are rounding's
             torch.testing.assert_close(weights[1][name], tensor, atol=1e-5, rtol=1e-4, msg=name)
