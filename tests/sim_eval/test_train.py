@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from sim_eval import collect, rollout, train
 from sim_eval.configs import TrainConfig
@@ -206,6 +207,29 @@ def test_a_training_can_be_lengthened_but_not_shortened(data: Path, trained: Pat
         with pytest.raises(SimEvalError, match=says):
             train.main(config([data], tmp_path, **{"steps": None, **changes}))
     assert weights(tmp_path) == kept
+
+
+OLD_TRAINING = Path(__file__).parents[1] / "old_files" / "training"  # three steps, by sim_eval 0.1
+
+
+def test_a_training_of_an_old_version_is_lengthened(tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    collect.main(collect.CollectArguments(task="robosuite/Lift", out=data, episodes=1, size=32))
+    old = read_metadata(OLD_TRAINING).config
+    options = {"sampling_temperature": 1.25, "flow_samples": 2, "frame_stride": 2, "batch_size": 2}
+    asked = config([data], out, **options, network=old.network, steps=3, threads=1)
+    assert old == replace(asked, data=old.data, out=old.out)
+    assert train.main(asked) == 0
+    shutil.copytree(OLD_TRAINING, tmp_path / "old")
+    for folder in (out, tmp_path / "old"):
+        assert train.main(replace(asked, out=folder, steps=5)) == 0
+        assert (read_metadata(folder).steps, read_metadata(folder).earlier_budgets) == (5, (3,))
+    expected, found = (load_file(folder / "model.safetensors") for folder in (out, tmp_path / "old"))
+    for name, tensor in expected.items():  # the first three steps may have been rounded on another machine
+        torch.testing.assert_close(found[name], tensor, atol=1e-4, rtol=1e-3, msg=name)
+    shutil.copytree(OLD_TRAINING, tmp_path / "other")
+    with pytest.raises(SimEvalError, match=r"holds another training \(seed differ\)"):
+        train.main(replace(asked, out=tmp_path / "other", steps=3, seed=1))
 
 
 def test_another_seed_gives_other_weights(data: Path, trained: Path, tmp_path: Path) -> None:
