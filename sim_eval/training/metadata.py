@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import cast
 
+from sim_eval.configs import TrainConfig
 from sim_eval.core import old_files
+from sim_eval.core.decoding import decode, encode
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.files import write_json
 
@@ -87,9 +89,10 @@ class TrainingMetadata:
     frame_stride: int = 1
     optimizer: str = "adamw"
     earlier_budgets: tuple[float, ...] = ()
+    config: TrainConfig = field(default_factory=TrainConfig)  # a stand-in of branch R: branch T's file replaces it
 
     def to_dict(self) -> dict[str, object]:
-        return asdict(self)
+        return {**asdict(self), "config": encode(self.config)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> TrainingMetadata:
@@ -100,6 +103,7 @@ class TrainingMetadata:
         """
         try:
             values = old_files.training(data)
+            values["config"] = decode(TrainConfig, values.get("config", {}), "config")
             values["rounds"] = tuple(_round(entry) for entry in cast(Sequence[Mapping[str, object]], values["rounds"]))
             for name in ("demonstrations", "windows"):
                 values[name] = {task: int(count) for task, count in cast(Mapping[str, int], values[name]).items()}
