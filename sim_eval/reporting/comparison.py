@@ -28,13 +28,18 @@ NOTE = (
 
 def run_table(runs: Mapping[str, Run], across: Sequence[str]) -> Table:
     """Each run over all its episodes, with the fields of the protocol that may differ."""
-    rows, compared = [], list[str]()
-    for letter, run in runs.items():
-        fields = protocol_fields(run.protocol)
-        compared = [name for name in fields if covered(across, name)]
-        labels = (letter, policy_label(run), run.folder.name, *(str(fields[name]) for name in compared))
-        rows.append((labels, summarize(ALL_TASKS, run.episodes)))
-    return Table.of(("", "policy", "run", *compared), COLUMNS, rows)
+    fields = {letter: protocol_fields(run.protocol) for letter, run in runs.items()}
+    compared = [name for name in next(iter(fields.values())) if covered(across, name)]
+    totals = {letter: summarize(ALL_TASKS, run.episodes) for letter, run in runs.items()}
+    columns: list[Column[str]] = [
+        *(column.of(lambda letter: totals[letter]) for column in COLUMNS),
+        Column("run", lambda letter: runs[letter].folder.name),
+    ]
+    rows = [
+        ((letter, policy_label(run), *(str(fields[letter][name]) for name in compared)), letter)
+        for letter, run in runs.items()
+    ]
+    return Table.of(("", "policy", *compared), columns, rows)
 
 
 CONTRAST_COLUMNS: tuple[Column[Contrast], ...] = (

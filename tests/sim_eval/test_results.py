@@ -28,6 +28,7 @@ GREEN, RED = "stack the green cube on the red cube", "stack the red cube on the 
 
 
 WORLD = replace(CONFIG, network=SpatialVLAConfig(frame="world"))
+LATE = replace(CONFIG, expert="late_gemma", network=SIZES["tiny"]["late_gemma"])
 
 
 def seed(number: int) -> TrainConfig:
@@ -85,7 +86,7 @@ def test_seeds_are_pooled_and_shown_one_by_one(tmp_path: Path):
     for number, successes in enumerate(({0, 1, 2, 3}, {0, 1, 2}, {0})):
         make_training(tmp_path / "train", f"s{number}", seed(number))
         make_run(tmp_path / "runs" / f"r{number}", f"s{number}", successes)
-    make_training(tmp_path / "train", "late", replace(CONFIG, expert="late_gemma"))
+    make_training(tmp_path / "train", "late", LATE)
     make_run(tmp_path / "runs" / "late", "late", {0})
     page = write(tmp_path)
     rows = {training: row for (task, training), row in scores(page, "## Test split").items() if task == STACK}
@@ -279,7 +280,7 @@ def test_a_suite_has_its_means_before_its_tasks(tmp_path: Path, monkeypatch: pyt
         lasting = {0} if number else None
         tasks = (CAN, LIFT, STACK, WIDE)
         make_run(tmp_path / "runs" / f"r{number}", f"s{number}", successes, tasks, episodes=2, lasting=lasting)
-    make_training(tmp_path / "train", "few", replace(CONFIG, expert="late_gemma"))
+    make_training(tmp_path / "train", "few", LATE)
     make_run(tmp_path / "runs" / "few", "few", {0}, (LIFT, WIDE))
     page = write(tmp_path)
     means = {(row["suite"], row[""], row["training"]): row for row in table(page, "## Test split")}
@@ -357,7 +358,7 @@ def test_everything_left_out_is_listed_with_the_reason(tmp_path: Path, capsys: p
 def test_curves_pool_seeds_round_by_round(tmp_path: Path):
     make_training(tmp_path / "train", "a", seed(0), successes=(1, 3))
     make_training(tmp_path / "train", "b", seed(1), successes=(2, 4))
-    make_training(tmp_path / "train", "late", replace(CONFIG, expert="late_gemma"), successes=(0, 1))
+    make_training(tmp_path / "train", "late", LATE, successes=(0, 1))
     make_training(tmp_path / "train", "changed", WORLD, successes=(0, 0))
     (panel,) = minutes_panels(trainings(tmp_path))
     assert [series.expert for series in panel.series] == ["deep_llama", "late_gemma"]
