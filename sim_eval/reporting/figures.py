@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sim_eval.core.errors import SimEvalError
 from sim_eval.core.files import atomic
 from sim_eval.policies.spatialvla.configuration_spatialvla import ACTION_EXPERTS
 
@@ -31,7 +30,7 @@ def draw_minutes(path: Path, panels: Sequence[Panel]) -> None:
     """Curves over training minutes: thin lines for the seeds, a thick line and a band for all seeds together.
 
     Raises:
-        SimEvalError: matplotlib is not installed, or the file cannot be written.
+        SimEvalError: the file cannot be written.
     """
     text = "thin line: one seed; thick line and band: all seeds together, Clopper-Pearson 95 % interval"
     _figure(path, panels, _minutes, "Success on the val split while training", text, "training minutes")
@@ -41,7 +40,7 @@ def draw_demonstrations(path: Path, panels: Sequence[Panel]) -> None:
     """Points over the number of demonstrations of the task: small for the seeds, large for all seeds together.
 
     Raises:
-        SimEvalError: matplotlib is not installed, or the file cannot be written.
+        SimEvalError: the file cannot be written.
     """
     text = "small mark: one seed; large mark and whisker: all seeds together, Clopper-Pearson 95 % interval"
     title = "Success on the test split by amount of data"
@@ -86,13 +85,10 @@ def written(path: Path, height: float, title: str, text: str) -> Iterator[Figure
     """A page, ``height`` inches high, with a title and a line of text; written when the block ends without an error.
 
     Raises:
-        SimEvalError: matplotlib is not installed, or the file cannot be written.
+        SimEvalError: the file cannot be written.
     """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise SimEvalError(f"{path.name} needs matplotlib: pip install matplotlib") from error
+    import matplotlib
+    from matplotlib.figure import Figure
 
     # A fixed salt and no date: the same numbers give the same file.
     with matplotlib.rc_context({"svg.hashsalt": path.name, "font.size": 8.5, "axes.linewidth": 0.7}):

@@ -34,7 +34,7 @@ def draw_suite(path: Path, suite: str, scores: Sequence[SuiteScore], conditions:
         conditions: of the runs, in words.
 
     Raises:
-        SimEvalError: matplotlib is not installed, or the file cannot be written.
+        SimEvalError: the file cannot be written.
     """
     shown = scores[: len(STYLES)]
     made_of = groups(suite)

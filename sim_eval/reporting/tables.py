@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 from sim_eval.reporting.intervals import success_interval
 
 LONG = 25  # rows that a page shows at once
+FOLDED = 10  # characters to which a column of words may shrink on a narrow screen
 UNBOUNDED = 10_000  # characters of a line that is not read on a screen
 RULE = "    \n    \n -  \n    \n    \n    \n    \n    \n"  # rich's drawing of a border: only a line below the header
 
@@ -63,22 +64,27 @@ class Table:
     def text(self, width: int = UNBOUNDED) -> str:
         """Aligned columns, at most ``width`` characters wide if the numbers allow that.
 
-        Headers and columns of words wrap where the table would be wider; cells with numbers never do.
+        Where the table would be wider, headers and columns of words wrap; cells with numbers never do.
         """
         from rich.box import Box
         from rich.console import Console
         from rich.table import Table as RichTable
         from rich.text import Text
 
+        columns = list(zip(self.header, *self.rows, strict=True))
+        words = [all(cell.strip()[:1].isalpha() for cell in cells) for _, *cells in columns]
+        whole = [max(map(len, [*cells, *head.split()]), default=0) for head, *cells in columns]
+        least = [min(size, FOLDED) if fold else size for size, fold in zip(whole, words, strict=True)]
+        gaps = 2 * (len(columns) - 1)
+        wide = sum(max(size, len(head)) for size, head in zip(whole, self.header, strict=True)) + gaps > width
         table = RichTable(box=Box(RULE, ascii=True), show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-        for head, *cells in zip(self.header, *self.rows, strict=True):
-            words = all(cell.strip()[:1].isalpha() for cell in cells)
-            table.add_column(Text(head), min_width=None if words else max(map(len, cells), default=0))
+        for head, size, fold in zip(self.header, whole, words, strict=True):
+            table.add_column(Text(head), width=size if wide and not fold else None, overflow="fold")
         for row in self.rows:
             table.add_row(*(Text(cell) for cell in row))
-        screen = Console(file=StringIO(), width=width, color_system=None)
+        screen = Console(file=StringIO(), width=max(width, sum(least) + gaps), color_system=None)
         with screen.capture() as drawn:
-            screen.print(table, soft_wrap=True)
+            screen.print(table, crop=False)
         return "\n".join(line.rstrip() for line in drawn.get().splitlines())
 
     def markdown(self) -> str:

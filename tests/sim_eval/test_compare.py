@@ -193,6 +193,26 @@ def test_the_command_prints_and_keeps_what_it_found(tmp_path: Path, capsys: pyte
     assert sorted(path.name for path in out.iterdir()) == ["compare.json", "compare.md"]
 
 
+def test_runs_of_a_suite_that_is_not_installed_are_compared_from_their_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """As LIBERO's runs on a machine without LIBERO: neither tasks nor goals nor phases can be looked up."""
+    tasks = ("absent_suite/0", "absent_suite/1")
+    a = make_run(tmp_path / "a", "a", {0, 1, 2, 3}, tasks=tasks)
+    b = make_run(tmp_path / "b", "b", {0}, tasks=tasks)
+    assert main(CompareArguments((a, b), tmp_path / "out", videos=1)) == 0
+    data = json.loads((tmp_path / "out" / "compare.json").read_text())
+    found = data["comparisons"]["Success at any step"]
+    assert [(each["task"], each["goal"], each["only_first"]) for each in found] == [
+        ("absent_suite/0", "", 3),
+        ("absent_suite/1", "", 3),
+        ("all tasks", "", 6),
+    ]
+    assert data["runs"]["A"]["tasks"][0]["phases"] == {"none": 4}
+    assert data["videos"] == []
+    assert "no video: " in capsys.readouterr().err  # a video does need the simulator, or a kept one
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -133,6 +133,14 @@ def test_several_tasks_get_a_table_each_and_one_for_all_whatever_their_order(tmp
     assert [cells(rankings[2], name)["rank"] for name in ("a", "b")] == ["2", "1"]
 
 
+def test_tasks_that_are_not_installed_are_ranked_all_the_same(tmp_path: Path):
+    make_run(tmp_path / "a", 10, tasks=("absent_suite/0", "absent_suite/1"))
+    rankings = build([tmp_path]).rankings
+    assert [ranking.name for ranking in rankings] == ["absent_suite/0", "absent_suite/1", "all tasks"]
+    assert rankings[0].details is not None
+    assert rankings[0].details.header == ("furthest phase", "none")
+
+
 def test_fifty_tasks_of_a_suite_share_a_table_with_their_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     easy, hard = tuple(f"sea/cod-{n}" for n in range(40)), tuple(f"sea/eel-{n}" for n in range(10))
     for name, parts in {"sea/All": ("sea/easy", "sea/hard"), "sea/easy": easy, "sea/hard": hard}.items():

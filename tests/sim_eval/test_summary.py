@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from trainings_and_runs import LIFT, STACK
 
@@ -108,3 +110,15 @@ def test_a_suite_has_the_mean_of_its_tasks_and_of_its_groups(monkeypatch: pytest
     table = Table.of((), MEAN_COLUMNS, [((), mean) for mean in found.values()])
     assert table.rows[2][:4] == ("made/Deep", "mean of 2 groups", "12", "50.0 %")
     assert list(suite_means(STACKS)) == [mean for mean in suite_means(STACKS) if mean.suite == "made/one"]
+
+
+def test_goals_of_a_task_that_is_not_installed_are_the_instructions_of_its_episodes():
+    results = [
+        replace(episode("absent/Sort", index, 5, "placed"), instruction=("red first", "blue first")[index % 2])
+        for index in range(5)
+    ]
+    assert [(each.goal, each.successes, each.phases) for each in summaries(results)] == [
+        ("", 5, {"none": 0, "placed": 5}),
+        ("red first", 3, {"none": 0, "placed": 3}),
+        ("blue first", 2, {"none": 0, "placed": 2}),
+    ]
