@@ -21,7 +21,7 @@ from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import ActionChunk
 from sim_eval.policies.policy import AS_SAVED, InferenceConfig, PolicyRequest, PolicySpec
 from sim_eval.policies.spatialvla.adapters import whole_weights
-from sim_eval.policies.spatialvla.configuration_spatialvla import SpatialVLAConfig, with_overrides
+from sim_eval.policies.spatialvla.configuration_spatialvla import SpatialVLAConfig
 from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from sim_eval.policies.spatialvla.processing_spatialvla import SpatialVLAProcessor, load_tokenizer
 from sim_eval.policies.spatialvla.quantization import set_weights
@@ -100,7 +100,7 @@ def load_checkpoint(folder: Path, device: str = "auto", inference: InferenceConf
         config = _network(_read_json(folder / CONFIG))
     changes = []
     if inference.euler_steps not in (None, config.expert.euler_steps):
-        config = with_overrides(config, [f"expert.euler_steps={inference.euler_steps}"])
+        config = replace(config, expert=replace(config.expert, euler_steps=inference.euler_steps))
         changes.append(f"{inference.euler_steps} Euler steps")
     if inference.weights != "float32":
         changes.append(f"{inference.weights} weights")

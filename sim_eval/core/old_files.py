@@ -6,12 +6,28 @@ comes back as it is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
+
+from sim_eval.core.errors import SimEvalError
 
 Table = dict[str, Any]
 
 CONDITIONS = {"right": "correct", "wrong": "counterfactual"}
+
+
+def temperature(balance: float | str) -> float:
+    """The sampling temperature of an old ``balance``, with which a task of n windows had the share n ** (1 - balance).
+
+    Raises:
+        SimEvalError: it is no number between 0 and 1.
+    """
+    with suppress(ValueError):
+        if 0 <= (number := float(balance)) <= 1:
+            return math.inf if number == 1 else 1 / (1 - number)
+    raise SimEvalError(f"balance must lie between 0 and 1, not {balance}")
 
 
 def renamed(table: Mapping[str, Any], names: Mapping[str, str]) -> Table:

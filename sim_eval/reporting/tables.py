@@ -41,8 +41,8 @@ class Table:
         rows: a cell for each column.
     """
 
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
 
     @classmethod
     def of(
@@ -103,7 +103,12 @@ class Table:
 
 def terminal(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of ready cells, for the terminal."""
-    return str(Table(tuple(header), tuple(map(tuple, rows))))
+    return str(Table(header, rows))
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of ready cells, in Markdown."""
+    return Table(header, rows).markdown()
 
 
 def percent(share: float) -> str:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sim_eval.configs import DEFAULT_MINUTES, TrainConfig
-from sim_eval.core.decoding import encode
 from sim_eval.core.errors import SimEvalError
 from sim_eval.evaluation.run_folder import MANIFEST
-from sim_eval.policies.spatialvla.configuration_spatialvla import SIZES
 from sim_eval.reporting.runs import LeftOut, complete_runs, folders_with
 from sim_eval.reporting.summary import Tally, by_task, tally
 from sim_eval.training.metadata import METADATA, read_metadata
@@ -23,11 +21,9 @@ if TYPE_CHECKING:
     from sim_eval.training.metadata import TrainingMetadata
 
 SCORED = "test"  # the split
-PUBLISHED = "llava3d-7b"  # the size of a network that starts from published weights
-# Fields of a configuration that a setting leaves out: the seed, paths, and options that only decide the speed;
-SEED_PATHS_SPEED = {"seed", "data", "out", "cache", "cache_features", "workers", "loader_workers", "dry_run"}
-# and those for which it has a field of its own, as measured where the configuration may say "auto".
-OWN_FIELDS = {"expert", "minutes", "steps", "device", "threads", "demonstrations"}
+# Fields of a configuration that are no change of its setting: the seed, paths and speed, and those that a setting has
+# a field for.
+NO_CHANGE = {*TrainConfig.FREE, *TrainConfig.BUDGETS, "seed", "expert", "demonstrations"}
 
 
 @dataclass(frozen=True)
@@ -61,30 +57,20 @@ class Setting:
 def setting_of(metadata: TrainingMetadata) -> Setting:
     """The setting of a training: what was asked for, not how long it took."""
     config = metadata.config
-    minutes = DEFAULT_MINUTES if config.minutes is None else config.minutes
-    budget = f"{minutes:g} minutes" if config.steps is None else f"{config.steps} steps"
+    budget = f"{config.minutes or DEFAULT_MINUTES:g} minutes" if config.steps is None else f"{config.steps} steps"
     if metadata.earlier_budgets:
         budget += f", lengthened from {', '.join(f'{earlier:g}' for earlier in metadata.earlier_budgets)}"
-    asked, default = encode(config), encode(TrainConfig())
-    default["network"] = encode(SIZES[config.size if config.llava3d is None else PUBLISHED][config.expert])
-    counted = {name: value for name, value in asked.items() if name not in SEED_PATHS_SPEED | OWN_FIELDS}
     return Setting(
         expert=config.expert,
         budget=budget,
-        changes=tuple(changes(counted, default)),
+        changes=tuple(
+            f"{name} {' '.join(value) if isinstance(value, list) else value}"
+            for name, value in config.changes().items()
+            if name not in NO_CHANGE
+        ),
         device=metadata.device + f" ({metadata.threads} threads)" * (metadata.device == "cpu"),
         demonstrations=tuple(sorted(metadata.demonstrations.items())),
     )
-
-
-def changes(values: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """The fields that are not at their default, as "field value"; those of nested tables by their dotted names."""
-    for name, value in values.items():
-        default = defaults.get(name)
-        if isinstance(value, Mapping):
-            yield from changes(value, default or {}, f"{prefix}{name}.")
-        elif value != default:
-            yield f"{prefix}{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
 
 
 @dataclass(frozen=True)
@@ -164,7 +150,7 @@ def read_trainings(folders: Sequence[Path]) -> tuple[list[FinishedTraining], lis
             left_out.append(LeftOut(folder, str(error)))
             continue
         if not (metadata.finished and metadata.digest):
-            reason = f"unfinished, {metadata.minutes:.1f} minutes so far: the same command again continues it"
+            reason = f"unfinished, {metadata.minutes:.1f} minutes so far: continue it by `{metadata.config.command}`"
             left_out.append(LeftOut(folder, reason))
         elif metadata.digest in finished:
             left_out.append(LeftOut(folder, f"the same weights as {finished[metadata.digest].folder}"))

@@ -6,14 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from trainings_and_runs import make_training
 
 from sim_eval import collect
 from sim_eval.core.normalization import FieldStats, NormalizationStats
 from sim_eval.core.types import ActionSpec, CameraView, RenderConfig, Simulator
 from sim_eval.datasets.episode_file import Episode, episode_files, read_episode
 from sim_eval.diagnosis.answers import imitation_findings, other_mode
-from sim_eval.diagnosis.checkpoint_metadata import recorded_mode
 from sim_eval.diagnosis.demonstrations import Replay, first_pictures, replay, replay_findings
 from sim_eval.diagnosis.examination import look_around
 from sim_eval.diagnosis.field_statistics import against_data, against_environment, sound_statistics
@@ -25,7 +23,6 @@ from sim_eval.diagnosis.pictures import picture_findings
 from sim_eval.envs.tasks import get_task
 from sim_eval.evaluation.engine import RolloutProtocol
 from sim_eval.policies.registry import load_policy
-from sim_eval.training.metadata import read_metadata
 
 TASK = "robosuite/LiftWide"
 SIDE = 64
@@ -254,17 +251,6 @@ def test_a_swapped_mode_shows_in_what_the_policy_answers(tmp_path: Path) -> None
     assert found.level == "fault"
     assert found.remedy == "set mode mean_std in processor.json"
     assert levels(list(imitation_findings(load_policy("zero"), [episode], 4))) == {"imitation": "warning"}
-
-
-def test_the_mode_is_read_off_the_command(tmp_path: Path) -> None:
-    for options, mode in (
-        ("", None),  # not a command of sim_eval.train
-        ("--data a", "mean_std"),
-        ("--data a --normalization quantile", "quantile"),
-        ("--data a --normalization=quantile --steps 3", "quantile"),
-    ):
-        folder = make_training(tmp_path, options or "none", options=options)
-        assert recorded_mode(read_metadata(folder)) == mode
 
 
 def test_packages_are_compared_with_what_is_required_and_locked() -> None:

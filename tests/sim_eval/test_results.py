@@ -16,7 +16,7 @@ from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import RenderConfig
 from sim_eval.envs.tasks import suites
 from sim_eval.evaluation.engine import RolloutProtocol
-from sim_eval.policies.spatialvla.configuration_spatialvla import SIZES, PositionConfig, SpatialVLAConfig, TextConfig
+from sim_eval.policies.spatialvla.configuration_spatialvla import SIZES, PositionConfig, TextConfig
 from sim_eval.reporting.intervals import success_interval
 from sim_eval.reporting.panels import Point, demonstrations_panels, minutes_panels
 from sim_eval.reporting.summary import Tally
@@ -27,8 +27,9 @@ WIDE, CAN = "robosuite/LiftWide", "robosuite/PickPlaceCan"
 GREEN, RED = "stack the green cube on the red cube", "stack the red cube on the green cube"
 
 
-WORLD = replace(CONFIG, network=SpatialVLAConfig(frame="world"))
-LATE = replace(CONFIG, expert="late_gemma", network=SIZES["tiny"]["late_gemma"])
+NETWORK = CONFIG.network
+WORLD = replace(CONFIG, network=replace(NETWORK, frame="world"))
+LATE = TrainConfig(expert="late_gemma", minutes=20)
 
 
 def seed(number: int) -> TrainConfig:
@@ -136,9 +137,9 @@ def test_unequal_numbers_of_episodes_are_shown_in_every_row(tmp_path: Path):
         {"expert": "late_gemma"},
         {"minutes": 30},
         {"minutes": None, "steps": 200},
-        {"network": SpatialVLAConfig(frame="world")},
-        {"network": SpatialVLAConfig(text=TextConfig(mlp=512))},
-        {"network": SpatialVLAConfig(position=PositionConfig(points=4))},
+        {"network": replace(NETWORK, frame="world")},
+        {"network": replace(NETWORK, text=TextConfig(mlp=512))},
+        {"network": replace(NETWORK, position=PositionConfig(points=4))},
     ],
     ids=lambda other: "-".join(other),
 )
@@ -178,21 +179,21 @@ def test_trainings_on_other_data_or_machines_or_after_a_shorter_budget_are_not_p
     [
         {"out": Path("elsewhere")},
         {"data": (Path("moved"),)},
-        {"workers": 4},
-        {"cache": Path("cache")},
+        {"loader_workers": 4},
+        {"cache_features": Path("cache")},
         {"device": "cpu"},
         {"threads": 2},
     ],
     ids=lambda other: "-".join(other),
 )
-def test_the_seed_paths_and_speed_make_no_setting(tmp_path: Path, other: dict[str, Any]):
+def test_seed_paths_and_speed_are_no_part_of_a_setting(tmp_path: Path, other: dict[str, Any]):
     make_training(tmp_path / "train", "a")
     make_training(tmp_path / "train", "b", replace(CONFIG, seed=1, **other))
     first, second = trainings(tmp_path)
     assert first.setting == second.setting
 
 
-def test_how_long_the_budget_took_in_the_end_makes_no_setting(tmp_path: Path):
+def test_how_long_a_budget_took_is_no_part_of_a_setting(tmp_path: Path):
     """Two trainings of 50 minutes, whose last validations ended at 50.1 and 50.6 on the clock."""
     asked = TrainConfig(minutes=50)
     for number, late in enumerate((0.1, 0.6)):
@@ -206,7 +207,7 @@ def test_how_long_the_budget_took_in_the_end_makes_no_setting(tmp_path: Path):
 
 def test_a_setting_says_what_was_changed(tmp_path: Path):
     changed = TrainConfig(
-        steps=300, optimizer="muon", cameras=("agentview", "wrist"), network=SpatialVLAConfig(text=TextConfig(mlp=64))
+        steps=300, optimizer="muon", cameras=("agentview", "wrist"), network=replace(NETWORK, text=TextConfig(mlp=64))
     )
     make_training(tmp_path / "train", "a", changed, earlier_budgets=(100.0, 200.0))
     (training,) = trainings(tmp_path)

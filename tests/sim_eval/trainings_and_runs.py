@@ -47,14 +47,6 @@ def make_training(
     )
     metadata = TrainingMetadata(
         config=config,
-        expert=config.expert,
-        size=config.size,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        flow_samples=config.flow_samples,
-        balance=0.5,
-        command="",
-        overrides=(),
         minutes=10 * len(successes) + late,
         steps=200,
         device=device,
