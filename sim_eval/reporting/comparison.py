@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sim_eval.core.decoding import encode
 from sim_eval.reporting.intervals import MOST
 from sim_eval.reporting.pairing import ALL_TASKS, Contrast, covered
 from sim_eval.reporting.runs import policy_label, protocol_fields
@@ -106,19 +107,16 @@ def to_json(
     runs: Mapping[str, Run], measures: Mapping[str, Sequence[Contrast]], videos: Sequence[Path]
 ) -> dict[str, object]:
     """The content of ``compare.json``: fractions, not per cent."""
+    fields = ("policy", "digest", "variant", "privileged", "protocol")
     return {
         "manifest": next(iter(runs.values())).manifest.digest,
         "runs": {
             letter: {
-                "folder": str(each.folder),
-                "policy": each.policy,
-                "digest": each.digest,
-                "variant": each.variant,
-                "privileged": each.privileged,
-                "protocol": asdict(each.protocol),
-                "tasks": [asdict(summary) for summary in summaries(each.episodes)],
+                "folder": str(run.folder),
+                **{name: encode(getattr(run, name)) for name in fields},
+                "tasks": [asdict(summary) for summary in summaries(run.episodes)],
             }
-            for letter, each in runs.items()
+            for letter, run in runs.items()
         },
         "comparisons": {
             title: [{**asdict(each), "more": each.more, "separated": each.separated} for each in contrasts]

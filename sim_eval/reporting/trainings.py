@@ -59,7 +59,7 @@ def setting_of(metadata: TrainingMetadata) -> Setting:
     config = metadata.config
     budget = f"{config.minutes or DEFAULT_MINUTES:g} minutes" if config.steps is None else f"{config.steps} steps"
     if metadata.earlier_budgets:
-        budget += f", lengthened from {', '.join(f'{earlier:g}' for earlier in metadata.earlier_budgets)}"
+        budget += f" (lengthened from {', '.join(f'{earlier:g}' for earlier in metadata.earlier_budgets)})"
     return Setting(
         expert=config.expert,
         budget=budget,
@@ -68,7 +68,7 @@ def setting_of(metadata: TrainingMetadata) -> Setting:
             for name, value in config.changes().items()
             if name not in NO_CHANGE
         ),
-        device=metadata.device + f" ({metadata.threads} threads)" * (metadata.device == "cpu"),
+        device=metadata.device + f" with {metadata.threads} threads" * (metadata.device == "cpu"),
         demonstrations=tuple(sorted(metadata.demonstrations.items())),
     )
 

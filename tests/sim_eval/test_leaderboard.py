@@ -112,15 +112,15 @@ def test_a_run_whose_numbers_were_doctored_in_run_json_gains_nothing(tmp_path: P
 def test_other_manifests_and_protocols_get_their_own_table(tmp_path: Path):
     make_run(tmp_path / "a", 20)
     make_run(tmp_path / "longer", 20, episodes=41)
-    make_run(tmp_path / "replan", 20, protocol=RolloutProtocol(n_action_steps=8))
+    make_run(tmp_path / "eight", 20, protocol=RolloutProtocol(n_action_steps=8))
     make_run(tmp_path / "faithful", 20, protocol=RolloutProtocol(render=RenderConfig("faithful")))
     make_run(tmp_path / "b", 20)
     board = build([tmp_path])
     assert sorted(sorted(row[1] for row in ranking.table.rows) for ranking in board.rankings) == [
         ["a", "b"],
+        ["eight"],
         ["faithful"],
         ["longer"],
-        ["replan"],
     ]
 
 
@@ -178,7 +178,7 @@ def test_every_suite_has_a_figure_of_the_same_runs_policies_first(
     make_run(tmp_path / "runs" / "bound", 4, tasks=tasks, episodes=4, privileged=True)
     make_run(tmp_path / "runs" / "good", 3, tasks=tasks, episodes=4)
     make_run(tmp_path / "runs" / "bad", 1, tasks=tasks, episodes=4)
-    make_run(tmp_path / "runs" / "replan", 2, tasks=tasks, episodes=4, protocol=RolloutProtocol(n_action_steps=8))
+    make_run(tmp_path / "runs" / "eight", 2, tasks=tasks, episodes=4, protocol=RolloutProtocol(n_action_steps=8))
     board = build([tmp_path / "runs"])
     shown = {
         ranking.title: [score.label for score in ranking.scores]

@@ -103,8 +103,8 @@ def test_seeds_are_pooled_and_shown_one_by_one(tmp_path: Path):
     assert (pooled["success / planned"], pooled["95 % interval"]) == ("8 / 12", f"[{100 * low:.1f}, {100 * high:.1f}]")
     about = {row["training"]: row for row in table(page, "## Trainings")}
     assert [(row["expert"], row["seed"], row["budget"]) for row in (about["s1"], about["late"])] == [
-        ("deep_llama", "1", "20 minutes on cpu (2 threads)"),
-        ("late_gemma", "0", "20 minutes on cpu (2 threads)"),
+        ("deep_llama", "1", "20 minutes on cpu with 2 threads"),
+        ("late_gemma", "0", "20 minutes on cpu with 2 threads"),
     ]
 
 
@@ -211,7 +211,7 @@ def test_a_setting_says_what_was_changed(tmp_path: Path):
     )
     make_training(tmp_path / "train", "a", changed, earlier_budgets=(100.0, 200.0))
     (training,) = trainings(tmp_path)
-    assert training.setting.budget == "300 steps, lengthened from 100, 200"
+    assert training.setting.budget == "300 steps (lengthened from 100, 200)"
     assert training.setting.changes == ("cameras agentview wrist", "optimizer muon", "network.text.mlp 64")
 
 

@@ -52,36 +52,36 @@ SECOND = {COD: 8, EEL: 1, PIKE: 0, RAY: 7}
 
 
 def test_tasks_stand_in_their_groups_in_the_order_of_the_first_run(tmp_path: Path) -> None:
-    told = words(tmp_path / "f.svg", "sea/All", score("one", FIRST), score("two", SECOND))
-    names = [word for word in told if word in ("cod", "eel", "pike", "ray")]
+    texts = words(tmp_path / "f.svg", "sea/All", score("one", FIRST), score("two", SECOND))
+    names = [word for word in texts if word in ("cod", "eel", "pike", "ray")]
     assert names == ["eel", "cod", "ray", "pike"]  # equals by the second run
-    assert {"easy", "hard", "under these conditions", "one", "two"} <= set(told)
+    assert {"easy", "hard", "under these conditions", "one", "two"} <= set(texts)
     other = words(tmp_path / "f.svg", "sea/All", score("two", SECOND), score("one", FIRST))
     assert [word for word in other if word in names] == ["cod", "eel", "ray", "pike"]
 
 
 def test_means_of_tasks_of_groups_and_of_each_group_stand_in_it(tmp_path: Path) -> None:
     one = score("one", FIRST)
-    told = words(tmp_path / "f.svg", "sea/All", one, score("two", SECOND))
-    assert {"mean of 4 tasks", "mean of 2 groups"} <= set(told)
+    texts = words(tmp_path / "f.svg", "sea/All", one, score("two", SECOND))
+    assert {"mean of 4 tasks", "mean of 2 groups"} <= set(texts)
     tasks, of_groups = one.of("sea/All")
     assert tasks.cell.startswith("45.0 %")
-    assert {tasks.cell, of_groups.cell} <= set(told)
-    assert [word for word in told if re.fullmatch(r"\d+\.\d", word)] == ["60.0", "45.0", "30.0", "35.0"]
+    assert {tasks.cell, of_groups.cell} <= set(texts)
+    assert [word for word in texts if re.fullmatch(r"\d+\.\d", word)] == ["60.0", "45.0", "30.0", "35.0"]
 
 
 def test_a_suite_of_tasks_has_no_heads(tmp_path: Path) -> None:
-    told = words(tmp_path / "f.svg", "sea/easy", score("one", {COD: 2, EEL: 10}, "sea/easy"))
-    assert "mean of 2 tasks" in told
-    assert not {"easy", "mean of 2 groups"} & set(told)
+    texts = words(tmp_path / "f.svg", "sea/easy", score("one", {COD: 2, EEL: 10}, "sea/easy"))
+    assert "mean of 2 tasks" in texts
+    assert not {"easy", "mean of 2 groups"} & set(texts)
 
 
 def test_at_most_as_many_runs_as_colours_are_drawn_and_it_says_so(tmp_path: Path) -> None:
     scores = [score(f"run{n}", {task: 1 + n for task in FIRST}) for n in range(len(STYLES) + 2)]
-    told = words(tmp_path / "f.svg", "sea/All", *scores)
-    assert "run5" in told
-    assert "run6" not in told
-    assert any("the first 6 of 8 runs" in word for word in told)
+    texts = words(tmp_path / "f.svg", "sea/All", *scores)
+    assert "run5" in texts
+    assert "run6" not in texts
+    assert any("the first 6 of 8 runs" in word for word in texts)
     assert not any("the first" in word and "runs" in word for word in words(tmp_path / "g.svg", "sea/All", *scores[:6]))
 
 
