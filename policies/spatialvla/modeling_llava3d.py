@@ -382,11 +382,12 @@ class LLaVA3DModel(nn.Module):
         position = self.config.position
         views = geometry.depths.shape[1]
         depths, workspace = geometry.depths.flatten(0, 1), geometry.workspace.repeat_interleave(views, 0)
+        finite = depths.isfinite()
         depths = depths.masked_fill(depths < position.near, 0.0)
         with full_precision(depths):
             points = unproject(depths, geometry.intrinsics.flatten(0, 1), geometry.poses.flatten(0, 1))
         if not position.mask_depth:
-            depths = torch.ones_like(depths)
+            depths = finite.to(depths.dtype)  # a pixel of no depth counts, one that stands nowhere does not
         if not position.crop:
             workspace = workspace.new_tensor([[-math.inf] * 3, [math.inf] * 3]).expand_as(workspace)
         return points, depths, workspace

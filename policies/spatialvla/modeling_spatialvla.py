@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack, cast
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from sim_eval.core.errors import SimEvalError
 from sim_eval.policies.spatialvla import flow_matching
 from sim_eval.policies.spatialvla.configuration_spatialvla import ActionExpertType, SpatialVLAConfig
 from sim_eval.policies.spatialvla.modeling_deep_fusion import DeepFusionActionExpert
@@ -25,6 +26,26 @@ EXPERT_CLASSES: Mapping[ActionExpertType, type[DeepFusionActionExpert] | type[Fl
     "deep_llama": DeepFusionActionExpert,
     "late_gemma": FlowMatchingActionExpert,
 }
+
+
+def check_tensors(
+    missing: Collection[str], unknown: Collection[str], misshapen: Collection[tuple[str, Sequence[int], Sequence[int]]]
+) -> None:
+    """Refuses weights that are not exactly those of the network.
+
+    Args:
+        missing, unknown: names of tensors that only the network has, or only the weights have.
+        misshapen: name, shape in the weights and shape in the network of each tensor whose shapes differ.
+
+    Raises:
+        SimEvalError: there is one of these; names the first of each kind.
+    """
+    faults = [f"{len(missing)} tensors are missing, among them {min(missing)}"] if missing else []
+    faults += [f"{len(unknown)} tensors do not belong to the model, among them {min(unknown)}"] if unknown else []
+    for name, found, wanted in sorted(misshapen)[:1]:
+        faults.append(f"{name} has shape {tuple(found)}, the configuration asks for {tuple(wanted)}")
+    if faults:
+        raise SimEvalError("; ".join(faults))
 
 
 class SpatialVLAPreTrainedConfig(PreTrainedConfig):  # type: ignore[misc]
@@ -67,11 +88,20 @@ class SpatialVLAForConditionalGeneration(PreTrainedModel):  # type: ignore[misc]
 
     @classmethod
     def from_pretrained(cls, *arguments: object, **options: object) -> SpatialVLAForConditionalGeneration:
-        """As transformers does it; see :class:`transformers.PreTrainedModel`."""
-        loaded = super().from_pretrained(*arguments, **options)
-        model: SpatialVLAForConditionalGeneration = loaded[0] if isinstance(loaded, tuple) else loaded
+        """Loads as :class:`transformers.PreTrainedModel` does, but strictly.
+
+        Raises:
+            SimEvalError: a tensor is missing, unknown or of another shape; names it.
+        """
+        with_info = options.pop("output_loading_info", False)
+        options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # the check below refuses them
+        model, info = super().from_pretrained(*arguments, **options)
+        try:
+            check_tensors(info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
+        except SimEvalError as error:
+            raise SimEvalError(f"{arguments[0]}: {error}: restore the weights or train the checkpoint again") from error
         model.freeze_unread()  # loading has made new parameters
-        return cast(SpatialVLAForConditionalGeneration, loaded)
+        return cast(SpatialVLAForConditionalGeneration, (model, info) if with_info else model)
 
     @classmethod
     def from_llava3d(

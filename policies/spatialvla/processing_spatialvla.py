@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from typing import cast
 
 import numpy as np
 import torch
@@ -15,7 +14,8 @@ from torch import Tensor
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from sim_eval.core.cameras import FARTHEST
-from sim_eval.core.errors import SimEvalError, reading
+from sim_eval.core.decoding import decode, encode
+from sim_eval.core.errors import SimEvalError
 from sim_eval.core.normalization import NormalizationStats
 from sim_eval.core.types import ActionSpec, CameraView, FloatArray, Observation, TrainingWindow
 from sim_eval.policies.policy import PolicySpec
@@ -177,7 +177,7 @@ class SpatialVLAProcessor:
         """Everything but the network's config and the tokenizer, for JSON."""
         spec = asdict(self.spec)
         del spec["digest"], spec["privileged"], spec["variant"]
-        return {**spec, "prompt": self.prompt, "normalization": self.stats.to_dict()}
+        return {**spec, "prompt": self.prompt, "normalization": encode(self.stats)}
 
     @classmethod
     def from_dict(
@@ -185,14 +185,16 @@ class SpatialVLAProcessor:
     ) -> SpatialVLAProcessor:
         """Reads what :meth:`to_dict` wrote.
 
+        Args:
+            digest: of the weights, for the spec.
+
         Raises:
-            SimEvalError: a field is missing, damaged, or does not fit the config.
+            SimEvalError: a field is missing, unknown or invalid, or does not fit the config.
         """
-        spec = replace(PolicySpec.from_dict(data), digest=digest)
-        with reading():
-            stats = NormalizationStats.from_dict(cast(Mapping[str, object], data["normalization"]))
-            prompt = str(data["prompt"])
-        return cls(config, spec, stats, tokenizer, prompt)
+        table = dict(data)
+        prompt = decode(str, table.pop("prompt", None), "prompt")
+        stats = decode(NormalizationStats, table.pop("normalization", None), "normalization")
+        return cls(config, replace(PolicySpec.from_dict(table), digest=digest), stats, tokenizer, prompt)
 
     def _view(self, seen: Observation, camera: str) -> CameraView:
         if camera not in seen.views:

@@ -86,7 +86,9 @@ def _told(error: Any, kind: object) -> str:
     elif first["type"] == "missing":
         told = f"missing field '{name}'"
     else:
-        told = f"'{name}': {first['msg'][0].lower()}{first['msg'][1:]}, not {repr(first['input'])[:80]}"
+        told = (
+            f"'{name}': " if name else ""
+        ) + f"{first['msg'][0].lower()}{first['msg'][1:]}, not {repr(first['input'])[:80]}"
     return told + f" (and {len(others)} more)" * bool(others)
 
 

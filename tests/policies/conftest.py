@@ -158,7 +158,7 @@ def processor() -> SpatialVLAProcessor:
         robot="Panda",
         cameras={"agentview": (SIZE, SIZE), "wrist": (SIZE, SIZE)},
         proprio={"eef_pos": 3, "eef_quat": 4, "gripper_qpos": 2},
-        action=ActionSpec(names, (-1.0,) * 7, (1.0,) * 7, "OSC_POSE", 20.0),
+        action=ActionSpec(names, (-1.0,) * 7, (1.0,) * 7, "ee_delta_pose", 20.0),
         tasks=("robosuite/Lift",),
     )
     fields = {
