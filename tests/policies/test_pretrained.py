@@ -154,9 +154,33 @@ def test_another_width_than_the_weights_is_named(published: Path, change: dict[s
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        (
+            "config.json",
+            {"hidden_size": "64"},
+            "LLaVA-3D's config.json: 'width': input should be a valid integer, not '64'",
+        ),
+        ("config.json", {"rope_parameters": 3, "rope_theta": None}, "LLaVA-3D's config.json is damaged"),
+        ("config.json", {"mm_vision_select_layer": "last"}, "the CLIP's config.json: 'feature_layer'"),
+        ("vision_tower/config.json", {"vision_config": [1]}, "the CLIP's config.json is damaged"),
+        ("model.safetensors.index.json", {"weight_map": ["model.safetensors"]}, "index.json: input should be"),
+        ("model.safetensors.index.json", {"weight_map": {"x": 3}}, "index.json: 'x': input should be a valid string"),
+    ],
+)
+def test_forged_settings_are_one_line(published: Path, file: str, change: dict[str, object], words: str) -> None:
+    path = published / file
+    path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **change}))
+    with pytest.raises(SimEvalError) as told:
+        from_llava3d(published, "deep_llama")
+    assert words in str(told.value)
+    assert "\n" not in str(told.value)
+
+
 def test_damage_and_absence_are_named(published: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SimEvalError, match=r"config\.json is missing"):
+    with pytest.raises(SimEvalError, match=r"config\.json cannot be read \(No such file"):
         from_llava3d(tmp_path / "empty", "deep_llama")
     weights = published / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
