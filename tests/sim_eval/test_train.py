@@ -217,7 +217,7 @@ def test_part_of_the_steps_and_of_the_demonstrations(data: Path, trained: Path, 
     assert (some.frame_stride, whole.frame_stride) == (2, 1)
     assert (some.demonstrations, whole.demonstrations) == ({TASK: 2}, {TASK: 3})
     assert 0 < some.windows[TASK] < whole.windows[TASK] / 2
-    with pytest.raises(SimEvalError, match="every, demonstrations, episodes differ"):
+    with pytest.raises(SimEvalError, match="frame_stride, demonstrations, episodes differ"):
         train.main(arguments([data], tmp_path, steps=2))
 
 
