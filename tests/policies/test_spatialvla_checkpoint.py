@@ -78,7 +78,9 @@ def test_a_shipped_checkpoint_is_saved_again_with_the_same_digest_and_meaning(na
     assert (again.processor.stats, again.processor.prompt) == (policy.processor.stats, policy.processor.prompt)
 
 
-def test_noise_is_decided_by_key_and_replan(folder: Path, processor: SpatialVLAProcessor, observe: Observe) -> None:
+def test_noise_is_decided_by_key_and_policy_call(
+    folder: Path, processor: SpatialVLAProcessor, observe: Observe
+) -> None:
     policy = load_checkpoint(folder, "cpu")
 
     def actions(policy_call: int) -> list[float]:
