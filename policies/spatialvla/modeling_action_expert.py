@@ -149,13 +149,13 @@ class ActionExpert(nn.Module, ABC):
         Returns:
             [B, D, H, A].
         """
-        batch, flow_samples, horizon, _ = noisy.shape
+        batch, flow_samples, chunk_size, _ = noisy.shape
         width, dtype = self.config.width, self.action_in_proj.weight.dtype
         state_token = self.state_in_proj(state.to(dtype))[:, None, None].expand(-1, flow_samples, -1, -1)
         time_token = self.time_mlp(flow_matching.time_embedding(time, width).to(dtype))[:, :, None]
         suffix = torch.cat([state_token, time_token, self.action_in_proj(noisy.to(dtype))], dim=2)
         hidden = self.decode(suffix.flatten(1, 2), context)
-        output: Tensor = self.action_out_proj(hidden.view(batch, flow_samples, -1, width)[:, :, -horizon:])
+        output: Tensor = self.action_out_proj(hidden.view(batch, flow_samples, -1, width)[:, :, -chunk_size:])
         return output.to(noisy.dtype)
 
     def sample_actions(

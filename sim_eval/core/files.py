@@ -1,7 +1,7 @@
-"""Files that are whole or not there: atomic writes, JSON, and sealed HDF5.
+"""Files that are either whole or absent: atomic writes, JSON, and sealed HDF5.
 
-A sealed file tells damage and change: HDF5's user block, which other readers skip, holds a mark and a SHA-256 of the
-rest. So damage is told before HDF5, which may loop for ever on it, parses the file.
+In a sealed file, HDF5's user block, which other readers skip, holds a mark and a SHA-256 of the rest. So damage is
+detected before HDF5 parses the file, which could take for ever.
 """
 
 from __future__ import annotations

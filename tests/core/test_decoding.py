@@ -60,6 +60,7 @@ def nested(depth: int) -> object:
         (None, "here: input should be an object, not None"),
         ({"inner": nested(100_000)}, "here: not a table of fields"),
         ({"inner": {"number": b"1"}}, "here: not a table of fields (no place for bytes in JSON)"),
+        ({"inner": {"number": 1, "a\nb" + "c" * 10**6: 2}}, "here: unknown field 'inner.a bccc"),
         ({"inner": {"number": "x" * 10**6}}, "here: 'inner.number': input should be a valid number"),
     ],
 )
@@ -74,6 +75,8 @@ def test_what_does_not_fit_is_one_line(data: object, words: str) -> None:
 def test_what_a_class_demands_of_its_fields_is_told_with_the_place() -> None:
     with pytest.raises(SimEvalError, match=r"^manifest: unknown split 'exam'"):
         decode(EpisodeKey, {"task": "a", "split": "exam", "index": 0}, "manifest")
+    with pytest.raises(SimEvalError, match=r"^manifest: unknown split 'exam of today'"):
+        decode(EpisodeKey, {"task": "a", "split": "exam\nof today", "index": 0}, "manifest")
     with pytest.raises(SimEvalError, match=r"^file: action has 2 names, 1 low and 2 high bounds"):
         decode(ActionSpec, {**encode(ACTION), "low": [0]}, "file")
 
