@@ -6,12 +6,11 @@ keeps its random initial value: each one is loaded, is meant to be random, or is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict, TypeVar, Unpack
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,6 +29,7 @@ from sim_eval.policies.spatialvla.configuration_spatialvla import (
 )
 from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
 
+T = TypeVar("T")
 REMEDY = "name the folder of a whole checkpoint, or download it again"
 # One file, or many with an index of their tensors; safetensors are preferred to pickled tensors.
 LAYOUTS = (
@@ -37,6 +37,13 @@ LAYOUTS = (
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
 VISION, TEXT = "vlm.vision_tower.", "vlm.language_model."
+# Our names of sizes -> those that all published configurations share.
+SHARED = {
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "mlp": "intermediate_size",
+}
 # Prefixes of published names -> our prefixes; the first that matches counts.
 PREFIXES = (
     ("model.vision_tower.vision_tower.vision_model.", VISION),
@@ -226,75 +233,52 @@ def vision_tower_folder(folder: Path, llava: Mapping[str, object], clip: str | P
     """
     if clip is not None:
         return local_folder(clip)
-    with _published(f"{folder / 'config.json'}"):
-        named = str(llava["mm_vision_tower"])
+    if "mm_vision_tower" not in llava:
+        raise SimEvalError(f"{folder / 'config.json'} lacks mm_vision_tower: is it another kind of model?")
+    named = str(llava["mm_vision_tower"])
     return folder / named if (folder / named).is_dir() else local_folder(named)
 
 
 def vision_config(clip: Mapping[str, Any], feature_layer: object) -> VisionConfig:
     """The vision tower's configuration from the ``config.json`` of a CLIP, or of its vision tower alone."""
-    with _published("the CLIP's config.json"):
-        tower = clip.get("vision_config", clip)
-        sizes = {
-            "image_size": tower["image_size"],
-            "patch_size": tower["patch_size"],
-            "width": tower["hidden_size"],
-            "layers": tower["num_hidden_layers"],
-            "heads": tower["num_attention_heads"],
-            "mlp": tower["intermediate_size"],
-            "feature_layer": feature_layer,
-            "prune": False,
-        }
-    return decode(VisionConfig, sizes, "the CLIP's config.json")
+    own = {name: name for name in ("image_size", "patch_size")}
+    fixed = {"feature_layer": feature_layer, "prune": False}
+    return _sizes(VisionConfig, "the CLIP's config.json", clip.get("vision_config", clip), own, fixed)
 
 
 def text_config(llava: Mapping[str, Any]) -> TextConfig:
     """The Llama's configuration from LLaVA-3D's ``config.json``."""
-    with _published("LLaVA-3D's config.json"):
-        sizes = {
-            "width": llava["hidden_size"],
-            "layers": llava["num_hidden_layers"],
-            "heads": llava["num_attention_heads"],
-            "kv_heads": llava.get("num_key_value_heads") or llava["num_attention_heads"],
-            "mlp": llava["intermediate_size"],
-            "rope_theta": _rope_theta(llava),
-            "norm_eps": llava["rms_norm_eps"],
-            "vocab_size": llava["vocab_size"],
-        }
-    return decode(TextConfig, sizes, "LLaVA-3D's config.json")
+    own = {"norm_eps": "rms_norm_eps", "vocab_size": "vocab_size"}
+    heads = llava.get("num_key_value_heads") or llava.get("num_attention_heads")
+    fixed = {"rope_theta": _rope_theta(llava), "kv_heads": heads}
+    return _sizes(TextConfig, "LLaVA-3D's config.json", llava, own, fixed)
 
 
 def gemma_config(gemma: Mapping[str, Any], expert: ExpertConfig) -> ExpertConfig:
     """The expert's configuration, with the decoder's sizes from a Gemma's ``config.json``."""
-    with _published("Gemma's config.json"):
-        sizes = {
-            "width": gemma["hidden_size"],
-            "layers": gemma["num_hidden_layers"],
-            "heads": gemma["num_attention_heads"],
-            "kv_heads": gemma["num_key_value_heads"],
-            "head_dim": gemma["head_dim"],
-            "mlp": gemma["intermediate_size"],
-            "rope_theta": _rope_theta(gemma),
-            "norm_eps": gemma["rms_norm_eps"],
-        }
-    return decode(ExpertConfig, {**asdict(expert), **sizes}, "Gemma's config.json")
+    own = {"norm_eps": "rms_norm_eps", "kv_heads": "num_key_value_heads", "head_dim": "head_dim"}
+    return _sizes(ExpertConfig, "Gemma's config.json", gemma, own, {**asdict(expert), "rope_theta": _rope_theta(gemma)})
+
+
+def _sizes(kind: type[T], where: str, published: object, own: Mapping[str, str], fixed: Mapping[str, object]) -> T:
+    """A configuration of ours from a published one.
+
+    Args:
+        own: our field -> the published one, besides :data:`SHARED`.
+        fixed: fields that are not read.
+    """
+    if not isinstance(published, Mapping):
+        raise SimEvalError(f"{where} is damaged: {REMEDY}")
+    names = {**SHARED, **own}
+    if missing := [name for name in names.values() if name not in published]:
+        raise SimEvalError(f"{where} lacks {missing[0]}: is it another kind of model?")
+    return decode(kind, {**fixed, **{ours: published[name] for ours, name in names.items()}}, where)
 
 
 def _rope_theta(config: Mapping[str, Any]) -> object:
     """Since version 5, transformers writes it into ``rope_parameters``."""
-    rope = config.get("rope_parameters") or {}
-    return config.get("rope_theta", rope.get("rope_theta", 10_000.0))
-
-
-@contextmanager
-def _published(where: str) -> Iterator[None]:
-    """A context for reading a published configuration; turns what it lacks into one line."""
-    try:
-        yield
-    except KeyError as error:
-        raise SimEvalError(f"{where} lacks {error.args[0]}: is it another kind of model?") from error
-    except (AttributeError, TypeError) as error:
-        raise SimEvalError(f"{where} is damaged ({error}): download it again") from error
+    rope = config.get("rope_parameters")
+    return config.get("rope_theta", rope.get("rope_theta", 10_000.0) if isinstance(rope, Mapping) else 10_000.0)
 
 
 def _random_model(config: SpatialVLAConfig, dtype: torch.dtype) -> SpatialVLAForConditionalGeneration:

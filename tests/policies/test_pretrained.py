@@ -162,7 +162,7 @@ def test_another_width_than_the_weights_is_named(published: Path, change: dict[s
             {"hidden_size": "64"},
             "LLaVA-3D's config.json: 'width': input should be a valid integer, not '64'",
         ),
-        ("config.json", {"rope_parameters": 3, "rope_theta": None}, "LLaVA-3D's config.json is damaged"),
+        ("config.json", {"rope_parameters": 3, "rope_theta": None}, "LLaVA-3D's config.json: 'rope_theta'"),
         ("config.json", {"mm_vision_select_layer": "last"}, "the CLIP's config.json: 'feature_layer'"),
         ("vision_tower/config.json", {"vision_config": [1]}, "the CLIP's config.json is damaged"),
         ("model.safetensors.index.json", {"weight_map": ["model.safetensors"]}, "index.json: input should be"),
