@@ -54,6 +54,7 @@ def _one_thread() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_num_threads(before)
+    torch.set_flush_denormal(False)  # loading a checkpoint sets it for the whole process
 
 
 @pytest.fixture
