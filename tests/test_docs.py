@@ -81,4 +81,4 @@ def test_the_policy_solves_the_task_from_what_it_sees(tmp_path: Path) -> None:
 def test_the_key_file_is_read(tmp_path: Path) -> None:
     (text,) = blocks("server.md", "toml")
     (tmp_path / "keys.toml").write_text(text)
-    assert read_keys(tmp_path / "keys.toml").spec.cameras == {"agentview": (224, 224), "wrist": (224, 224)}
+    assert read_keys(tmp_path / "keys.toml").cameras == {"agentview": (224, 224), "wrist": (224, 224)}

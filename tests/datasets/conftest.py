@@ -13,7 +13,9 @@ from sim_eval.datasets.episode_file import Episode
 EpisodeMaker: TypeAlias = Callable[..., Episode]
 
 WORKSPACE = WorkspaceBox((-0.2, -0.2, 0.81), (0.2, 0.2, 1.1))
-ACTION = ActionSpec(tuple("abc"), (-1.0,) * 3, (1.0,) * 3, "delta, world frame, 0.05 m", 20.0)
+ACTION = ActionSpec(
+    tuple("abc"), (-1.0,) * 3, (1.0,) * 3, "ee_delta_position", 20.0, frame="world", metres_per_unit=0.05
+)
 
 
 def _view(rng: np.random.Generator, height: int, width: int) -> CameraView:
