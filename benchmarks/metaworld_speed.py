@@ -72,10 +72,10 @@ def renderers(model: mujoco.MjModel) -> Iterator[Mapping[str, Draw]]:
     """The three ways to draw a model."""
     import mujoco
 
-    from sim_eval.envs.metaworld_sim import look
+    from sim_eval.envs.metaworld_sim import scene_options
     from sim_eval.envs.rendering import RgbdRenderer
 
-    now = look(model, RenderConfig())
+    now = scene_options(model, RenderConfig())
     mine = {BEFORE: replace(now, hidden=frozenset(), quads=None), NOW: now}
     ours = {name: RgbdRenderer(model, SIDE, SIDE, "fast", how) for name, how in mine.items()}
     stock = mujoco.Renderer(model, SIDE, SIDE)

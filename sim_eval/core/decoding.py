@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from functools import cache
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from sim_eval.core.errors import SimEvalError
 
 T = TypeVar("T")
+_ADAPTERS: dict[object, Any] = {}  # making one takes pydantic milliseconds
 
 
 def decode(kind: type[T], data: object, where: str = "") -> T:
@@ -55,12 +55,13 @@ def _plain(value: object) -> object:
     raise TypeError(f"no place for {type(value).__name__} in JSON")
 
 
-@cache
 def _adapter(kind: Any) -> Any:
     from pydantic import TypeAdapter
 
-    _forbid_unknown(kind)
-    return TypeAdapter(kind)
+    if kind not in _ADAPTERS:
+        _forbid_unknown(kind)
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
 
 
 def _forbid_unknown(kind: object) -> None:

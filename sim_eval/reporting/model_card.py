@@ -24,7 +24,8 @@ Demonstrations (split `train`; how: docs/results.md), drawn with balance {record
 
 {demonstrations}
 
-Validation (split `val`, replanning every {n_action_steps} control steps); the shipped weights are the round marked `best`:
+Validation (split `val`, replanning every {n_action_steps} control steps); the weights kept are those of the round \
+marked `best`:
 
 {validation}
 """

@@ -72,7 +72,7 @@ def _no_factory(task: Task, options: RenderConfig) -> Playback:
 def _record(recorder: DemonstrationRecorder, episode: Episode) -> None:
     simulator = Playback(episode)
     simulator.reset(episode.key)
-    recorder.start(simulator, episode.key)
+    recorder.start(simulator, episode.key, episode.instruction)
     action = np.empty(3)  # one buffer for all steps, as an engine may have
     for label, executed in zip(episode.actions, episode.executed_actions, strict=True):
         action[:] = label
@@ -108,7 +108,7 @@ def test_a_step_that_broke_the_simulator_is_left_out(tmp_path: Path, make_episod
     simulator = Playback(episode)
     simulator.reset(episode.key)
     recorder = DemonstrationRecorder(tmp_path, SHOWN, keep_failures=True)
-    recorder.start(simulator, episode.key)
+    recorder.start(simulator, episode.key, episode.instruction)
     for step in range(3):
         recorder.before_act(simulator, episode.actions[step], episode.executed_actions[step])
         if step < 2:
@@ -120,7 +120,7 @@ def test_a_step_that_broke_the_simulator_is_left_out(tmp_path: Path, make_episod
 
 def test_an_abandoned_episode_does_not_leak_into_the_next(tmp_path: Path, make_episode: Make) -> None:
     recorder, abandoned = DemonstrationRecorder(tmp_path, SHOWN), Playback(make_episode(1))
-    recorder.start(abandoned, abandoned.episode.key)
+    recorder.start(abandoned, abandoned.episode.key, abandoned.episode.instruction)
     recorder.before_act(abandoned, np.ones(3), np.ones(3))
     _record(recorder, make_episode(2))
     assert len(read_episode(recorder.written[0]).actions) == 5

@@ -203,6 +203,6 @@ def test_so_many_demonstrations_are_the_first_of_each_task(tmp_path: Path, make_
     assert found == [("robosuite/Lift", 2), ("robosuite/Lift", 4), ("robosuite/LiftWide", 0), ("robosuite/LiftWide", 1)]
     # Each task begins to count its episodes anew.
     assert windows.tasks == ("robosuite/Lift",) * 3 + ("robosuite/LiftWide",) * 4
-    for wrong in ({"every": 0}, {"demonstrations": 0}):
+    for wrong in ({"frame_stride": 0}, {"demonstrations": 0}):
         with pytest.raises(SimEvalError, match=f"{next(iter(wrong))} must be 1 or more, not 0"):
             EpisodeWindows(folder, 2, **wrong)  # type: ignore[arg-type]

@@ -68,7 +68,7 @@ def test_success_follows_the_instruction() -> None:
 
 def test_a_task_with_one_goal_has_no_wrong_instruction() -> None:
     with pytest.raises(SimEvalError, match="robosuite/Lift has one goal"):
-        get_task("robosuite/Lift").instruction(EpisodeKey("robosuite/Lift", "val", 0), "wrong")
+        get_task("robosuite/Lift").instruction(EpisodeKey("robosuite/Lift", "val", 0), "counterfactual")
 
 
 def test_it_says_that_it_is_privileged() -> None:

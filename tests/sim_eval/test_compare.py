@@ -144,7 +144,7 @@ def test_other_protocols_are_refused_field_by_field_unless_they_are_what_is_comp
     b = make_run(tmp_path / "b", "a", {0}, tasks=(LIFT,), protocol=other)
     says = refusal(a, b)
     assert f"n_action_steps is 4 in A ({a}) and 8 in B ({b})" in says
-    assert "render is fast in A" in says
+    assert "mode is fast in A" in says
     assert "settle_steps" not in says
     assert "simulator" not in says
     assert "n_action_steps is" not in refusal(a, b, across=("n_action_steps",))

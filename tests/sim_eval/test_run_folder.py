@@ -62,7 +62,7 @@ def test_run_json_is_enough_to_run_it_again(tmp_path: Path):
     data = json.loads((tmp_path / "run.json").read_text())
     assert data["command"] == ["again"]
     assert data["policy"]["digest"] == "abc"
-    assert data["protocol"]["simulator"] == asdict(RenderConfig())
+    assert data["protocol"]["render"] == asdict(RenderConfig())
     assert data["environments"][PLANE.name]["action"]["control_hz"] == 20.0
     assert data["versions"]["mujoco"]
     assert data["processor"]
@@ -71,7 +71,7 @@ def test_run_json_is_enough_to_run_it_again(tmp_path: Path):
 def test_a_run_of_an_earlier_version_is_resumed(tmp_path: Path):
     play(tmp_path, 5)
     data = json.loads((tmp_path / "run.json").read_text())
-    del data["protocol"]["simulator"]["hide_goal"]
+    del data["protocol"]["render"]["hide_goal"]
     (tmp_path / "run.json").write_text(json.dumps(data))
     assert play(tmp_path) == 7
 

@@ -217,7 +217,7 @@ def test_part_of_the_steps_and_of_the_demonstrations(data: Path, trained: Path, 
     assert (some.frame_stride, whole.frame_stride) == (2, 1)
     assert (some.demonstrations, whole.demonstrations) == ({TASK: 2}, {TASK: 3})
     assert 0 < some.windows[TASK] < whole.windows[TASK] / 2
-    with pytest.raises(SimEvalError, match="every, demonstrations, episodes differ"):
+    with pytest.raises(SimEvalError, match="frame_stride, demonstrations, episodes differ"):
         train.main(arguments([data], tmp_path, steps=2))
 
 
@@ -232,7 +232,7 @@ def test_a_policy_may_see_fewer_cameras_than_were_recorded(data: Path, tmp_path:
 
 
 def test_the_network_can_be_changed_and_says_so(data: Path, tmp_path: Path) -> None:
-    changed, threads = ("expert.max_episode_steps=4", "frame=world"), torch.get_num_threads()
+    changed, threads = ("expert.chunk_size=4", "frame=world"), torch.get_num_threads()
     assert (
         train.main(arguments([data], tmp_path, steps=1, overrides=changed, threads=threads, expert="late_gemma")) == 0
     )
