@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Unpack, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +14,6 @@ from sim_eval.policies.spatialvla.configuration_spatialvla import ActionExpertTy
 from sim_eval.policies.spatialvla.modeling_deep_fusion import DeepFusionActionExpert
 from sim_eval.policies.spatialvla.modeling_flow_expert import FlowMatchingActionExpert
 from sim_eval.policies.spatialvla.modeling_llava3d import Context, LLaVA3DModel, SpatialVLAInputs
-
-if TYPE_CHECKING:
-    from sim_eval.policies.spatialvla.pretrained import LoadingOptions
 
 TOGETHER = 8  # observations of a training batch that share one padded pass of Llama and expert
 
@@ -72,15 +68,6 @@ class SpatialVLAForConditionalGeneration(PreTrainedModel):  # type: ignore[misc]
         model: SpatialVLAForConditionalGeneration = loaded[0] if isinstance(loaded, tuple) else loaded
         model.freeze_unread()  # loading has made new parameters
         return cast(SpatialVLAForConditionalGeneration, loaded)
-
-    @classmethod
-    def from_llava3d(
-        cls, reference: str | Path, expert: ActionExpertType, **options: Unpack[LoadingOptions]
-    ) -> SpatialVLAForConditionalGeneration:
-        """A policy on a published LLaVA-3D; see :func:`sim_eval.policies.spatialvla.pretrained.from_llava3d`."""
-        from sim_eval.policies.spatialvla.pretrained import from_llava3d
-
-        return from_llava3d(reference, expert, **options)
 
     def forward(
         self,
