@@ -25,12 +25,13 @@ $(VENV)/.ready: requirements.lock pyproject.toml scripts/opengl.sh
 rollout: setup
 	$(BIN)/python -m sim_eval.rollout --policy deep_llama
 
-# The tests in as many processes as there are cores.
+# Tests run in as many processes as there are cores. Those of a file stay together, for they share fixtures.
+PARALLEL := --numprocesses auto --dist loadfile
 test: setup
-	$(BIN)/python -m pytest --numprocesses auto
+	$(BIN)/python -m pytest $(PARALLEL)
 
 slow: setup
-	$(BIN)/python -m pytest --numprocesses auto -m slow
+	$(BIN)/python -m pytest $(PARALLEL) -m slow
 
 lint: setup
 	$(BIN)/ruff check .

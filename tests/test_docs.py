@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,7 +61,8 @@ def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     """``python -m MODULE OPTIONS`` in this process; its exit code."""
     assert words[0] == "-m"
     monkeypatch.setattr(sys, "argv", words[1:])
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(SystemExit) as stop, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*found in sys.modules", category=RuntimeWarning)
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     return int(stop.value.code or 0)
 
