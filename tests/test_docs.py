@@ -9,7 +9,6 @@ import shlex
 import subprocess
 import sys
 import tomllib
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +20,8 @@ from sim_eval.policies.remote.keys import read_keys
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "extending"
+# A program that another test imported runs once more, as ``__main__``.
+pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -61,8 +62,7 @@ def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     """``python -m MODULE OPTIONS`` in this process; its exit code."""
     assert words[0] == "-m"
     monkeypatch.setattr(sys, "argv", words[1:])
-    with pytest.raises(SystemExit) as stop, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*found in sys.modules", category=RuntimeWarning)
+    with pytest.raises(SystemExit) as stop:
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     return int(stop.value.code or 0)
 
