@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Unpack, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +16,7 @@ from sim_eval.policies.spatialvla.modeling_deep_fusion import DeepFusionActionEx
 from sim_eval.policies.spatialvla.modeling_flow_expert import FlowMatchingActionExpert
 from sim_eval.policies.spatialvla.modeling_llava3d import Context, LLaVA3DModel, SpatialVLAInputs
 
-if TYPE_CHECKING:
-    from sim_eval.policies.spatialvla.pretrained import LoadingOptions
-
-TOGETHER = 8  # observations per padded pass of Llama and expert, in training
+TOGETHER = 8  # observations of a training batch that share one padded pass of Llama and expert
 
 EXPERT_CLASSES: Mapping[ActionExpertType, type[DeepFusionActionExpert] | type[FlowMatchingActionExpert]] = {
     "deep_llama": DeepFusionActionExpert,
@@ -102,15 +98,6 @@ class SpatialVLAForConditionalGeneration(PreTrainedModel):  # type: ignore[misc]
             raise SimEvalError(f"{arguments[0]}: {error}: restore the weights or train the checkpoint again") from error
         model.freeze_unread()  # loading has made new parameters
         return cast(SpatialVLAForConditionalGeneration, (model, info) if with_info else model)
-
-    @classmethod
-    def from_llava3d(
-        cls, reference: str | Path, expert: ActionExpertType, **options: Unpack[LoadingOptions]
-    ) -> SpatialVLAForConditionalGeneration:
-        """A policy on a published LLaVA-3D; see :func:`sim_eval.policies.spatialvla.pretrained.from_llava3d`."""
-        from sim_eval.policies.spatialvla.pretrained import from_llava3d
-
-        return from_llava3d(reference, expert, **options)
 
     def forward(
         self,

@@ -71,7 +71,7 @@ def same(one: SpatialVLAForConditionalGeneration, other: SpatialVLAForConditiona
 
 
 def test_the_deep_expert_starts_as_the_vlms_layers(published: Path) -> None:
-    model = SpatialVLAForConditionalGeneration.from_llava3d(published, "deep_llama")
+    model = from_llava3d(published, "deep_llama")
     state = model.state_dict()
     for name, value in load_file(published / "model.safetensors").items():
         if name.startswith(("model.layers.", "model.norm.")):
