@@ -35,9 +35,9 @@ def decode(kind: type[T], data: object, where: str = "", named: Callable[[str], 
         value: T = _adapter(cast(Any, kind)).validate_json(json.dumps(data, default=_plain), strict=True)
         return value
     except ValidationError as error:
-        raise SimEvalError(f"{where}: " * bool(where) + _told(error, kind, named)) from error
+        raise SimEvalError(f"{where}: " * bool(where) + _message(error, kind, named)) from error
     except SimEvalError as error:  # of a __post_init__
-        raise SimEvalError(f"{where}: {error}" if where else str(error)) from error
+        raise SimEvalError(f"{where}: " * bool(where) + " ".join(str(error).split())) from error
     except (TypeError, ValueError, RecursionError) as error:
         raise SimEvalError(f"{where}: " * bool(where) + f"not a table of fields ({error})") from error
 
@@ -78,18 +78,19 @@ def _forbid_unknown(kind: object) -> None:
         _forbid_unknown(part)
 
 
-def _told(error: Any, kind: object, named: Callable[[str], str]) -> str:
-    """The first of pydantic's findings in one line, and how many more there are."""
+def _message(error: Any, kind: object, named: Callable[[str], str]) -> str:
+    """pydantic's first finding in one short line, and how many more there are."""
     first, *others = error.errors(include_url=False)
-    name = ".".join(str(part) for part in first["loc"])
+    name = " ".join(".".join(str(part) for part in first["loc"]).split())[:80]  # a forged name may be anything
     if first["type"] == "unexpected_keyword_argument":
         fields = ", ".join(field.name for field in dataclasses.fields(_holder(kind, first["loc"])))
-        told = f"unknown field {named(name)}: the fields are {fields}"
+        message = f"unknown field {named(name)}: the fields are {fields}"
     elif first["type"] == "missing":
-        told = f"missing field {named(name)}"
+        message = f"missing field {named(name)}"
     else:
-        told = f"{named(name)}: {first['msg'][0].lower()}{first['msg'][1:]}, not {repr(first['input'])[:80]}"
-    return told + f" (and {len(others)} more)" * bool(others)
+        place = f"{named(name)}: " if name else ""
+        message = f"{place}{first['msg'][0].lower()}{first['msg'][1:]}, not {repr(first['input'])[:80]}"
+    return message + f" (and {len(others)} more)" * bool(others)
 
 
 def _holder(kind: Any, path: tuple[Any, ...]) -> Any:

@@ -54,6 +54,34 @@ def protocol(table: Mapping[str, Any]) -> Table:
     return now
 
 
+# What the action's numbers meant was one sentence.
+CONTROLLERS: Mapping[str, Mapping[str, object]] = {
+    "OSC_POSE delta in the base frame, 1 = 0.05 m or 0.5 rad; gripper -1 opens, 1 closes": {
+        "control_mode": "ee_delta_pose",
+        "frame": "base",
+        "metres_per_unit": 0.05,
+        "radians_per_unit": 0.5,
+        "rotation": "axis_angle",
+        "gripper": "closes",
+    },
+    "delta of the hand's mocap target in the world frame, 1 = 0.01 m; gripper -1 opens, 1 closes": {
+        "control_mode": "ee_target_delta_position",
+        "frame": "world",
+        "metres_per_unit": 0.01,
+        "gripper": "closes",
+    },
+}
+
+
+def action(table: object) -> object:
+    """An ``ActionSpec`` in a checkpoint, a demonstration or a file of keys; an unknown sentence is its description."""
+    if not isinstance(table, Mapping) or "controller" not in table:
+        return table
+    sentence = table["controller"]
+    meaning = CONTROLLERS.get(str(sentence), {"control_mode": "other", "description": sentence})
+    return {**{name: value for name, value in table.items() if name != "controller"}, **meaning}
+
+
 def episode(table: Mapping[str, Any]) -> Table:
     """A line of ``episodes.jsonl``."""
     return renamed(table, {"replans": "policy_calls"})

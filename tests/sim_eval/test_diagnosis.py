@@ -182,7 +182,7 @@ def statistics(mode: str = "mean_std") -> NormalizationStats:
         return FieldStats(*(tuple(part.tolist()) for part in (values.mean(axis=0), values.std(axis=0), low, high)))
 
     fields = {"action": field(0.0, 6), "eef_pos": field(0.5, 3), "other_pos": field(-0.5, 3)}
-    return NormalizationStats.from_dict({**NormalizationStats("mean_std", fields).to_dict(), "mode": mode})
+    return NormalizationStats(mode, fields)  # type: ignore[arg-type]
 
 
 def changed(name: str, change: Callable[[FieldStats], FieldStats]) -> NormalizationStats:
@@ -225,7 +225,7 @@ def test_sound_statistics_pass_also_against_a_part_of_the_data() -> None:
 
 
 def test_statistics_that_cannot_be_are_found_without_data() -> None:
-    action = ActionSpec(tuple("abcdef"), (-1.0,) * 6, (1.0,) * 6, "metres", 20.0)
+    action = ActionSpec(tuple("abcdef"), (-1.0,) * 6, (1.0,) * 6, "ee_delta_pose", 20.0)
     assert levels(list(sound_statistics(statistics(), action))) == {"statistics themselves": "ok"}
     for wrong in (SWAPS["quantiles"][0], changed("action", lambda f: replace(f, q99=(7.0,) * 6))):
         assert levels(list(sound_statistics(wrong, action))) == {"statistics themselves": "fault"}

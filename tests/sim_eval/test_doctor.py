@@ -226,13 +226,13 @@ def test_wrong_control_rate(data: Path, trained: Path, tmp_path: Path, simulator
     )
     measured = faults(found(simulator, bad))
     assert measured == {
-        "fit to the environment": "action control_hz: the policy means 10.0, the environment takes 20",
+        "fit to the environment": "action control_hz: the policy commands 10.0, the environment takes 20",
     }
     slow = altered_data(
         data, tmp_path / "data", lambda episode: replace(episode, action=replace(episode.action, control_hz=10.0))
     )
     measured = faults(found(simulator, data=slow))
-    assert measured == {"fit of the data": "action control_hz: the data means 10.0, the environment takes 20"}
+    assert measured == {"fit of the data": "action control_hz: the data commands 10.0, the environment takes 20"}
 
 
 def test_stale_checkpoint_hash(trained: Path, tmp_path: Path, simulator: Simulator) -> None:

@@ -1,5 +1,6 @@
 """Training through the command line: killed equals finished, what comes out runs, what does not fit is refused."""
 
+import functools
 import hashlib
 import itertools
 import json
@@ -22,9 +23,12 @@ from sim_eval import collect, rollout, train
 from sim_eval.configs import TrainConfig
 from sim_eval.console import parse
 from sim_eval.core.errors import SimEvalError
-from sim_eval.core.types import EpisodeKey, Simulator
+from sim_eval.core.types import EpisodeKey, RenderConfig, Simulator
+from sim_eval.datasets.episode_file import episode_files, file_name, read_episode, write_episode
 from sim_eval.datasets.windows import EpisodeWindows
+from sim_eval.envs.tasks import get_task
 from sim_eval.evaluation.engine import EpisodeResult, RolloutProtocol, run_episode
+from sim_eval.evaluation.jobs import OneSimulator
 from sim_eval.policies.policy import Policy
 from sim_eval.policies.registry import load_policy
 from sim_eval.policies.spatialvla.configuration_spatialvla import PositionConfig, SpatialVLAConfig
@@ -247,15 +251,17 @@ def test_the_folder_is_a_policy_with_a_card(trained: Path) -> None:
 
 
 def test_it_rolls_out_the_same_lines_twice(trained: Path, tmp_path: Path) -> None:
-    def lines(name: str) -> list[dict[str, object]]:
-        options = rollout.RolloutArguments(policy=str(trained), episodes=2, out=tmp_path / name, video="none")
+    def lines(name: str, first: int, episodes: int) -> list[dict[str, object]]:
+        options = rollout.RolloutArguments(
+            policy=str(trained), first=first, episodes=episodes, out=tmp_path / name, video="none"
+        )
         assert rollout.main(options) == 0
         found = [json.loads(line) for line in (tmp_path / name / "episodes.jsonl").read_text().splitlines()]
         return [{field: value for field, value in line.items() if field != "seconds"} for line in found]
 
-    first = lines("first")
-    assert [line["error"] for line in first] == [None, None]
-    assert first == lines("second")
+    both = lines("both", 0, 2)
+    assert [line["error"] for line in both] == [None, None]
+    assert both[1:] == lines("second alone", 1, 1)
 
 
 def test_the_record_says_what_was_done(trained: Path) -> None:
@@ -284,6 +290,9 @@ def test_several_tasks_are_validated_each_and_the_best_weights_kept(
     collect.main(collect.CollectArguments(task="robosuite/Lift", out=other, episodes=1, size=SIDE))
     scores = iter([0, 1, 1, 1, 1, 1, 0, 0])  # Lift's and LiftWide's success, round for round
     ran: list[EpisodeResult] = []
+    # Building a simulator takes a second, and each round goes from one task to the other: here they stay open.
+    simulator_of = functools.cache(lambda task: get_task(task).make(RenderConfig(height=SIDE, width=SIDE)))
+    monkeypatch.setattr(OneSimulator, "of", lambda _, task: simulator_of(task))
 
     def scored(simulator: Simulator, policy: Policy, key: EpisodeKey, protocol: RolloutProtocol) -> EpisodeResult:
         """One real episode, whose result then stands for all with the success that the test wants."""
@@ -440,8 +449,10 @@ def test_only_the_train_split_is_trained_on(tmp_path: Path) -> None:
 
 def test_looks_are_not_mixed(data: Path, tmp_path: Path) -> None:
     other = tmp_path / "faithful"
-    task = "robosuite/Lift"
-    collect.main(collect.CollectArguments(task=task, out=other, episodes=1, size=SIDE, render="faithful"))
+    other.mkdir()
+    episode = read_episode(episode_files(data)[0])
+    key, render = replace(episode.key, task="robosuite/Lift"), replace(episode.render_config, mode="faithful")
+    write_episode(other / file_name(key), replace(episode, key=key, render_config=render))
     with pytest.raises(SimEvalError, match="faithful 64x64 and fast 64x64"):
         train.main(config([data, other], tmp_path / "out"))
 
