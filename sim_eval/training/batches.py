@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import TypeVar, cast
 
@@ -62,12 +62,13 @@ def prepared(
     numbers: Iterable[Sequence[int]],
     device: torch.device,
     workers: int,
-) -> Iterator[NumberedBatch]:
+) -> Generator[NumberedBatch, None, None]:
     """The batches on the device, in their order. They do not depend on how many processes prepare them.
 
     Args:
         numbers: of the windows of each batch.
-        workers: processes that prepare batches; 0: this one does, when a batch is asked for.
+        workers: processes that prepare batches, until the generator is closed; 0: this one does, when a batch is
+            asked for.
 
     Raises:
         SimEvalError: a demonstration cannot be read.

@@ -7,8 +7,8 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, closing
 from typing import cast
 
 import torch
@@ -100,7 +100,7 @@ class TrainingLoop:
             self._save()  # from here on the folder is a training's, however it ends
             display = stack.enter_context(_Display(self._config, self._trainer, self.share, self._leads))
             self._began = time.monotonic() - self.progress.seconds
-            for numbered in self._batches():
+            for numbered in stack.enter_context(closing(self._batches())):
                 self._attend(display)
                 if self.share >= 1.0:
                     break
@@ -130,7 +130,7 @@ class TrainingLoop:
             earlier_budgets=progress.earlier_budgets,
         )
 
-    def _batches(self) -> Iterator[NumberedBatch]:
+    def _batches(self) -> Generator[NumberedBatch, None, None]:
         """This process's share of each step's windows, from the trainer's step on."""
         config, trainer = self._config, self._trainer
         own = slice(config.batch_size * trainer.process, config.batch_size * (trainer.process + 1))
@@ -148,12 +148,12 @@ class TrainingLoop:
         """What is done between two steps: clock, validation, saving, and stopping after Ctrl-C."""
         stop = self._agree()
         if self._config.val_episodes and self.progress.due < self._passed():
-            if self._leads and (entry := self._validate()):
+            entry = self._validate() if self._leads else None
+            if entry:
                 display.validation(entry)
             stop = self._agree()
-            if not stop:
-                self.progress.due = self._passed()
-                self._save()
+            self.progress.due = self._trainer.agree(self._passed() if entry else self.progress.due)
+            self._save()
         if stop:
             self._save()
             raise KeyboardInterrupt(

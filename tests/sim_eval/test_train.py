@@ -140,17 +140,21 @@ def test_a_second_ctrl_c_stops_at_once_and_the_last_save_stands(
     assert weights(tmp_path) == weights(trained)
 
 
-def test_ctrl_c_during_a_validation_gives_it_up(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("episodes", [1, 2])
+def test_ctrl_c_during_a_validation_gives_it_up_unless_it_is_complete(
+    episodes: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(*_: object) -> EpisodeResult:
         signal.raise_signal(signal.SIGINT)
         return EpisodeResult(EpisodeKey(TASK, "val", 0), "lift", True, True, 1, 1, "none", 1, None, 0.1)
 
     monkeypatch.setattr(validation, "run_episode", interrupted)
     with pytest.raises(KeyboardInterrupt, match="1 steps kept"):
-        train.main(config([data], tmp_path, steps=4, val_episodes=2))
-    assert (read_metadata(tmp_path).rounds, read_metadata(tmp_path).steps) == ((), 1)
+        train.main(config([data], tmp_path, steps=4, val_episodes=episodes))
+    complete = episodes == 1
+    assert (len(read_metadata(tmp_path).rounds), read_metadata(tmp_path).steps) == (complete, 1)
     state = torch.load(tmp_path / STATE, weights_only=True)
-    assert state["progress"]["due"] == 0, "the validation is due again"
+    assert state["progress"]["due"] == complete, "what was given up is due again, and nothing else"
 
 
 def test_batches_do_not_depend_on_who_prepares_them(data: Path, trained: Path, tmp_path: Path) -> None:
