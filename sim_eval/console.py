@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
+from sim_eval.core.decoding import decode
 from sim_eval.core.errors import SimEvalError
 
 Arguments = TypeVar("Arguments")
@@ -33,7 +34,7 @@ def parse(arguments: type[Arguments], program: str, words: Sequence[str] | None 
     drawn = io.StringIO()
     try:
         with contextlib.redirect_stderr(drawn):
-            return tyro.cli(arguments, prog=program, args=words)
+            return decode(arguments, tyro.cli(arguments, prog=program, args=words))
     except SystemExit as stop:
         if not stop.code:
             raise

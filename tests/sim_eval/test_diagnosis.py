@@ -271,7 +271,7 @@ def test_packages_are_compared_with_what_is_required_and_locked() -> None:
     version_of = {"torch": "2.13.0+cpu", "numpy": "1.26.4"}.get
     assert unmet_requirements(["torch>=2.13", "numpy<2"], version_of) == []
     unmet = unmet_requirements(["torch==2.14.0", "h5py", "numpy<2"], version_of)
-    assert unmet == ["torch==2.14.0 needed, 2.13.0+cpu there", "h5py needed, none there"]
+    assert unmet == ["torch==2.14.0 needed, 2.13.0+cpu installed", "h5py needed, none installed"]
     lock = locked("# every package\ntorch==2.13.0\nnumpy==1.26.5  # why\nh5py==3.16.0\n")
     assert other_versions(lock, version_of) == {"numpy": "numpy 1.26.4, locked 1.26.5"}
 

@@ -191,7 +191,7 @@ def test_bursts_of_disturbance_take_up_their_share_and_are_those_draws():
 
 
 def test_a_protocol_that_cannot_run_is_refused():
-    with pytest.raises(SimEvalError, match="replan"):
+    with pytest.raises(SimEvalError, match="n_action_steps"):
         RolloutProtocol(n_action_steps=0)
-    with pytest.raises(SimEvalError, match="settle_steps"):
+    with pytest.raises(SimEvalError, match="post_success_steps"):
         RolloutProtocol(post_success_steps=-1)

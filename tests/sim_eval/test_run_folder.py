@@ -30,7 +30,7 @@ def play(folder: Path, episodes: int = 100, pause: float = 0.0) -> int:
     """Runs up to so many remaining episodes; how many it ran."""
     simulator, policy = PlaneSimulator(PLANE), wander()
     recorder = TrajectoryRecorder(policy.spec, folder)
-    with open_run(folder, MANIFEST, policy.spec, PROTOCOL, {PLANE.name: simulator.spec}, ["again"]) as run:
+    with open_run(folder, MANIFEST, policy.spec, PROTOCOL, {PLANE.name: simulator.spec}) as run:
         todo = run.remaining[:episodes]
         for key in todo:
             run.append(run_episode(simulator, policy, key, PROTOCOL, recorder))
@@ -136,14 +136,14 @@ def test_another_run_is_refused(
 ):
     play(tmp_path, 2)
     before = identities(tmp_path)
-    with pytest.raises(SimEvalError, match=words) as caught, open_run(tmp_path, manifest, spec, protocol, {}, []):
+    with pytest.raises(SimEvalError, match=words) as caught, open_run(tmp_path, manifest, spec, protocol, {}):
         pass
     assert "choose another --out" in str(caught.value)
     assert identities(tmp_path) == before
 
 
 def test_a_folder_in_use_or_with_other_files_is_refused(tmp_path: Path):
-    writing = open_run(tmp_path / "run", MANIFEST, wander().spec, PROTOCOL, {}, [])
+    writing = open_run(tmp_path / "run", MANIFEST, wander().spec, PROTOCOL, {})
     with writing, pytest.raises(SimEvalError, match="another process"):
         play(tmp_path / "run", 1)
     (tmp_path / "thesis").mkdir()
