@@ -82,8 +82,9 @@ def verify(job: VerifyJob, results: Sequence[EpisodeResult], workers: int) -> li
     from sim_eval.evaluation.verification import verifications
 
     done = {}
+    verified = verifications(job, results, workers, partial(tqdm.write, file=sys.stderr))
     with tqdm(total=len(results), unit="episode", file=sys.stderr, dynamic_ncols=True) as bar:
-        for each in verifications(job, results, workers, partial(bar.write, file=sys.stderr)):
+        for each in verified:
             done[each.result.key] = each
             bar.set_postfix_str(f"refuted {sum(each.verdict == 'refuted' for each in done.values())}", False)
             bar.update()

@@ -138,10 +138,10 @@ def read_run(folder: Path) -> Run:
             episodes,
         )
     except SimEvalError as error:
-        with suppress(SimEvalError):
-            writer = decode(dict[str, str], data.get("versions")).get("sim_eval", __version__)
-            if writer != __version__:
-                raise SimEvalError(f"{path} is of sim_eval {writer} ({error}): read it with that version") from error
+        packages = data.get("versions")
+        writer = packages.get("sim_eval", __version__) if isinstance(packages, dict) else __version__
+        if writer != __version__:
+            raise SimEvalError(f"{path} is of sim_eval {writer} ({error}): read it with that version") from error
         raise SimEvalError(f"{path} is damaged ({error}): run it again into a new folder") from error
 
 

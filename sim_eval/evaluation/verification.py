@@ -7,7 +7,7 @@ episode and decide its success.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeAlias
 
@@ -244,15 +244,20 @@ def verifications(
     Raises:
         SimEvalError: the policy cannot be loaded, or has changed.
     """
-    again = policy_again(job.run, job.source) if job.source else None  # in any case, before the workers start
+    again = policy_again(job.run, job.source) if job.source else None  # is refused here, before any worker starts
+    return _verified_here(job, again, results) if workers == 1 else _verified_by_workers(job, results, workers, warn)
+
+
+def _verified_here(job: VerifyJob, again: Policy | None, results: Sequence[EpisodeResult]) -> Iterator[Verification]:
+    with closing(OneSimulator(job.run.protocol.render)) as simulators:
+        yield from map(job.player(again, simulators), [result.key for result in results])
+
+
+def _verified_by_workers(
+    job: VerifyJob, results: Sequence[EpisodeResult], workers: int, warn: Callable[[str], object]
+) -> Iterator[Verification]:
     by_key = {result.key: result for result in results}
-    with ExitStack() as stack:
-        if workers == 1:
-            simulators = stack.enter_context(closing(OneSimulator(job.run.protocol.render)))
-            yield from map(job.player(again, simulators), by_key)
-            return
-        del again
-        pool = stack.enter_context(closing(WorkerPool(job, workers, Supervision())))
+    with closing(WorkerPool(job, workers, Supervision())) as pool:
         for outcome in pool.run(list(by_key)):
             if isinstance(outcome, Verification):
                 yield outcome

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from sim_eval import collect, doctor, train
+from sim_eval.configs import DoctorConfig
 from sim_eval.core.errors import SimEvalError
-from sim_eval.core.types import CameraView, RenderConfig, SensorReadings, Simulator
+from sim_eval.core.types import CameraView, Observation, RenderConfig, SensorReadings, Simulator
 from sim_eval.datasets.episode_file import Episode, episode_files, file_name, read_episode, write_episode
 from sim_eval.diagnosis.examination import Subject, checkpoint_findings, environment_findings
 from sim_eval.diagnosis.findings import Finding

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -16,13 +17,17 @@ import pytest
 
 from sim_eval.configs import RolloutConfig
 from sim_eval.console import run
+from sim_eval.core.types import ActionChunk, RenderConfig
 from sim_eval.evaluation.engine import RolloutProtocol
 from sim_eval.evaluation.manifest import Manifest
 from sim_eval.evaluation.run_folder import open_run, read_run
 from sim_eval.leaderboard import LeaderboardArguments
 from sim_eval.leaderboard import main as leaderboard
 from sim_eval.policies.baselines import ZeroPolicy
+from sim_eval.policies.policy import PolicyRequest
 from sim_eval.rollout import PROGRAM, main
+from sim_eval.verify import VerifyArguments
+from sim_eval.verify import main as verify
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,6 +80,30 @@ def test_a_policy_is_shown_what_it_was_trained_on(
     monkeypatch.setattr(ZeroPolicy, "spec", trained)
     assert main(RolloutConfig(policy="zero", episodes=1, video="none", out=tmp_path / "run", render=asked)) == 0
     assert read_run(tmp_path / "run").protocol.render.mode == shown
+
+
+def test_a_policy_whose_cameras_differ_in_size_sees_each_at_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sizes = {"agentview": (48, 64), "wrist": (32, 32)}
+    shapes = []
+
+    class Seeing(ZeroPolicy):
+        spec = replace(ZeroPolicy.spec, cameras=sizes)
+
+        def predict(self, requests: Sequence[PolicyRequest]) -> list[ActionChunk]:
+            views = requests[0].observation.views
+            shapes.append({name: view.depth.shape for name, view in views.items()})
+            return super().predict(requests)
+
+    monkeypatch.setattr("sim_eval.policies.baselines.ZeroPolicy", Seeing)
+    config = RolloutConfig("zero", "robosuite/Lift", 1, n_action_steps=50, video="all", out=tmp_path / "run")
+    assert main(config) == 0
+    assert shapes
+    assert all(shape == sizes for shape in shapes)
+    run = read_run(tmp_path / "run")
+    assert run.spec.cameras == sizes
+    assert run.protocol.render == RenderConfig("fast", 48, 64, camera_sizes={"wrist": (32, 32)})
+    assert verify(VerifyArguments(tmp_path / "run", strict=True, policy=True)) == 0
+    assert main(replace(config)) == 0  # the finished run is taken for the same one
 
 
 def test_interrupted_and_resumed_equals_finished(

@@ -553,3 +553,25 @@ def test_the_state_of_a_robosuite_task_has_names():
         assert np.array_equal(found.state[place : place + 3], cube)
     finally:
         simulator.close()
+
+
+OLD_RUN = Path(__file__).parents[1] / "old_files" / "run"  # made by the version before 0.2
+
+
+def test_a_run_of_an_earlier_version_is_verified_with_its_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    found = read_run(OLD_RUN)
+    assert found.config is not None
+    assert (found.config.policy, found.config.n_action_steps, found.config.out) == ("scripted", 2, Path("runs/old"))
+    assert main(VerifyArguments(OLD_RUN, policy=True, out=tmp_path / "report.json")) == 0
+    (episode,) = json.loads((tmp_path / "report.json").read_text())["episodes"]
+    # On another processor the last bits may differ, but not the observations' sentence or the actions by much.
+    assert episode["verdict"] in ("bit-identical", "outcome-identical")
+    assert episode["inferred"]["chunks"] == 37
+
+
+def test_a_trajectory_of_another_version_is_named(folder: Path, verify: Program):
+    path = file_of(folder, 2)
+    path.write_bytes(path.read_bytes().replace(b"sim_eval trajectory 2", b"sim_eval trajectory 1", 1))
+    code, shown = verify(folder)
+    assert code == 1
+    assert "00002.h5 is of another version: read it with the sim_eval that run.json names" in shown

@@ -27,6 +27,7 @@ from faulty_workers import (
     trajectories,
 )
 
+from sim_eval.configs import RolloutConfig
 from sim_eval.core import versions
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import ActionChunk, FloatArray, observe_task
@@ -225,7 +226,7 @@ def test_other_versions_are_refused_and_the_number_of_workers_is_no_difference(
     play_alone(run.run)
     play_in_workers(run, size=3)
     monkeypatch.setattr(versions, "__version__", "9.9")
-    with pytest.raises(SimEvalError, match=r"versions sim_eval: 0\.1\.0 there, 9\.9 now"):
+    with pytest.raises(SimEvalError, match=r"versions sim_eval was 0\.1\.0, is now 9\.9"):
         play_in_workers(run)
 
 
