@@ -112,7 +112,7 @@ def choose_backend() -> str:
         elif _osmesa_works():
             chosen = "osmesa"
         else:
-            raise SimEvalError(f"no off-screen OpenGL found (neither EGL nor OSMesa): {REMEDY}")
+            raise SimEvalError(f"no off-screen OpenGL (neither EGL nor OSMesa): {REMEDY}")
         if "mujoco" in sys.modules:
             raise SimEvalError(
                 f"mujoco was imported before its OpenGL was chosen: set MUJOCO_GL={chosen} and start again"
@@ -283,8 +283,8 @@ class RgbdRenderer:
         own.geom_group[list(scene_options.hidden)] = HIDDEN_GROUP
         self.decimated: list[int] = []
         if mode == "fast":
-            shown = [geom for geom in range(own.ngeom) if own.geom_group[geom] in scene_options.groups]
-            self.decimated = decimate_meshes(own, shown, scene_options.cell_metres)
+            visible = [geom for geom in range(own.ngeom) if own.geom_group[geom] in scene_options.groups]
+            self.decimated = decimate_meshes(own, visible, scene_options.cell_metres)
             self._canvases = [_Canvas(own, height, width, scene_options, effects=False)]
         else:
             self._canvases = [

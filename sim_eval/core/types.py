@@ -80,12 +80,12 @@ class Observation(SensorReadings):
 
 @dataclass(frozen=True)
 class TrainingWindow:
-    """One example for imitation: what was seen, and what the demonstrator did from there on.
+    """One example for imitation: an observation and the demonstrator's actions from there on.
 
     Attributes:
         observation: at the window's first step.
-        actions: float64 [horizon, action dim], labels in the environment's units; past the episode's end, zeros.
-        valid: bool [horizon], False past the episode's end.
+        actions: float64 [chunk size, action dim], labels in the environment's units; zeros after the episode's end.
+        valid: bool [chunk size], False after the episode's end.
     """
 
     observation: Observation

@@ -107,8 +107,8 @@ class Run:
     @property
     def versions(self) -> Mapping[str, str]:
         """Package -> version, as far as they are known."""
-        found: Mapping[str, str] = self.machine["versions"]
-        return found
+        packages: Mapping[str, str] = self.machine["versions"]
+        return packages
 
     @property
     def complete(self) -> bool:

@@ -17,7 +17,7 @@ from sim_eval.diagnosis.checkpoint_metadata import recorded_mode
 from sim_eval.diagnosis.demonstrations import Replay, first_pictures, replay, replay_findings
 from sim_eval.diagnosis.examination import look_around
 from sim_eval.diagnosis.field_statistics import against_data, against_environment, sound_statistics
-from sim_eval.diagnosis.findings import Finding, examine, level_above, shown, summary
+from sim_eval.diagnosis.findings import Finding, examine, group_text, level_above, summary
 from sim_eval.diagnosis.geometry import Moment, ray_lengths, scene_findings
 from sim_eval.diagnosis.machine import locked, other_versions, unmet_requirements
 from sim_eval.diagnosis.pace import suggested_workers
@@ -298,11 +298,11 @@ def test_a_check_that_breaks_off_is_a_fault() -> None:
 
 def test_the_report_is_aligned_and_coloured_only_when_asked() -> None:
     findings = [Finding("a", "ok", "fine"), Finding("longer", "fault", "bad", "mend it")]
-    assert shown("title", findings, colour=False).splitlines() == [
+    assert group_text("title", findings, colour=False).splitlines() == [
         "title",
         "  ok       a       fine",
         "  fault    longer  bad",
         "                   remedy: mend it",
     ]
-    assert "\033[31mfault" in shown("title", findings, colour=True)
+    assert "\033[31mfault" in group_text("title", findings, colour=True)
     assert summary([*findings, findings[0]]) == "doctor: 1 fault, 0 warnings, 2 ok"
