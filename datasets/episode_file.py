@@ -19,6 +19,7 @@ from numcodecs.shuffle import Shuffle
 from numpy.typing import NDArray
 
 from sim_eval.core import old_files
+from sim_eval.core.decoding import decode
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.files import sealed, unsealed, write_sealed
 from sim_eval.core.types import (
@@ -177,16 +178,9 @@ def header_of(data: h5py.Group) -> EpisodeHeader:
     """The header in a file's ``data`` group."""
     demo = data["demo_0"]
     meta = json.loads(demo.attrs["ep_meta"])
-    action = meta["action"]
     cameras = {name: (int(size[0]), int(size[1])) for name, size in meta["cameras"].items()}
     proprio = {name: int(length) for name, length in meta["proprio"].items()}
-    spec = ActionSpec(
-        names=tuple(action["names"]),
-        low=tuple(action["low"]),
-        high=tuple(action["high"]),
-        controller=action["controller"],
-        control_hz=action["control_hz"],
-    )
+    spec = decode(ActionSpec, old_files.action(meta["action"]))
     return EpisodeHeader(
         key=EpisodeKey(**meta["key"]),
         instruction=meta["lang"],

@@ -12,9 +12,10 @@ from typing import Annotated
 
 import tyro
 
-from sim_eval.configs import Count, Flag, Size
+from sim_eval.configs import Flag
 from sim_eval.console import run
 from sim_eval.policies.policy import Weights
+from sim_eval.policies.spatialvla.configuration_spatialvla import Count, Size
 
 PROGRAM = "python -m sim_eval.serve"
 

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from sim_eval.configs import Count, Flag
+from sim_eval.configs import Flag
 from sim_eval.console import make_folder, run
 from sim_eval.core.errors import SimEvalError
+from sim_eval.policies.spatialvla.configuration_spatialvla import Count
 
 if TYPE_CHECKING:
     from sim_eval.evaluation.engine import EpisodeResult

@@ -72,6 +72,12 @@ def test_it_prints_one_json_object_and_writes_videos(
     assert leaderboard(LeaderboardArguments((tmp_path / "run", finished))) == 0
 
 
+def test_a_run_is_repeated_from_its_own_run_json(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    options = ["--config", str(finished / "run.json"), "--episodes", "2", "--out", str(tmp_path / "run")]
+    assert call(monkeypatch, *options) == 0
+    assert identities(tmp_path / "run") == identities(finished)[:2]
+
+
 @pytest.mark.parametrize(("asked", "shown"), [(None, "faithful"), ("fast", "fast")])
 def test_a_policy_is_shown_what_it_was_trained_on(
     asked: Literal["fast"] | None, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -153,19 +159,19 @@ def test_another_run_in_the_folder_is_refused(
         (["--policy", "zero", "--task", "robosuite/Lft"], "did you mean robosuite/Lift"),
         (["--policy", "genius"], "unknown policy 'genius'"),
         (["--policy", "zero", "--split", "exam"], "exam"),
-        (["--policy", "zero", "--episodes", "0"], ("episodes", "greater than or equal to 1, not 0")),
-        (["--policy", "zero", "--episodes", "-3"], ("episodes", "greater than or equal to 1, not -3")),
+        (["--policy", "zero", "--episodes", "0"], "--episodes: input should be greater than or equal to 1, not 0"),
+        (["--policy", "zero", "--episodes", "-3"], "--episodes: input should be greater than or equal to 1, not -3"),
         (["--policy", "zero", "--episodes", "many"], "many"),
-        (["--policy", "zero", "--first", "-1"], ("first", "greater than or equal to 0")),
-        (["--policy", "zero", "--n-action-steps", "0"], ("n_action_steps", "greater than or equal to 1")),
-        (["--policy", "zero", "--euler-steps", "0"], ("euler_steps", "greater than or equal to 1")),
+        (["--policy", "zero", "--first", "-1"], "--first: input should be greater than or equal to 0"),
+        (["--policy", "zero", "--n-action-steps", "0"], "--n-action-steps: input should be greater than or equal to 1"),
+        (["--policy", "zero", "--euler-steps", "0"], "--euler-steps: input should be greater than or equal to 1"),
         (["--policy", "zero", "--euler-steps", "2"], "policy 'zero' has no network: leave --euler-steps out"),
         (["--policy", "zero", "--weights", "int8"], "policy 'zero' has no network: leave --weights out"),
         (["--policy", "random", "--compile"], "policy 'random' has no network: leave --compile out"),
-        (["--policy", "zero", "--workers", "0"], ("workers", "greater than or equal to 1")),
-        (["--policy", "zero", "--batch", "-1"], ("batch", "greater than or equal to 0")),
-        (["--policy", "zero", "--watchdog", "0"], ("watchdog", "greater than or equal to 1")),
-        (["--policy", "zero", "--retries", "-1"], ("retries", "greater than or equal to 0")),
+        (["--policy", "zero", "--workers", "0"], "--workers: input should be greater than or equal to 1"),
+        (["--policy", "zero", "--batch", "-1"], "--batch: input should be greater than or equal to 0"),
+        (["--policy", "zero", "--watchdog", "0"], "--watchdog: input should be greater than or equal to 1"),
+        (["--policy", "zero", "--retries", "-1"], "--retries: input should be greater than or equal to 0"),
         (["--policy", "zero", "--deterministic", "--batch", "2"], "leave --batch 2 out"),
         (["--policy", "zero", "--video", "some"], "some"),
         (["--policy", "zero", "--speed", "9"], "--speed"),
@@ -174,7 +180,7 @@ def test_another_run_in_the_folder_is_refused(
 )
 def test_bad_input_is_one_line(
     arguments: list[str],
-    words: str | tuple[str, ...],
+    words: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -184,8 +190,7 @@ def test_bad_input_is_one_line(
     shown = capfd.readouterr()
     assert shown.err.startswith("error: ")
     assert shown.err.count("\n") == 1
-    for text in [words] if isinstance(words, str) else words:
-        assert text in shown.err.replace("-", "_") or text in shown.err
+    assert words in shown.err
     assert not shown.out
     assert not list(tmp_path.iterdir())
 

@@ -72,7 +72,7 @@ def test_a_served_checkpoint_scores_bit_for_bit_as_the_local_one(tmp_path: Path)
     ("arguments", "words"),
     [
         (["--policy", "genius"], "unknown policy 'genius'"),
-        (["--policy", "zero", "--port", "-1"], "port"),
+        (["--policy", "zero", "--port", "-1"], "--port: input should be greater than or equal to 0"),
         (["--policy", "zero", "--port", "70000"], "cannot listen on 127.0.0.1:70000"),
         (["--policy", "zero", "--host", "nowhere.invalid"], "cannot listen on nowhere.invalid:8000"),
         (["--policy", "zero", "--euler-steps", "2"], "policy 'zero' has no network: leave --euler-steps out"),
