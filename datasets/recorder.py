@@ -12,7 +12,16 @@ from tqdm import tqdm
 
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.files import TEMPORARY_SUFFIX
-from sim_eval.core.types import EpisodeKey, FloatArray, Observation, Recorder, RenderConfig, Simulator, Status
+from sim_eval.core.types import (
+    EpisodeKey,
+    FloatArray,
+    Observation,
+    Recorder,
+    RenderConfig,
+    Simulator,
+    Status,
+    observe_task,
+)
 from sim_eval.datasets.checks import set_problems
 from sim_eval.datasets.episode_file import (
     Episode,
@@ -74,7 +83,7 @@ class DemonstrationRecorder(Recorder):
             label: float64 [action dim], what it wanted.
             executed: float64 [action dim], what will move the robot.
         """
-        self._observations.append(simulator.observe(self._cameras))
+        self._observations.append(observe_task(simulator, self._instruction, self._cameras))
         self._states.append(simulator.snapshot().state.copy())
         self._labels.append(np.array(label, dtype=np.float64))
         self._executed.append(np.array(executed, dtype=np.float64))

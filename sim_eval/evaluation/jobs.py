@@ -1,33 +1,35 @@
-"""What a process needs to run episodes, to score or to collect them: policy, one simulator at a time, recorders."""
+"""The jobs of a process that runs episodes, to score or to collect them: policy, simulator and recorders."""
 
 from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
+from sim_eval.configs import RolloutConfig
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import EnvironmentSpec, EpisodeKey, Recorder, RenderConfig, Simulator
 from sim_eval.envs.tasks import get_task
 from sim_eval.evaluation.batching import AskingPolicy
 from sim_eval.evaluation.engine import EpisodeResult, Recorders, RolloutProtocol, run_episode
-from sim_eval.evaluation.run_folder import VIDEOS
 from sim_eval.evaluation.trajectory import TrajectoryRecorder
 from sim_eval.evaluation.workers import HeartbeatRecorder, Link, Play
 from sim_eval.policies.policy import InferenceConfig, Policy, PolicySpec, check_fit
 from sim_eval.policies.registry import load_policy
-from sim_eval.reporting.video import VideoChoice, VideoRecorder
+
+RecorderFactory: TypeAlias = Callable[[], Recorder]  # picklable, so that each worker makes its own recorder
 
 
 @dataclass(frozen=True)
 class PolicySource:
-    """Where a policy is loaded from; see :func:`load_policy`.
+    """How a policy is loaded; see :func:`sim_eval.policies.registry.load_policy`.
 
     Attributes:
-        threads: torch's CPU threads from then on.
+        threads: torch's CPU threads after loading.
     """
 
     reference: str
@@ -35,6 +37,12 @@ class PolicySource:
     inference: InferenceConfig
     threads: int
     keys: Path | None = None
+
+    @classmethod
+    def of(cls, config: RolloutConfig) -> PolicySource:
+        """The policy of a rollout."""
+        inference = InferenceConfig(config.euler_steps, config.weights, config.compile)
+        return cls(config.policy, config.device, inference, config.threads, config.keys)
 
     def load(self) -> Policy:
         policy = load_policy(self.reference, self.device, self.inference, self.keys)
@@ -44,7 +52,7 @@ class PolicySource:
 
 
 class OneSimulator:
-    """The simulator of the task at hand. Another task's takes its place, so memory does not grow with the tasks."""
+    """The simulator of the current task. Another task's replaces it, so memory does not grow with the tasks."""
 
     def __init__(self, options: RenderConfig) -> None:
         self._options = options
@@ -64,12 +72,12 @@ class OneSimulator:
 
 @dataclass(frozen=True)
 class EpisodeJob(ABC):
-    """How episodes are run and what is kept of them; small, so that it can be sent to a worker.
+    """How episodes are run and recorded; small, since it is sent to workers.
 
     Attributes:
         spec: of the policy.
-        folder: where what is kept goes.
-        source: where a worker loads its own copy of the policy; None: it asks its parent's.
+        folder: for the recordings.
+        source: of a worker's own copy of the policy; None: it calls its parent's.
     """
 
     spec: PolicySpec
@@ -95,21 +103,19 @@ class EpisodeJob(ABC):
 
 @dataclass(frozen=True)
 class RolloutJob(EpisodeJob):
-    """How a run's episodes are scored, and recorded in its folder.
+    """How a run's episodes are scored; their trajectories are recorded in its folder.
 
     Attributes:
-        video: which episodes get one.
-        threads: torch's, in the process whose policy is asked; None: it has no torch, or each has its own copy.
+        recorders: make further recorders.
+        threads: torch's threads in the process of a shared policy; None: it has no torch, or the policy is not shared.
     """
 
-    video: VideoChoice
+    recorders: tuple[RecorderFactory, ...] = ()
     threads: int | None = None
 
     def player(self, policy: Policy, simulators: OneSimulator, *recorders: Recorder) -> Play[EpisodeResult]:
-        kept: list[Recorder] = [*recorders, TrajectoryRecorder(self.spec, self.folder, self.threads)]
-        if self.video != "none":
-            kept.append(VideoRecorder(self.folder / VIDEOS, self.spec.name, self.video))
-        recorder = Recorders(*kept)
+        trajectories = TrajectoryRecorder(self.spec, self.folder, self.threads)
+        recorder = Recorders(*recorders, trajectories, *(make() for make in self.recorders))
 
         def play(key: EpisodeKey) -> EpisodeResult:
             return run_episode(simulators.of(key.task), policy, key, self.protocol, recorder)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sim_eval import collect, rollout, train
-from sim_eval.configs import TrainConfig
+from sim_eval.configs import RolloutConfig, TrainConfig
 from sim_eval.core.types import InstructionCondition
 from sim_eval.policies.spatialvla.configuration_spatialvla import ACTION_EXPERTS
 
@@ -19,7 +19,7 @@ def outcomes(
     policy: str, task: str, episodes: int, out: Path, instruction_condition: InstructionCondition = "correct"
 ) -> Counter[str]:
     """Task -> successes of a run by command line; without a task, of all that the policy was trained on."""
-    options = rollout.RolloutArguments(
+    options = RolloutConfig(
         policy, task=task, episodes=episodes, out=out, video="none", instruction_condition=instruction_condition
     )
     assert rollout.main(options) == 0

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from sim_eval import collect, rollout, train
-from sim_eval.configs import TrainConfig
+from sim_eval.configs import RolloutConfig, TrainConfig
 from sim_eval.console import parse
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import EpisodeKey, RenderConfig, Simulator
@@ -252,9 +252,7 @@ def test_the_folder_is_a_policy_with_a_card(trained: Path) -> None:
 
 def test_it_rolls_out_the_same_lines_twice(trained: Path, tmp_path: Path) -> None:
     def lines(name: str, first: int, episodes: int) -> list[dict[str, object]]:
-        options = rollout.RolloutArguments(
-            policy=str(trained), first=first, episodes=episodes, out=tmp_path / name, video="none"
-        )
+        options = RolloutConfig(policy=str(trained), first=first, episodes=episodes, out=tmp_path / name, video="none")
         assert rollout.main(options) == 0
         found = [json.loads(line) for line in (tmp_path / name / "episodes.jsonl").read_text().splitlines()]
         return [{field: value for field, value in line.items() if field != "seconds"} for line in found]
@@ -420,7 +418,7 @@ def test_a_policy_that_does_not_fit_is_refused_before_the_first_step(trained: Pa
     processor["robot"], processor["action"]["control_hz"] = "Sawyer", 10
     (changed / "processor.json").write_text(json.dumps(processor))
     with pytest.raises(SimEvalError, match=r"trained for Sawyer.*control_hz") as caught:
-        rollout.main(rollout.RolloutArguments(policy=str(changed), episodes=1, out=tmp_path / "run"))
+        rollout.main(RolloutConfig(policy=str(changed), episodes=1, out=tmp_path / "run"))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run" / "episodes.jsonl").exists()
 
