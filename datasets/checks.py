@@ -1,4 +1,4 @@
-"""Is a file sound, and do files belong together. What needs a simulator to tell (replay) is elsewhere."""
+"""Checks that an episode is sound and that episodes belong together. Replays, which need a simulator, are elsewhere."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sim_eval.core.errors import SimEvalError
-from sim_eval.core.types import CameraView, EpisodeKey, FloatArray
+from sim_eval.core.types import ActionSpec, CameraView, EpisodeKey, FloatArray
 from sim_eval.datasets.episode_file import (
     Episode,
     EpisodeHeader,
+    StoredEpisode,
     episode_files,
     file_name,
     read_episode,
@@ -22,7 +24,7 @@ from sim_eval.datasets.episode_file import (
 
 @dataclass(frozen=True)
 class FolderReport:
-    """Totals of a folder's readable episodes, and one sentence a problem."""
+    """Totals of a folder's readable episodes, and one sentence for each problem."""
 
     episodes: int
     steps: int
@@ -30,36 +32,47 @@ class FolderReport:
     problems: tuple[str, ...]
 
 
+def stored_problems(episode: StoredEpisode) -> list[str]:
+    """The problems of an episode that show without decoding a picture, one sentence each."""
+    found = _action_problems("actions", episode.actions, episode.header.spec.action)
+    found += _proprio_problems(episode.proprio, episode.header.spec.proprio)
+    for name, matrices in episode.intrinsics.items():
+        found += _calibration_problems(name, matrices, episode.camera_to_world[name])
+    for name, (least, most) in episode.header.depth_range.items():
+        if not (least > 0 and np.isfinite(most)):
+            found.append(f"camera '{name}': depth must be finite and above 0 m")
+    return found
+
+
 def episode_problems(episode: Episode) -> list[str]:
-    """What is wrong inside an episode, one sentence each; empty when it is sound."""
+    """The problems of a whole episode, one sentence each; empty when it is sound."""
     found = []
     steps = len(episode.actions)
     for name in ("executed_actions", "states", "success", "phases", "observations"):
         if len(getattr(episode, name)) != steps:
             found.append(f"{name} has {len(getattr(episode, name))} steps, actions has {steps}")
-    for name in ("actions", "executed_actions"):
-        if getattr(episode, name).shape != (steps, episode.action.dim):
-            found.append(f"{name} must be [{steps}, {episode.action.dim}], not {list(getattr(episode, name).shape)}")
     for name in ("actions", "executed_actions", "states"):
         values = getattr(episode, name)
         if values.dtype != np.float64:
             found.append(f"{name} must be float64, not {values.dtype}")
-        if not np.isfinite(values).all():
+    found += _action_problems("actions", episode.actions, episode.action)
+    if episode.executed_actions.shape != episode.actions.shape:
+        found.append(f"executed_actions must be {list(episode.actions.shape)}")
+    for name in ("executed_actions", "states"):
+        if not np.isfinite(getattr(episode, name)).all():
             found.append(f"{name} is not finite")
-    if not found and not np.array_equal(episode.action.clip(episode.actions), episode.actions):
-        found.append("actions leave the action bounds")
-    spec = episode.spec
-    for step, seen in enumerate(episode.observations):
-        for name, values in seen.proprio.items():
-            if values.shape != (spec.proprio.get(name),) or not np.isfinite(values).all():
-                found.append(f"proprio '{name}' at step {step} is not finite or not of length {spec.proprio.get(name)}")
-        for name, view in seen.views.items():
-            found += [f"camera '{name}' at step {step}: {what}" for what in _view_problems(view, spec.cameras[name])]
+    found += _proprio_problems(episode.proprio, episode.spec.proprio)
+    for name, size in episode.spec.cameras.items():
+        views = [seen.views[name] for seen in episode.observations]
+        for step, view in enumerate(views):
+            found += [f"camera '{name}' at step {step}: {problem}" for problem in _picture_problems(view, size)]
+        intrinsics, poses = ([getattr(view, part) for view in views] for part in ("intrinsics", "camera_to_world"))
+        found += _calibration_problems(name, np.array(intrinsics), np.array(poses))
     return found
 
 
 def check_episode(path: Path) -> list[str]:
-    """What is wrong with a file, one sentence each; empty when it is sound."""
+    """The problems of a file, one sentence each; empty when it is sound."""
     try:
         episode = read_episode(path)
     except SimEvalError as error:
@@ -73,11 +86,11 @@ def check_episode(path: Path) -> list[str]:
 def set_problems(headers: Mapping[Path, EpisodeHeader]) -> list[str]:
     """Why episodes may not be used together: a key twice, or robots, cameras, proprio or actions that differ."""
     found: list[str] = []
-    seen: dict[EpisodeKey, Path] = {}
+    first_file: dict[EpisodeKey, Path] = {}
     for path, header in headers.items():
-        if header.key in seen:
-            found.append(f"episode {header.key} is in both {seen[header.key]} and {path}: delete one of them")
-        seen.setdefault(header.key, path)
+        if header.key in first_file:
+            found.append(f"episode {header.key} is in both {first_file[header.key]} and {path}: delete one of them")
+        first_file.setdefault(header.key, path)
     reference = next(iter(headers), None)
     for path, header in headers.items():
         assert reference is not None
@@ -92,11 +105,11 @@ def check_folder(folder: Path) -> FolderReport:
     """Checks every episode of a folder, and that they belong together."""
     headers, problems = {}, []
     for path in episode_files(folder):
-        problems += [f"{path.name}: {what}" for what in check_episode(path)]
+        problems += [f"{path.name}: {problem}" for problem in check_episode(path)]
         try:
             headers[path] = read_header(path)
         except SimEvalError:
-            continue  # named above
+            continue  # already among the problems
     return FolderReport(
         episodes=len(headers),
         steps=sum(header.length for header in headers.values()),
@@ -105,7 +118,23 @@ def check_folder(folder: Path) -> FolderReport:
     )
 
 
-def _view_problems(view: CameraView, size: tuple[int, int]) -> list[str]:
+def _action_problems(name: str, actions: FloatArray, spec: ActionSpec) -> list[str]:
+    if actions.ndim != 2 or actions.shape[1] != spec.dim:
+        return [f"{name} must be [{len(actions)}, {spec.dim}], not {list(actions.shape)}"]
+    if not np.isfinite(actions).all():
+        return [f"{name} is not finite"]
+    return [] if np.array_equal(spec.clip(actions), actions) else [f"{name} leave the action bounds"]
+
+
+def _proprio_problems(proprio: Mapping[str, FloatArray], lengths: Mapping[str, int]) -> list[str]:
+    return [
+        f"proprio '{name}' is not finite or not of length {lengths[name]}"
+        for name, values in proprio.items()
+        if values.shape[1:] != (lengths[name],) or not np.isfinite(values).all()
+    ]
+
+
+def _picture_problems(view: CameraView, size: tuple[int, int]) -> list[str]:
     found = []
     if view.rgb.shape != (*size, 3) or view.rgb.dtype != np.uint8:
         found.append(f"rgb must be uint8 {[*size, 3]}, not {view.rgb.dtype} {list(view.rgb.shape)}")
@@ -113,19 +142,38 @@ def _view_problems(view: CameraView, size: tuple[int, int]) -> list[str]:
         found.append(f"depth must be float32 {list(size)}, not {view.depth.dtype} {list(view.depth.shape)}")
     if not (np.isfinite(view.depth).all() and (view.depth > 0).all()):
         found.append("depth must be finite and above 0 m")
-    matrix, pose = view.intrinsics, view.camera_to_world
-    if matrix.shape != (3, 3) or not (matrix[0, 0] > 0 and matrix[1, 1] > 0 and np.array_equal(matrix[2], [0, 0, 1])):
-        found.append("intrinsics are not a pinhole matrix")
-    if pose.shape != (4, 4) or not _is_rigid(pose):
-        found.append("camera_to_world is not a rotation and a translation")
     return found
 
 
-def _is_rigid(pose: FloatArray) -> bool:
-    rotation = pose[:3, :3]
-    return bool(
-        np.isfinite(pose).all()
-        and np.allclose(rotation.T @ rotation, np.eye(3), atol=1e-6)
-        and np.linalg.det(rotation) > 0
-        and np.array_equal(pose[3], [0, 0, 0, 1])
+def _calibration_problems(name: str, intrinsics: FloatArray, poses: FloatArray) -> list[str]:
+    """Of a camera's intrinsics [T, 3, 3] and camera_to_world [T, 4, 4]."""
+    found = []
+    for what, sound in (
+        ("intrinsics are not a pinhole matrix", _is_pinhole(intrinsics)),
+        ("camera_to_world is not a rotation and a translation", _is_rigid(poses)),
+    ):
+        if not sound.all():
+            found.append(f"camera '{name}' at step {int(np.argmin(sound))}: {what}")
+    return found
+
+
+def _is_pinhole(matrices: FloatArray) -> NDArray[np.bool_]:
+    """Of each matrix [..., 3, 3]."""
+    focal = matrices[..., (0, 1), (0, 1)]
+    sound: NDArray[np.bool_] = (focal > 0).all(axis=-1) & (matrices[..., 2, :] == [0, 0, 1]).all(axis=-1)
+    return sound
+
+
+def _is_rigid(poses: FloatArray) -> NDArray[np.bool_]:
+    """Of each pose [..., 4, 4]."""
+    rotations = poses[..., :3, :3]
+    products = np.swapaxes(rotations, -1, -2) @ rotations
+    with np.errstate(invalid="ignore"):
+        determinants = np.linalg.det(rotations)
+    sound: NDArray[np.bool_] = (
+        np.isfinite(poses).all(axis=(-1, -2))
+        & np.isclose(products, np.eye(3), atol=1e-6).all(axis=(-1, -2))
+        & (determinants > 0)
+        & (poses[..., 3, :] == [0, 0, 0, 1]).all(axis=-1)
     )
+    return sound

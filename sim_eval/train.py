@@ -48,8 +48,6 @@ class TrainArguments:
         every: train on what was seen at every so many steps of a demonstration; the actions keep their rate.
         demonstrations: so many of each task, the first by key; default: all.
         cameras: which of the recorded cameras the policy sees; default: all.
-        cache: folder for packed demonstrations; default: .packed beside them. It may be deleted at any time.
-        workers: processes that pack demonstrations, the first time that they are trained on.
         balance: 1 draws every task equally often, 0 every control step of the data; 0.5 lies between.
         learning_rate: peak of the cosine.
         optimizer: adamw, or muon for the layers' matrices, which learns in fewer steps from random weights.
@@ -83,8 +81,6 @@ class TrainArguments:
     frame_stride: int = 1
     demonstrations: int | None = None
     cameras: Annotated[tuple[str, ...], tyro.conf.arg(metavar="C [...]")] = ()
-    cache: Path | None = None
-    workers: int = 1
     balance: float = 0.5
     learning_rate: float = 1e-3
     optimizer: Literal["adamw", "muon"] = "adamw"
@@ -142,8 +138,6 @@ def main(arguments: TrainArguments) -> int:
         network(arguments).expert.chunk_size,
         frame_stride=arguments.frame_stride,
         demonstrations=arguments.demonstrations,
-        cache=arguments.cache,
-        workers=arguments.workers,
     )
     processor = make_processor(windows, arguments)
     _, memory = plan(processor.config, arguments, len(processor.spec.cameras))

@@ -14,12 +14,14 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from sim_eval.core.errors import SimEvalError
 
 if TYPE_CHECKING:
     import h5py
+
+T = TypeVar("T")
 
 PARTIAL = ".partial-"
 
@@ -76,6 +78,20 @@ USER_BLOCK = 512
 TEMPORARY_SUFFIX = ".tmp"
 
 
+def hdf5_image(fill: Callable[[h5py.File], T]) -> tuple[bytes, T]:
+    """An HDF5 file built in memory, without its user block, and what ``fill`` returned.
+
+    Args:
+        fill: writes its groups, datasets and attributes.
+    """
+    import h5py
+
+    with h5py.File("image", "w", driver="core", backing_store=False, userblock_size=USER_BLOCK) as file:
+        result = fill(file)
+        file.flush()
+        return cast(bytes, file.id.get_file_image()), result
+
+
 def sealed(mark: bytes, fill: Callable[[h5py.File], None]) -> bytes:
     """A whole file, built in memory: the disk then sees one plain write, whose failure is a plain OSError.
 
@@ -83,12 +99,7 @@ def sealed(mark: bytes, fill: Callable[[h5py.File], None]) -> bytes:
         mark: what kind of file it is, and in which version.
         fill: writes its groups, datasets and attributes.
     """
-    import h5py
-
-    with h5py.File("sealed", "w", driver="core", backing_store=False, userblock_size=USER_BLOCK) as file:
-        fill(file)
-        file.flush()
-        body = cast(bytes, file.id.get_file_image())
+    body, _ = hdf5_image(fill)
     return _user_block(mark, body) + body
 
 

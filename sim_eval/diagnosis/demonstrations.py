@@ -62,7 +62,7 @@ def catalogue(folders: Sequence[Path]) -> Catalogue:
         SimEvalError: a folder holds none.
     """
     from sim_eval.datasets.checks import set_problems
-    from sim_eval.datasets.episode_file import episode_files, read_header
+    from sim_eval.datasets.episode_file import episode_files, verify_episode
 
     headers, problems = {}, []
     for folder in folders:
@@ -71,7 +71,7 @@ def catalogue(folders: Sequence[Path]) -> Catalogue:
             raise SimEvalError(f"no demonstrations in {folder}: give --data a folder that sim_eval.collect filled")
         for path in files:
             try:
-                headers[path] = read_header(path)
+                headers[path] = verify_episode(path)
             except SimEvalError as error:
                 problems.append(str(error))
     ordered = dict(sorted(headers.items(), key=lambda entry: entry[1].key))

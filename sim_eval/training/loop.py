@@ -23,7 +23,7 @@ from sim_eval.core.errors import SimEvalError
 from sim_eval.core.normalization import normalization_stats
 from sim_eval.core.types import EpisodeKey, RenderConfig
 from sim_eval.core.versions import machine
-from sim_eval.datasets.windows import EpisodeWindows, numbered_batches
+from sim_eval.datasets.windows import EpisodeWindows, TaskBalancedBatchSampler
 from sim_eval.evaluation.engine import RolloutProtocol, run_episode
 from sim_eval.evaluation.jobs import OneSimulator
 from sim_eval.policies.policy import PolicySpec
@@ -62,7 +62,7 @@ STATE_FIELDS = ("eef_pos", "eef_rot6d", "gripper_qpos", "gripper_opening")  # th
 # When the weights are tried on the val split, as shares of the training.
 ROUNDS = (0.2, 0.4, 0.6, 0.8, 1.0)
 # Options that change no result.
-FREE = ("data", "out", "device", "threads", "cache", "workers", "cache_features", "dry_run")
+FREE = ("data", "out", "device", "threads", "cache_features", "dry_run")
 BUDGETS = ("minutes", "steps")
 STATE, CARD_FILE = "training.pt", "README.md"
 SAVE_SECONDS = 60.0
@@ -373,8 +373,9 @@ class Training:
         """This process's share of the windows of each step, from the trainer's step on."""
         arguments, trainer = self._arguments, self._trainer
         share = arguments.batch_size
-        whole = numbered_batches(
-            self._windows, share * trainer.processes, arguments.seed, trainer.step, arguments.balance
+        temperature = 1 / (1 - arguments.balance) if arguments.balance < 1 else math.inf
+        whole = TaskBalancedBatchSampler(
+            self._windows, share * trainer.processes, arguments.seed, trainer.step, temperature
         )
         return (batch[share * trainer.process : share * (trainer.process + 1)] for batch in whole)
 

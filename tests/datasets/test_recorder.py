@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -20,7 +21,7 @@ from sim_eval.core.types import (
     Task,
 )
 from sim_eval.datasets.checks import check_episode
-from sim_eval.datasets.episode_file import Episode, file_name, read_episode, write_episode
+from sim_eval.datasets.episode_file import Episode, file_name, read_episode, read_header, write_episode
 from sim_eval.datasets.recorder import DemonstrationRecorder, existing
 
 Make = Callable[..., Episode]
@@ -116,6 +117,21 @@ def test_a_step_that_broke_the_simulator_is_left_out(tmp_path: Path, make_episod
     recorder.finish(simulator, False)
     assert check_episode(recorder.written[0]) == []
     assert len(read_episode(recorder.written[0]).actions) == 2
+
+
+def test_an_episode_that_broke_off_after_a_success_is_a_failure_in_its_file(tmp_path: Path, make_episode: Make) -> None:
+    episode = make_episode(1, success=np.array([False, True, True, True, True]))
+    simulator = Playback(episode)
+    recorder = DemonstrationRecorder(tmp_path, SHOWN, keep_failures=True)
+    recorder.start(simulator, episode.key, episode.instruction)
+    for step in range(4):
+        recorder.before_act(simulator, episode.actions[step], episode.executed_actions[step])
+        recorder.after_act(simulator, simulator.act(episode.executed_actions[step]))
+    recorder.finish(simulator, False)  # as the engine does when the simulator or the policy raised
+    assert not read_header(recorder.written[0]).success
+    with h5py.File(recorder.written[0]) as file:
+        assert file["data/demo_0/rewards"][:].tolist() == [0, 0, 0, 0]
+        assert file["data/demo_0/dones"][:].tolist() == [0, 0, 0, 1]
 
 
 def test_an_abandoned_episode_does_not_leak_into_the_next(tmp_path: Path, make_episode: Make) -> None:
