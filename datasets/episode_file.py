@@ -1,7 +1,7 @@
 """One demonstration on disk: HDF5 in robomimic's layout, with depth, calibrated cameras and simulator states.
 
 There is one file for each episode, so a crash loses at most the episode that was running. Pictures are compressed with
-LZ4, one frame at a time, so training reads the same file: see :mod:`sim_eval.datasets.pictures`.
+LZ4, one frame at a time, so training reads the same file: see :mod:`sim_eval.datasets.stored_pictures`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from typing import TypeAlias
 
 import h5py
 import numpy as np
-from numcodecs.blosc import Blosc
 from numpy.typing import NDArray
 
 from sim_eval.core.decoding import decode, encode
 from sim_eval.core.errors import SimEvalError
-from sim_eval.core.files import hdf5_image, write_sealed
+from sim_eval.core.files import sealed, verified, write_sealed
 from sim_eval.core.types import (
     ActionSpec,
     CameraView,
@@ -33,17 +32,9 @@ from sim_eval.core.types import (
     WorkspaceBox,
 )
 from sim_eval.datasets import old_demonstrations
-from sim_eval.datasets.pictures import (
-    BLOSC_FILTER,
-    DEPTH,
-    RGB,
-    Pictures,
-    filter_options,
-    read_table,
-    seal,
-    unsound,
-)
+from sim_eval.datasets.stored_pictures import BLOSC_FILTER, DEPTH, LZ4, REMEDY, RGB, Pictures
 
+MARK = b"sim_eval episode 2 sha256 "
 SUFFIX = ".hdf5"
 
 Array: TypeAlias = NDArray[np.generic]
@@ -197,7 +188,11 @@ def write_episode(path: Path, episode: Episode) -> None:
     Raises:
         SimEvalError: the episode contradicts itself, or the disk refuses.
     """
-    write_sealed(path, _content(episode), verify_episode, "free some space or choose another folder")
+    write_sealed(path, _content(episode), _verify, "free some space or choose another folder")
+
+
+def _verify(path: Path) -> None:
+    open_episode(path).pictures.verify()
 
 
 def read_episode(path: Path, pictures: bool = True) -> Episode:
@@ -210,7 +205,7 @@ def read_episode(path: Path, pictures: bool = True) -> Episode:
         SimEvalError: the file is missing, truncated, damaged or foreign.
     """
     with _opened(path) as file:
-        stored, demo = _stored(file), file.data["demo_0"]
+        stored, demo = _stored(file), file.demo
         seen = [stored.observation(step) for step in range(stored.header.length)]
         return Episode(
             key=stored.key,
@@ -241,82 +236,65 @@ def open_episode(path: Path) -> StoredEpisode:
 
 
 def read_header(path: Path) -> EpisodeHeader:
-    """What an episode is. No picture is read, so damage inside one is not noticed: see :func:`verify_episode`.
+    """What an episode is; quicker than :func:`open_episode`.
 
     Raises:
         SimEvalError: the file is missing, truncated, damaged or foreign.
     """
     with _opened(path) as file:
-        return _header(file)
-
-
-def verify_episode(path: Path) -> EpisodeHeader:
-    """Like :func:`read_header`, and compares the checksum of every picture.
-
-    Raises:
-        SimEvalError: the file is missing, truncated, damaged or foreign.
-    """
-    with _opened(path) as file:
-        header = _header(file)
-        _pictures(file, header).verify()
-        return header
+        return file.header
 
 
 @dataclass(frozen=True)
 class _File:
-    """An open file whose checksum was compared; ``table`` is None in files of versions before 0.2."""
+    """An open file whose checksum was compared."""
 
     path: Path
+    is_old: bool
+    parts: NDArray[np.int64]
     data: h5py.Group
-    table: NDArray[np.int64] | None
+
+    @property
+    def demo(self) -> h5py.Group:
+        return self.data["demo_0"]
+
+    @property
+    def header(self) -> EpisodeHeader:
+        meta = old_demonstrations.meta(self.data) if self.is_old else json.loads(self.demo.attrs["ep_meta"])
+        success = self.demo["rewards"][()] > 0
+        meta["first_success"] = int(np.argmax(success)) + 1 if success.any() else None
+        fields = {"instruction": meta.pop("lang"), "length": int(self.demo.attrs["num_samples"]), **meta}
+        return decode(EpisodeHeader, fields, str(self.path))
+
+    def pictures(self, cameras: Mapping[str, tuple[int, int]]) -> Pictures:
+        if self.is_old:
+            table = old_demonstrations.read_table(self.data, cameras)
+            return Pictures(self.path, cameras, table, old_demonstrations.CODECS)
+        return Pictures(self.path, cameras, self.parts.reshape(-1, len(cameras), 2, 3))
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[_File]:
+    is_old = old_demonstrations.is_old(path)
+    parts = verified(path, old_demonstrations.MARK if is_old else MARK, "episode", REMEDY)
     try:
-        if old_demonstrations.is_old(path):
-            with old_demonstrations.opened(path) as file:
-                yield _File(path, file["data"], None)
-        else:
-            table = read_table(path)
-            with h5py.File(path, "r") as file:
-                yield _File(path, file["data"], table)
+        with h5py.File(path, "r") as file:
+            yield _File(path, is_old, parts, file["data"])
     except (KeyError, OSError, TypeError, ValueError) as error:  # sealed, but by another version
-        raise unsound(path, f"{type(error).__name__}: {' '.join(str(error).split())}") from error
-
-
-def _header(file: _File) -> EpisodeHeader:
-    demo = file.data["demo_0"]
-    meta = json.loads(demo.attrs["ep_meta"]) if file.table is not None else old_demonstrations.meta(file.data)
-    length, first = int(demo.attrs["num_samples"]), _first(demo["rewards"][()] > 0)
-    fields = {"instruction": meta.pop("lang"), "length": length, "first_success": first, **meta}
-    return decode(EpisodeHeader, fields, str(file.path))
-
-
-def _pictures(file: _File, header: EpisodeHeader) -> Pictures:
-    cameras = header.spec.cameras
-    if file.table is None:
-        table = old_demonstrations.read_table(file.data, cameras)
-        return Pictures(file.path, cameras, table, old_demonstrations.CODECS)
-    return Pictures(file.path, cameras, file.table.reshape(header.length, len(cameras), 2, 3))
+        raise SimEvalError(f"{path} is not a sound episode ({' '.join(str(error).split())}): {REMEDY}") from error
 
 
 def _stored(file: _File) -> StoredEpisode:
-    header, demo = _header(file), file.data["demo_0"]
-    obs = demo["obs"]
+    header, obs = file.header, file.demo["obs"]
+    cameras = header.spec.cameras
     return StoredEpisode(
         header=header,
-        actions=demo["actions"][()],
+        actions=file.demo["actions"][()],
         proprio={name: obs[f"robot0_{name}"][()] for name in header.spec.proprio},
-        intrinsics={name: obs[f"{name}_intrinsics"][()] for name in header.spec.cameras},
-        camera_to_world={name: obs[f"{name}_camera_to_world"][()] for name in header.spec.cameras},
-        pictures=_pictures(file, header),
+        intrinsics={name: obs[f"{name}_intrinsics"][()] for name in cameras},
+        camera_to_world={name: obs[f"{name}_camera_to_world"][()] for name in cameras},
+        pictures=file.pictures(cameras),
     )
-
-
-def _first(success: NDArray[np.bool_]) -> int | None:
-    """The first step (from 1) at which it is True."""
-    return int(np.argmax(success)) + 1 if success.any() else None
 
 
 def _content(episode: Episode) -> bytes:
@@ -326,15 +304,14 @@ def _content(episode: Episode) -> bytes:
         lengths = {name: len(array) for name, array in arrays.items()}
         if len(set(lengths.values())) != 1:
             raise ValueError(f"its parts differ in length: {lengths}")
-        body, (table, position) = hdf5_image(lambda file: _fill(file, episode, arrays))
-        return seal(body, table, position)
+        return sealed(MARK, lambda file: _fill(file, episode, arrays))
     except (KeyError, IndexError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise SimEvalError(f"episode {episode.key} cannot be stored ({reason}): mend what recorded it") from error
 
 
-def _fill(file: h5py.File, episode: Episode, arrays: Mapping[str, Array]) -> tuple[NDArray[np.int64], int]:
-    """Writes the groups and datasets; returns the table of pictures and its position in the file."""
+def _fill(file: h5py.File, episode: Episode, arrays: Mapping[str, Array]) -> h5py.Dataset:
+    """Writes the groups and datasets; returns the table of pictures."""
     data = file.create_group("data")
     data.attrs.update(total=len(episode.actions), env_args=episode.provenance["env_args"])
     demo = data.create_group("demo_0")
@@ -344,34 +321,34 @@ def _fill(file: h5py.File, episode: Episode, arrays: Mapping[str, Array]) -> tup
         model_file=episode.provenance["model_file"],
         camera_info=json.dumps(_camera_info(episode.observations[0])),
     )
-    pictures = {name: _picture_dataset(demo, name, array) for name, array in arrays.items() if array.ndim == 4}
+    pictures = {}
     for name, array in arrays.items():
-        if name not in pictures:
+        if array.ndim != 4:
             demo.create_dataset(name, data=array)
+            continue
+        codec = RGB if array.dtype == np.uint8 else DEPTH
+        # The twos are the versions of HDF5's filter and of Blosc's format.
+        options = 2, 2, array.itemsize, array[0].nbytes, codec.clevel, codec.shuffle, LZ4
+        pictures[name] = (
+            codec,
+            demo.create_dataset(
+                name,
+                array.shape,
+                array.dtype,
+                chunks=(1, *array.shape[1:]),
+                compression=BLOSC_FILTER,
+                compression_opts=options,
+                allow_unknown_filter=True,  # the chunks are compressed below, not by HDF5
+            ),
+        )
     table = np.zeros((len(episode.actions), len(pictures), 3), dtype="<i8")
     for step in range(len(table)):  # what a step shows stands together
-        for column, (name, dataset) in enumerate(pictures.items()):
-            content = _codec(arrays[name]).encode(np.ascontiguousarray(arrays[name][step]))
+        for column, (name, (codec, dataset)) in enumerate(pictures.items()):
+            content = codec.encode(np.ascontiguousarray(arrays[name][step]))
             dataset.id.write_direct_chunk((step, 0, 0, 0), content)
             place = dataset.id.get_chunk_info_by_coord((step, 0, 0, 0))
             table[step, column] = place.byte_offset, place.size, zlib.crc32(content)
-    return table, demo.create_dataset("picture_table", data=table).id.get_offset()
-
-
-def _picture_dataset(demo: h5py.Group, name: str, pictures: Array) -> h5py.Dataset:
-    return demo.create_dataset(
-        name,
-        pictures.shape,
-        pictures.dtype,
-        chunks=(1, *pictures.shape[1:]),
-        compression=BLOSC_FILTER,
-        compression_opts=filter_options(_codec(pictures), pictures[0]),
-        allow_unknown_filter=True,  # chunks are compressed here, not by HDF5
-    )
-
-
-def _codec(pictures: Array) -> Blosc:
-    return RGB if pictures.dtype == np.uint8 else DEPTH
+    return demo.create_dataset("picture_table", data=table)
 
 
 def _arrays(episode: Episode) -> dict[str, Array]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,7 @@ from numpy.typing import NDArray
 from sim_eval.core import old_files
 from sim_eval.core.decoding import encode
 from sim_eval.core.errors import SimEvalError
-from sim_eval.core.files import unsealed
 from sim_eval.core.types import ActionSpec, RenderConfig
-from sim_eval.datasets.pictures import REMEDY
 
 MARK = b"sim_eval episode 1 sha256 "
 
@@ -30,17 +27,6 @@ def is_old(path: Path) -> bool:
             return stream.read(len(MARK)) == MARK
     except OSError:
         return False  # the reader of today's files says why
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[h5py.File]:
-    """The file, after its checksum was compared.
-
-    Raises:
-        SimEvalError: it is truncated or damaged.
-    """
-    with unsealed(path, MARK, "episode", REMEDY) as file:
-        yield file
 
 
 def meta(data: h5py.Group) -> dict[str, Any]:

@@ -127,8 +127,8 @@ def is_kept(success: bool, steps: int, keep_failures: bool) -> bool:
     return steps > 0 and (success or keep_failures)
 
 
-def existing(folder: Path, tasks: Collection[str], split: str) -> dict[EpisodeKey, EpisodeHeader]:
-    """The episodes of some tasks and one split that a folder already holds.
+def existing(folder: Path, tasks: Collection[str], split: str) -> dict[str, dict[EpisodeKey, EpisodeHeader]]:
+    """The episodes of some tasks and one split that a folder already holds, by task.
 
     An unreadable file counts as missing, so its episode is collected again and replaces it. Temporary files of a killed
     process are removed once no running process can still be writing them.
@@ -150,4 +150,4 @@ def existing(folder: Path, tasks: Collection[str], split: str) -> dict[EpisodeKe
     for found in headers.values():
         if problems := set_problems(found):
             raise SimEvalError(problems[0])
-    return {header.key: header for found in headers.values() for header in found.values()}
+    return {task: {header.key: header for header in found.values()} for task, found in headers.items()}

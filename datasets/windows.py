@@ -14,7 +14,7 @@ from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import EnvironmentSpec, TrainingWindow
 from sim_eval.datasets.checks import set_problems, stored_problems
 from sim_eval.datasets.episode_file import StoredEpisode, episode_files, open_episode
-from sim_eval.datasets.pictures import REMEDY
+from sim_eval.datasets.stored_pictures import REMEDY
 
 
 class EpisodeWindows(Sequence[TrainingWindow]):

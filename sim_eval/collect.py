@@ -35,6 +35,7 @@ def main(config: CollectConfig) -> int:
     """Runs the command; returns the exit code."""
     config = decode(CollectConfig, encode(config))
     from sim_eval.datasets.attempts import AttemptsLog
+    from sim_eval.datasets.recorder import existing
     from sim_eval.envs.tasks import choose_render
     from sim_eval.evaluation.engine import RolloutProtocol
     from sim_eval.evaluation.jobs import CollectJob, PolicySource
@@ -58,28 +59,19 @@ def main(config: CollectConfig) -> int:
     with ExitStack() as locks:
         # Locked before the folder is read, so that no other collector changes it any more.
         logs = {task: locks.enter_context(closing(AttemptsLog(config.out, task, config.split))) for task in tasks}
-        existing = existing_episodes(config, tasks, render)
+        headers = existing(config.out, tasks, config.split)
+        schedulers = {}
         for task, log in logs.items():
-            if log.is_new:
-                check_post_success_steps(config, task, existing[task])
+            check_existing(config, render, headers[task].values(), not log.is_new)
             log.begin(config, outcome_settings)
-        schedulers = {
-            task: EpisodeScheduler(
-                task,
-                config.split,
-                config.episodes,
-                [key.index for key in existing[task]],
-                config.keep_failures,
-                () if config.keep_failures else log.failed,
-            )
-            for task, log in logs.items()
-        }
+            kept, failed = [key.index for key in headers[task]], () if config.keep_failures else log.failed
+            schedulers[task] = EpisodeScheduler(task, config.split, config.episodes, kept, config.keep_failures, failed)
         job = CollectJob(
             policy.spec,
             RolloutProtocol(post_success_steps=config.post_success_steps, render=render),
             config.out,
             config=config,
-            recorded={task: headers[min(headers)].spec.cameras for task, headers in existing.items() if headers},
+            recorded={task: found[min(found)].spec.cameras for task, found in headers.items() if found},
             source=source,
         )
         began = time.monotonic()
@@ -87,56 +79,41 @@ def main(config: CollectConfig) -> int:
             with outcomes(job, policy, list(schedulers.values()), config.workers) as ended:
                 fill(schedulers, logs, ended)
         except KeyboardInterrupt:
-            kept = sum(
-                len(scheduler.kept) + len(written(config.out, scheduler, scheduler.running))
-                for scheduler in schedulers.values()
-            )
+            done = sum(len(each.kept) + len(written(config.out, each, each.running)) for each in schedulers.values())
             raise KeyboardInterrupt(
-                f"interrupted: {kept} of {config.episodes * len(tasks)} episodes kept in {config.out}; "
+                f"interrupted: {done} of {config.episodes * len(tasks)} episodes kept in {config.out}; "
                 "the same command continues"
             ) from None
-    report(list(schedulers.values()), sum(map(len, existing.values())), time.monotonic() - began, config)
+    report(list(schedulers.values()), sum(map(len, headers.values())), time.monotonic() - began, config)
     return 0
 
 
-def existing_episodes(
-    config: CollectConfig, tasks: Sequence[str], render: RenderConfig
-) -> dict[str, dict[EpisodeKey, EpisodeHeader]]:
-    """The episodes of each task that the folder already holds.
+def check_existing(
+    config: CollectConfig, render: RenderConfig, headers: Iterable[EpisodeHeader], has_log: bool
+) -> None:
+    """Refuses a folder whose episodes of a task were collected differently.
+
+    Args:
+        has_log: an attempts log says how many steps follow the first success; otherwise the episodes say it.
 
     Raises:
-        SimEvalError: they cannot be used together, or were rendered differently.
-    """
-    from sim_eval.datasets.recorder import existing
-
-    headers: dict[str, dict[EpisodeKey, EpisodeHeader]] = {task: {} for task in tasks}
-    for key, header in existing(config.out, tasks, config.split).items():
-        if header.render_config != render:
-            raise SimEvalError(
-                f"{config.out} holds episodes of {key.task} rendered {header.render_config}, this command renders "
-                f"{render}: choose another --out or the same --render, --size and --hide-goal"
-            )
-        headers[key.task][key] = header
-    return headers
-
-
-def check_post_success_steps(config: CollectConfig, task: str, headers: Mapping[EpisodeKey, EpisodeHeader]) -> None:
-    """Compares the option with episodes that have no attempts log, by the steps after their first success.
-
-    Raises:
-        SimEvalError: they were collected with another value.
+        SimEvalError: names what differs.
     """
     from sim_eval.envs.tasks import get_task
 
-    last = get_task(task).max_episode_steps
-    for header in headers.values():
-        if header.first_success is None:
-            continue
-        recorded = header.length - header.first_success
-        if recorded != min(config.post_success_steps, last - header.first_success):
+    for header in headers:
+        if header.render_config != render:
             raise SimEvalError(
-                f"{config.out} holds {header.key} with {recorded} steps after its success: choose another --out or "
-                f"--post-success-steps {recorded}"
+                f"{config.out} holds episodes of {header.key.task} rendered {header.render_config}, this command "
+                f"renders {render}: choose another --out or the same --render, --size and --hide-goal"
+            )
+        if has_log or header.first_success is None:
+            continue
+        steps, last = header.length - header.first_success, get_task(header.key.task).max_episode_steps
+        if steps != min(config.post_success_steps, last - header.first_success):
+            raise SimEvalError(
+                f"{config.out} holds {header.key} with {steps} steps after its success: choose another --out or "
+                f"--post-success-steps {steps}"
             )
 
 

@@ -201,7 +201,7 @@ def check(arguments: TrainArguments) -> None:
     for name in ("demonstrations", "val_total"):
         if (number := getattr(arguments, name)) is not None:
             at_least(name.replace("_", "-"), number, 1)
-    for name in ("batch_size", "flow_samples", "frame_stride", "workers"):
+    for name in ("batch_size", "flow_samples", "frame_stride"):
         at_least(name.replace("_", "-"), getattr(arguments, name), 1)
     for name in ("seed", "val_episodes"):
         at_least(name.replace("_", "-"), getattr(arguments, name), 0)

@@ -61,8 +61,8 @@ def catalogue(folders: Sequence[Path]) -> Catalogue:
     Raises:
         SimEvalError: a folder holds none.
     """
-    from sim_eval.datasets.checks import set_problems
-    from sim_eval.datasets.episode_file import episode_files, verify_episode
+    from sim_eval.datasets.checks import check_episode, set_problems
+    from sim_eval.datasets.episode_file import episode_files, read_header
 
     headers, problems = {}, []
     for folder in folders:
@@ -71,7 +71,8 @@ def catalogue(folders: Sequence[Path]) -> Catalogue:
             raise SimEvalError(f"no demonstrations in {folder}: give --data a folder that sim_eval.collect filled")
         for path in files:
             try:
-                headers[path] = verify_episode(path)
+                problems += [f"{path}: {problem}" for problem in check_episode(path)]
+                headers[path] = read_header(path)
             except SimEvalError as error:
                 problems.append(str(error))
     ordered = dict(sorted(headers.items(), key=lambda entry: entry[1].key))

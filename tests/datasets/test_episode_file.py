@@ -22,7 +22,6 @@ from sim_eval.datasets.episode_file import (
     open_episode,
     read_episode,
     read_header,
-    verify_episode,
     write_episode,
 )
 
@@ -120,7 +119,7 @@ def test_any_flipped_bit_is_refused(tmp_path: Path, make_episode: Make) -> None:
     sound = path.read_bytes()
     for offset in [0, 80, 400, 511, *np.random.default_rng(0).integers(512, len(sound), 100).tolist()]:
         path.write_bytes(sound[:offset] + bytes([sound[offset] ^ 8]) + sound[offset + 1 :])
-        for read in (read_episode, verify_episode):
+        for read in (read_episode, check_episode):
             with pytest.raises(SimEvalError, match="delete it and collect it again"):
                 read(path)
     path.write_bytes(sound)

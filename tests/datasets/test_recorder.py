@@ -100,7 +100,7 @@ def test_failures_are_kept_only_when_asked(tmp_path: Path, make_episode: Make) -
     assert (recorder.skipped, len(recorder.written)) == ([failed.key], 1)
     keeper = DemonstrationRecorder(tmp_path, SHOWN, keep_failures=True)
     _record(keeper, failed)
-    found = {key.index: header.success for key, header in existing(tmp_path, [TASK], "train").items()}
+    found = {key.index: header.success for key, header in existing(tmp_path, [TASK], "train")[TASK].items()}
     assert found == {1: False, 2: True}
 
 
@@ -154,10 +154,11 @@ def test_resume_counts_sound_files_of_its_task_and_split_only(tmp_path: Path, ma
         (tmp_path / name).write_bytes(b"half")
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     both = [*(EpisodeKey(TASK, "train", index) for index in (0, 5)), EpisodeKey("robosuite/Lift", "train", 2)]
-    assert set(existing(tmp_path, [TASK], "train")) == set(both[:2])
-    assert set(existing(tmp_path, [TASK, "robosuite/Lift"], "train")) == set(both)
+    assert {task: set(found) for task, found in existing(tmp_path, [TASK], "train").items()} == {TASK: set(both[:2])}
+    assert existing(tmp_path, [TASK, "robosuite/Lift"], "train").keys() == {TASK, "robosuite/Lift"}
+    assert set(existing(tmp_path, [TASK, "robosuite/Lift"], "train")["robosuite/Lift"]) == {both[2]}
     assert [path.name for path in tmp_path.glob(".*")] == [".running.hdf5.2.tmp"]
-    assert existing(tmp_path / "not there yet", [TASK], "train") == {}
+    assert existing(tmp_path / "not there yet", [TASK], "train") == {TASK: {}}
 
 
 def test_resume_names_a_duplicate_and_another_robot(tmp_path: Path, make_episode: Make) -> None:

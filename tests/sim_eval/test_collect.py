@@ -14,8 +14,8 @@ from sim_eval.configs import CollectConfig
 from sim_eval.core.decoding import decode
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import RenderConfig
-from sim_eval.datasets.checks import check_folder
-from sim_eval.datasets.episode_file import episode_files, read_episode
+from sim_eval.datasets.checks import check_episode
+from sim_eval.datasets.episode_file import episode_files, read_episode, read_header
 from sim_eval.envs.tasks import get_task
 
 TASK = "robosuite/LiftWide"
@@ -33,8 +33,8 @@ def collected(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_files_are_sound_and_labels_are_clean(collected: Path) -> None:
-    report = check_folder(collected)
-    assert (report.episodes, report.successes, report.problems) == (2, 2, ())
+    assert [read_header(file).success for file in episode_files(collected)] == [True, True]
+    assert [check_episode(file) for file in episode_files(collected)] == [[], []]
     episode = read_episode(episode_files(collected)[0])
     assert not np.array_equal(episode.actions, episode.executed_actions)  # it was pushed, the label was not
     assert set(episode.observations[0].views) == {"agentview", "wrist"}
@@ -80,7 +80,7 @@ def test_a_damaged_file_is_collected_again(collected: Path) -> None:
     whole = victim.read_bytes()
     victim.write_bytes(whole[: len(whole) // 2])
     assert main(arguments(collected, episodes=len(episode_files(collected)))) == 0
-    assert check_folder(collected).problems == ()
+    assert [check_episode(file) for file in episode_files(collected)] == [[]] * len(episode_files(collected))
 
 
 @pytest.mark.parametrize(
@@ -142,8 +142,8 @@ def test_a_policy_that_cannot_demonstrate_is_told_so(tmp_path: Path, monkeypatch
 def test_failures_can_be_what_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sim_eval.evaluation.scheduler.ATTEMPTS_BEFORE_GIVING_UP", 1)
     assert main(arguments(tmp_path, policy="random", episodes=1, size=32, keep_failures=True)) == 0
-    report = check_folder(tmp_path)
-    assert (report.episodes, report.successes, report.problems) == (1, 0, ())
+    (file,) = episode_files(tmp_path)
+    assert (read_header(file).success, check_episode(file)) == (False, [])
     (log,) = tmp_path.glob("*.attempts.jsonl")
     assert 'failed"' not in log.read_text()  # it has a file of its own
 

@@ -21,7 +21,7 @@ from sim_eval.collect import main
 from sim_eval.configs import CollectConfig
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import ActionChunk, EpisodeKey, RenderConfig
-from sim_eval.datasets.checks import check_folder
+from sim_eval.datasets.checks import check_episode, set_problems
 from sim_eval.datasets.episode_file import episode_files, read_episode, read_header
 from sim_eval.datasets.recorder import DemonstrationRecorder
 from sim_eval.envs.tasks import get_task, suites
@@ -99,7 +99,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory, installed: Path) -> Path:
 
 
 def test_a_suite_goes_into_one_folder(alone: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert check_folder(alone).problems == ()
+    files = episode_files(alone)
+    assert [check_episode(file) for file in files] == [[]] * len(files)
+    assert set_problems({file: read_header(file) for file in files}) == []
     names = list(contents(alone))
     assert [sum(name.startswith(f"fake-{task}_") for name in names) for task in ("Plane", "Line")] == [6, 6]
     indices = [int(name[-10:-5]) for name in names if name.startswith("fake-Plane_")]
