@@ -266,11 +266,12 @@ class _File:
         fields = {"instruction": meta.pop("lang"), "length": int(self.demo.attrs["num_samples"]), **meta}
         return decode(EpisodeHeader, fields, str(self.path))
 
-    def pictures(self, cameras: Mapping[str, tuple[int, int]]) -> Pictures:
+    def pictures(self, header: EpisodeHeader) -> Pictures:
+        cameras = header.spec.cameras
         if self.is_old:
             table = old_demonstrations.read_table(self.data, cameras)
             return Pictures(self.path, cameras, table, old_demonstrations.CODECS)
-        return Pictures(self.path, cameras, self.parts.reshape(-1, len(cameras), 2, 3))
+        return Pictures(self.path, cameras, self.parts.reshape(header.length, len(cameras), 2, 3))
 
 
 @contextmanager
@@ -286,14 +287,13 @@ def _opened(path: Path) -> Iterator[_File]:
 
 def _stored(file: _File) -> StoredEpisode:
     header, obs = file.header, file.demo["obs"]
-    cameras = header.spec.cameras
     return StoredEpisode(
         header=header,
         actions=file.demo["actions"][()],
         proprio={name: obs[f"robot0_{name}"][()] for name in header.spec.proprio},
-        intrinsics={name: obs[f"{name}_intrinsics"][()] for name in cameras},
-        camera_to_world={name: obs[f"{name}_camera_to_world"][()] for name in cameras},
-        pictures=file.pictures(cameras),
+        intrinsics={name: obs[f"{name}_intrinsics"][()] for name in header.spec.cameras},
+        camera_to_world={name: obs[f"{name}_camera_to_world"][()] for name in header.spec.cameras},
+        pictures=file.pictures(header),
     )
 
 
@@ -317,7 +317,7 @@ def _fill(file: h5py.File, episode: Episode, arrays: Mapping[str, Array]) -> h5p
     demo = data.create_group("demo_0")
     demo.attrs.update(
         num_samples=len(episode.actions),
-        ep_meta=json.dumps(_meta(episode)),
+        ep_meta=json.dumps(_meta(episode, arrays)),
         model_file=episode.provenance["model_file"],
         camera_info=json.dumps(_camera_info(episode.observations[0])),
     )
@@ -342,7 +342,7 @@ def _fill(file: h5py.File, episode: Episode, arrays: Mapping[str, Array]) -> h5p
             ),
         )
     table = np.zeros((len(episode.actions), len(pictures), 3), dtype="<i8")
-    for step in range(len(table)):  # what a step shows stands together
+    for step in range(len(table)):  # the pictures of a step stand together
         for column, (name, (codec, dataset)) in enumerate(pictures.items()):
             content = codec.encode(np.ascontiguousarray(arrays[name][step]))
             dataset.id.write_direct_chunk((step, 0, 0, 0), content)
@@ -382,11 +382,9 @@ def _arrays(episode: Episode) -> dict[str, Array]:
     return arrays
 
 
-def _meta(episode: Episode) -> object:
-    """What :class:`EpisodeHeader` says and arrays do not, with robomimic's word for the instruction."""
-    depths = {
-        name: np.array([seen.views[name].depth for seen in episode.observations]) for name in episode.spec.cameras
-    }
+def _meta(episode: Episode, arrays: Mapping[str, Array]) -> object:
+    """The fields of :class:`EpisodeHeader` that stand in no array, with robomimic's name for the instruction."""
+    depths = {name: arrays[f"obs/{name}_depth"] for name in episode.spec.cameras}
     return encode(
         {
             "lang": episode.instruction,

@@ -95,7 +95,7 @@ def sealed(mark: bytes, fill: Callable[[h5py.File], h5py.Dataset | None]) -> byt
         file.flush()
         body = memoryview(file.id.get_file_image())
         parts, where = np.zeros((0, 3), dtype=np.int64), b""
-        if table is not None:
+        if table is not None and table.size:
             parts = table[()].reshape(-1, 3)
             where = f" table {table.id.get_offset()} {len(parts)}".encode()
 

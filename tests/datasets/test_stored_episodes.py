@@ -68,6 +68,13 @@ def test_odd_bits_layouts_and_sizes_survive(tmp_path: Path, make_episode: Make) 
     assert all(_same(stored.observation(step).views["camera"], view) for step, view in enumerate(odd))
 
 
+def test_an_episode_may_have_no_camera(tmp_path: Path, make_episode: Make) -> None:
+    episode = make_episode(0)
+    blind = replace(episode, observations=[replace(seen, views={}) for seen in episode.observations])
+    stored = _stored(tmp_path / "0.hdf5", blind)
+    assert (dict(stored.observation(3).views), stored.header.length) == ({}, 5)
+
+
 def test_each_look_up_returns_pictures_of_its_own(tmp_path: Path, make_episode: Make) -> None:
     seen = _stored(tmp_path / "0.hdf5", make_episode(0)).observation(1)
     before = seen.views["agentview"].rgb.copy()
