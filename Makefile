@@ -1,38 +1,46 @@
-# The two commands of the README are `make rollout` and `make test`; the rest are what they are made of.
+# The README's two commands are `make rollout` and `make test`. CONTRIBUTING.md says which tests to run when.
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup rollout test lint reproduce mt50 quantized libero
+# Nothing is resolved here: a lock file names every package.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+
+.PHONY: setup rollout test slow lint reproduce mt50 quantized libero ray
 
 setup: $(VENV)/.ready
 
-# The lock holds every package, so nothing is resolved here, and robosuite's pynput (which needs a compiler) stays out.
-$(VENV)/.ready: requirements.lock scripts/opengl.sh
+# robosuite's pynput, which needs a compiler, is not in the lock. pip also byte-compiles what it installs: where Python
+# may not write bytecode, every process would otherwise compile torch and transformers again, which takes 6 seconds.
+$(VENV)/.ready: requirements.lock pyproject.toml scripts/opengl.sh
 	sh scripts/opengl.sh
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile --requirement requirements.lock
-	# torch's CPU wheel is complete; for its CUDA wheel this fetches the libraries that it names.
+	$(INSTALL) --requirement requirements.lock
+	# torch's CPU wheel is complete. For the CUDA wheel this installs the libraries that it needs.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep ^torch== requirements.lock)"
+	# Editable: `import sim_eval` finds this folder from everywhere.
+	$(INSTALL) --no-build-isolation --editable .
 	touch $@
 
 rollout: setup
 	$(BIN)/python -m sim_eval.rollout --policy deep_llama
 
+# Tests run in as many processes as there are cores. Those of a file stay together, for they share fixtures.
+PARALLEL := --numprocesses auto --dist loadfile
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
-# What --weights int8 and nf4 need; see requirements-quantized.lock.
-quantized: setup
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-quantized.lock
-
-# LIBERO's tasks, which are listed once this has run; see requirements-libero.lock.
-libero: setup
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile \
-		--requirement requirements-libero.lock
+slow: setup
+	$(BIN)/python -m pytest $(PARALLEL) -m slow
 
 lint: setup
-	sh scripts/lint.sh $(BIN)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy -p sim_eval
+
+# LIBERO's tasks, --weights int8 and nf4, and --backend ray need packages of their own.
+libero quantized ray: setup
+	$(INSTALL) --requirement requirements-$@.lock
 
 # From nothing to one checkpoint for all tasks (72 minutes on one core of two) and its table (half an hour more).
 # EXPERT=late_gemma trains the other expert, SEED=1 gives another training.
@@ -60,8 +68,8 @@ reproduce: setup
 MT50_NETWORK = text.layers=3 expert.layers=3 vision.patch_size=16 position.points=4 expert.euler_steps=2
 MT50_MINUTES ?= 95
 mt50: setup
-	$(BIN)/python -m sim_eval.collect --task metaworld/MT50 --episodes 50 --cameras agentview,wrist --dry-run-first --post-success-steps 25 \
-		--workers 2 --out data/mt50
+	$(BIN)/python -m sim_eval.collect --task metaworld/MT50 --episodes 50 --cameras agentview,wrist --dry-run-first \
+		--post-success-steps 25 --workers 2 --out data/mt50
 	$(BIN)/python -m sim_eval.train --data data/mt50 --expert $(EXPERT) --frame-stride 2 --optimizer muon --val-episodes 1 \
 		--minutes $(MT50_MINUTES) --threads 1 --workers 2 --seed $(SEED) --set $(MT50_NETWORK) --out runs/train/$(NAME)-mt50
 	$(BIN)/python -m sim_eval.rollout --policy runs/train/$(NAME)-mt50 --video none --episodes 10 --workers 2 \

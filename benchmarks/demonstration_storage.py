@@ -165,12 +165,12 @@ def training_steps(files: Sequence[Path], folder: Path, arguments: StorageArgume
     """Name of a form of files -> milliseconds to open an episode, to prepare a batch and for a whole step."""
     import torch
 
+    from sim_eval.configs import TrainConfig
     from sim_eval.datasets.episode_file import read_episode, write_episode
     from sim_eval.datasets.windows import EpisodeWindows, TaskBalancedBatchSampler
     from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
     from sim_eval.policies.spatialvla.trainer import Trainer, TrainingConfig
-    from sim_eval.train import TrainArguments
-    from sim_eval.training.loop import make_processor
+    from sim_eval.training.preparation import make_processor
 
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
@@ -183,7 +183,7 @@ def training_steps(files: Sequence[Path], folder: Path, arguments: StorageArgume
         for name, paths in sources.items():
             kinds[name], opening = timed(EpisodeWindows, paths, 8)
             taken[name]["open"].append(opening / len(files))
-    processor = make_processor(kinds["as they are"], TrainArguments(data=(arguments.data,)))
+    processor = make_processor(kinds["as they are"], TrainConfig(data=(arguments.data,)))
     torch.manual_seed(0)
     trainer = Trainer(SpatialVLAForConditionalGeneration(processor.config), TrainingConfig(), seed=0)
     batches = iter(TaskBalancedBatchSampler(kinds["as they are"], BATCH, seed=0))

@@ -153,15 +153,15 @@ def step_times(arguments: SpeedArguments) -> dict[str, list[float]]:
     """Milliseconds of each training step, by how the batch is padded; the same batches for both."""
     import torch
 
+    from sim_eval.configs import TrainConfig
     from sim_eval.datasets.windows import EpisodeWindows, TaskBalancedBatchSampler
     from sim_eval.policies.spatialvla import modeling_spatialvla
     from sim_eval.policies.spatialvla.trainer import Trainer, TrainingConfig
-    from sim_eval.train import TrainArguments
-    from sim_eval.training.loop import first_model, make_processor
+    from sim_eval.training.preparation import first_model, make_processor
 
     torch.set_flush_denormal(True)
     torch.set_num_threads(1)
-    options = TrainArguments(data=arguments.data, expert=arguments.expert)
+    options = TrainConfig(data=arguments.data, expert=arguments.expert)
     windows = EpisodeWindows(arguments.data, 8, frame_stride=2)
     processor = make_processor(windows, options)
     torch.manual_seed(0)

@@ -51,13 +51,13 @@ def actions(expert: str, windows: EpisodeWindows, arguments: SpeedArguments) -> 
     """What is timed of one expert, by name."""
     import torch
 
+    from sim_eval.configs import TrainConfig
     from sim_eval.datasets.windows import TaskBalancedBatchSampler
     from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
     from sim_eval.policies.spatialvla.trainer import Trainer, TrainingConfig
-    from sim_eval.train import TrainArguments
-    from sim_eval.training.loop import make_processor
+    from sim_eval.training.preparation import make_processor
 
-    options = TrainArguments(data=arguments.data, out=Path("."), size=arguments.size, expert=expert)
+    options = TrainConfig(data=arguments.data, out=Path("."), size=arguments.size, expert=expert)
     processor = make_processor(windows, options)
     torch.manual_seed(0)
     model = SpatialVLAForConditionalGeneration(processor.config)

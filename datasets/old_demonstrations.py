@@ -14,9 +14,8 @@ from numcodecs.shuffle import Shuffle
 from numpy.typing import NDArray
 
 from sim_eval.core import old_files
-from sim_eval.core.decoding import encode
 from sim_eval.core.errors import SimEvalError
-from sim_eval.core.types import ActionSpec, RenderConfig
+from sim_eval.core.types import RenderConfig
 
 MARK = b"sim_eval episode 1 sha256 "
 
@@ -33,7 +32,7 @@ def meta(data: h5py.Group) -> dict[str, Any]:
     """The attribute ``ep_meta`` in the form that today's files have."""
     old = json.loads(data["demo_0"].attrs["ep_meta"])
     spec = {name: old.pop(name) for name in ("robot", "cameras", "proprio")}
-    spec["action"] = encode(ActionSpec.from_dict(old.pop("action")))
+    spec["action"] = old_files.action(old.pop("action"))
     if (render := old.pop("shown", None)) is None:  # the first files said it in env_args only
         told = json.loads(data.attrs["env_args"])
         height, width = next(iter(spec["cameras"].values()), (RenderConfig.height, RenderConfig.width))

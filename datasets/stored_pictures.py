@@ -23,7 +23,7 @@ from sim_eval.core.errors import SimEvalError
 
 REMEDY = "delete it and collect it again"
 
-# Measured by benchmarks/demonstration_storage.py on 128 x 128 robosuite frames, as CPU time. Size and writing are of one
+# Measured by benchmarks/demonstration_storage.py on 128 x 128 robosuite frames, in CPU time: size and writing of one
 # view (rgb and depth), reading is of 32 windows of two views in random order:
 #   gzip-1, shuffled (version 0.1)    35 kB   0.8 ms   19.1 ms   and 41 kB more for a packed copy that training read
 #   LZ4HC as below                    41 kB   0.5 ms    2.3 ms

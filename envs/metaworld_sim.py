@@ -40,8 +40,11 @@ ACTION = ActionSpec(
     names=("dx", "dy", "dz", "gripper"),
     low=(-1.0,) * 4,
     high=(1.0,) * 4,
-    controller="delta of the hand's mocap target in the world frame, 1 = 0.01 m; gripper -1 opens, 1 closes",
+    control_mode="ee_target_delta_position",
     control_hz=80,
+    frame="world",
+    metres_per_unit=0.01,
+    gripper="closes",
 )
 # Our camera names -> Meta-World's. Ours in front of the table takes the place of one that nobody uses; the field's is
 # shown upright, though Meta-World mounts it upside down.

@@ -39,8 +39,13 @@ ACTION = ActionSpec(
     names=("dx", "dy", "dz", "drx", "dry", "drz", "gripper"),
     low=(-1.0,) * 7,
     high=(1.0,) * 7,
-    controller="OSC_POSE delta in the base frame, 1 = 0.05 m or 0.5 rad; gripper -1 opens, 1 closes",
+    control_mode="ee_delta_pose",
     control_hz=CONTROL_HZ,
+    frame="base",
+    metres_per_unit=0.05,
+    radians_per_unit=0.5,
+    rotation="axis_angle",
+    gripper="closes",
 )
 # Our camera names -> robosuite's.
 CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}

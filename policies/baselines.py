@@ -1,4 +1,4 @@
-"""Policies that do nothing useful: the floor under every table."""
+"""Baselines: policies that do nothing useful, as a lower bound for every table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from sim_eval.core.types import ActionChunk
 from sim_eval.policies.policy import PolicyRequest, PolicySpec
 
-CHUNK = 8
+CHUNK = 8  # actions per call
 
 
 class ZeroPolicy:
@@ -22,7 +22,7 @@ class ZeroPolicy:
 
 
 class RandomPolicy:
-    """Commands uniform actions within the bounds, seeded by episode and replan."""
+    """Commands uniform actions within the bounds, seeded by the episode's key and the number of the call."""
 
     spec = PolicySpec(name="random")
 

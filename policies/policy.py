@@ -1,12 +1,16 @@
-"""What a policy is, what it needs, and how one is found by name or folder."""
+"""The interface of a policy, what a policy needs, and whether it fits an environment."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias, cast, get_args
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Literal, Protocol, TypeAlias
 
-from sim_eval.core.errors import SimEvalError, reading
+from annotated_types import Ge
+
+from sim_eval.core import old_files
+from sim_eval.core.decoding import decode
+from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import (
     ActionChunk,
     ActionSpec,
@@ -18,6 +22,8 @@ from sim_eval.core.types import (
 )
 
 Weights: TypeAlias = Literal["float32", "bfloat16", "int8", "nf4"]
+Size: TypeAlias = Annotated[int, Ge(1)]
+REQUIRED = ("name", "robot", "cameras", "proprio", "action", "tasks")  # of a spec in a file or message
 
 
 @dataclass(frozen=True)
@@ -25,22 +31,23 @@ class PolicySpec:
     """What a policy needs and what its actions mean.
 
     Attributes:
-        name: how it is called in tables.
-        robot: the robot it was made for; None: any.
-        cameras: camera name -> (height, width) it must be given; empty: it is blind and nothing is rendered for it.
-        proprio: field name -> length it must be given.
-        action: what its actions mean; None: whatever the environment asks for.
-        tasks: the tasks it was trained on; empty: any.
-        privileged: it sees the simulator's state, so its score is not a policy's score.
+        name: its name in tables.
+        robot: the robot that it was trained for; None: any.
+        cameras: camera name -> (height, width) of the pictures that it needs; empty: it is blind, and nothing is
+            rendered for it.
+        proprio: field name -> length of each field that it needs.
+        action: what its actions mean; None: it adapts to the environment.
+        tasks: the tasks that it was trained on; empty: any.
+        privileged: it sees the simulator's state, so its score is not comparable with that of other policies.
         digest: SHA-256 of the weights; empty when there are none.
-        variant: how it is run otherwise than its checkpoint says, such as "2 Euler steps"; empty: as it says.
-        render: the look that it was trained on, and is shown unless somebody says otherwise; None: it is not known.
+        variant: how it differs from its checkpoint, such as "2 Euler steps"; empty: not at all.
+        render: the rendering mode that it was trained on, which is the default for its evaluation; None: unknown.
     """
 
     name: str
     robot: str | None = None
-    cameras: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    proprio: Mapping[str, int] = field(default_factory=dict)
+    cameras: Mapping[str, tuple[Size, Size]] = field(default_factory=dict)
+    proprio: Mapping[str, Size] = field(default_factory=dict)
     action: ActionSpec | None = None
     tasks: tuple[str, ...] = ()
     privileged: bool = False
@@ -49,46 +56,29 @@ class PolicySpec:
     render: RenderMode | None = None
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, object]) -> PolicySpec:
-        """Reads what :func:`dataclasses.asdict` made; all from ``privileged`` on may be left out.
+    def from_dict(cls, data: object) -> PolicySpec:
+        """Reads the output of :func:`dataclasses.asdict`; fields that are not :data:`REQUIRED` may be missing.
 
         Raises:
-            SimEvalError: another field is missing, or one is damaged.
+            SimEvalError: a field is missing, unknown or invalid; names it.
         """
-        with reading():
-            action = cast(Mapping[str, object] | None, data["action"])
-            spec = cls(
-                name=str(data["name"]),
-                robot=None if data["robot"] is None else str(data["robot"]),
-                cameras={
-                    name: (int(height), int(width))
-                    for name, (height, width) in cast(Mapping[str, tuple[int, int]], data["cameras"]).items()
-                },
-                proprio={name: int(length) for name, length in cast(Mapping[str, int], data["proprio"]).items()},
-                action=None if action is None else ActionSpec.from_dict(action),
-                tasks=tuple(cast(Sequence[str], data["tasks"])),
-                privileged=bool(data.get("privileged", False)),
-                digest=str(data.get("digest", "")),
-                variant=str(data.get("variant", "")),
-                render=cast(RenderMode | None, data.get("render")),
-            )
-            if spec.render not in (None, *get_args(RenderMode)):
-                raise ValueError(f"render must be one of {', '.join(get_args(RenderMode))}, not {spec.render!r}")
-            if any(length < 1 for length in (*sum(spec.cameras.values(), ()), *spec.proprio.values())):
-                raise ValueError("sizes of cameras and lengths of proprio must be 1 or more")
-        return spec
+        if isinstance(data, Mapping):
+            if missing := [name for name in REQUIRED if name not in data]:
+                raise SimEvalError(f"missing field '{missing[0]}'")
+            data = {**data, "action": old_files.action(data["action"])}
+        return decode(cls, data)
 
 
 @dataclass(frozen=True)
 class PolicyRequest:
-    """One question to a policy.
+    """One request for a chunk of actions.
 
     Attributes:
-        observation: what it may see.
+        observation: what the policy may see.
         key: the episode.
-        replan: how many times this episode has asked before; with the key it seeds the policy's noise.
-        action: what the answer must be in.
-        privileged: the simulator's state, only for policies whose spec says so.
+        policy_call: the number of earlier calls in this episode; together with the key it seeds the policy's noise.
+        action: what the environment's actions mean.
+        privileged: the simulator's state, for policies whose spec says ``privileged``; otherwise None.
     """
 
     observation: Observation
@@ -100,13 +90,13 @@ class PolicyRequest:
 
 @dataclass(frozen=True)
 class InferenceConfig:
-    """How a checkpoint's network is run, where that is otherwise than it was saved.
+    """Overrides of a checkpoint's saved inference settings.
 
     Attributes:
-        euler_steps: of its sampler; None: its own number.
+        euler_steps: steps of the sampler; None: as saved.
         weights: float32, bfloat16 (all but the position embedding), or 8 or 4 bits (int8, nf4) in the layers of vision
-            tower, language model and expert.
-        compile: run the Euler step through torch.compile, which takes its time at the first chunk.
+            tower, language model and action expert.
+        compile: compile the Euler step by torch.compile; the first chunk is then slow.
     """
 
     euler_steps: int | None = None
@@ -118,7 +108,8 @@ AS_SAVED = InferenceConfig()
 
 
 class Policy(Protocol):
-    """Answers several episodes at once and keeps nothing between calls, so that no episode can influence another."""
+    """Answers requests of several episodes at once. It keeps no state between calls: episodes cannot influence each
+    other."""
 
     @property
     def spec(self) -> PolicySpec: ...
@@ -126,35 +117,35 @@ class Policy(Protocol):
 
 
 def differences(policy: PolicySpec, environment: EnvironmentSpec) -> list[str]:
-    """Why the policy cannot run in the environment, one sentence each; empty when it can."""
-    found = []
+    """Why the policy cannot run in the environment, one sentence per reason; empty when it can."""
+    reasons = []
     if policy.robot is not None and policy.robot != environment.robot:
-        found.append(f"robot: the policy was made for {policy.robot}, the environment has {environment.robot}")
+        reasons.append(f"robot: the policy was trained for {policy.robot}, the environment has {environment.robot}")
     for name, size in policy.cameras.items():
         offered = environment.cameras.get(name)
         if offered is None:
-            found.append(f"camera '{name}' is needed, the environment has {', '.join(environment.cameras) or 'none'}")
+            reasons.append(f"camera '{name}' is needed, the environment has {', '.join(environment.cameras) or 'none'}")
         elif tuple(offered) != tuple(size):
-            found.append(
+            reasons.append(
                 f"camera '{name}' must be {size[0]}x{size[1]} pixels, the environment renders {offered[0]}x{offered[1]}"
             )
     for name, length in policy.proprio.items():
         have = environment.proprio.get(name)
         if have != length:
-            found.append(f"proprio '{name}' of length {length} is needed, the environment has {have or 'none'}")
+            reasons.append(f"proprio '{name}' of length {length} is needed, the environment has {have or 'none'}")
     if policy.action is not None:
-        for part in ("names", "low", "high", "controller", "control_hz"):
-            mine, theirs = getattr(policy.action, part), getattr(environment.action, part)
+        for part in fields(ActionSpec):
+            mine, theirs = getattr(policy.action, part.name), getattr(environment.action, part.name)
             if mine != theirs:
-                found.append(f"action {part}: the policy means {mine}, the environment takes {theirs}")
-    return found
+                reasons.append(f"action {part.name}: the policy commands {mine}, the environment takes {theirs}")
+    return reasons
 
 
 def check_fit(policy: PolicySpec, environment: EnvironmentSpec) -> None:
-    """Refuses a policy that does not fit.
+    """Refuses a policy that does not fit the environment.
 
     Raises:
         SimEvalError: names every difference.
     """
-    if found := differences(policy, environment):
-        raise SimEvalError(f"policy '{policy.name}' does not fit this environment: " + "; ".join(found))
+    if reasons := differences(policy, environment):
+        raise SimEvalError(f"policy '{policy.name}' does not fit this environment: " + "; ".join(reasons))

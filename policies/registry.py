@@ -1,4 +1,4 @@
-"""Finds a policy by name, by checkpoint folder or by the address of a server."""
+"""Loads a policy by name, by checkpoint folder or by the address of a server."""
 
 from __future__ import annotations
 
@@ -10,30 +10,22 @@ from sim_eval.core.plugins import Plugin, find_plugin, plugin_names
 from sim_eval.policies.policy import AS_SAVED, InferenceConfig, Policy, PolicySpec
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
-
-
 BASELINES = ("zero", "random")
-
-
 SCRIPTED = "scripted"
-
-
 SCHEMES = ("ws", "wss")
-
-
-# Entry points of this group are policies of other packages: what the name stands for is called as
-# ``make(argument, device)``, with the text after "NAME:" ("" when there is none) and torch's device, and returns a
-# Policy.
+# Other packages register policies as entry points of this group. An entry point is called as
+# ``make(argument, device)`` and returns a Policy: ``argument`` is the text after "NAME:" ("" when there is none),
+# ``device`` the name of a torch device.
 POLICY_GROUP = "sim_eval.policies"
 
 
 def shipped_checkpoints() -> list[str]:
-    """Names of the checkpoints that come with the package."""
+    """Names of the checkpoints in this package."""
     return sorted(folder.parent.name for folder in CHECKPOINTS.glob("*/config.json"))
 
 
 def checkpoint_folder(reference: str) -> Path | None:
-    """The folder of a shipped checkpoint, or the folder of that name; None: there is neither."""
+    """The folder of the shipped checkpoint of that name, else the folder at that path; None: neither exists."""
     folder = CHECKPOINTS / reference if reference in shipped_checkpoints() else Path(reference)
     return folder if folder.is_dir() else None
 
@@ -47,22 +39,22 @@ def load_policy(
         reference: ``scripted``, ``zero``, ``random``, a shipped checkpoint, ``NAME`` or ``NAME:ARGUMENT`` of another
             package's policy (see :data:`POLICY_GROUP`), a checkpoint folder, or ``ws://host:port`` of a server that
             speaks openpi's protocol.
-        device: of a checkpoint's network.
-        inference: of a checkpoint's network.
-        keys: of a server that is not sim_eval's own; see :mod:`sim_eval.policies.remote.keys`.
+        device: the torch device for a checkpoint's network.
+        inference: overrides of a checkpoint's saved inference settings.
+        keys: observation keys for third-party servers; see :mod:`sim_eval.policies.remote.keys`.
 
     Raises:
-        SimEvalError: no such name or folder, the folder is damaged, the server does not answer, another package's
-            policy cannot be loaded, or the network of a policy is not ours to run otherwise.
+        SimEvalError: there is no such name or folder, the folder is damaged, the server does not answer, another
+            package's policy cannot be loaded, or an option does not apply to this kind of policy.
     """
     name, _, argument = reference.partition(":")
     remote = name in SCHEMES and argument.startswith("//")
     ours = (*shipped_checkpoints(), SCRIPTED, *BASELINES, *SCHEMES)
     plugin = None if remote else find_plugin(POLICY_GROUP, name, name in ours)
-    told = [entry.name for entry in fields(InferenceConfig) if getattr(inference, entry.name) != entry.default]
-    if told and (remote or plugin or reference in (SCRIPTED, *BASELINES)):
-        lacks = "is run by its server" if remote else "is run by its own package" if plugin else "has no network"
-        raise SimEvalError(f"policy '{reference}' {lacks}: leave --{told[0].replace('_', '-')} out")
+    overrides = [entry.name for entry in fields(InferenceConfig) if getattr(inference, entry.name) != entry.default]
+    if overrides and (remote or plugin or reference in (SCRIPTED, *BASELINES)):
+        reason = "is run by its server" if remote else "is run by its own package" if plugin else "has no network"
+        raise SimEvalError(f"policy '{reference}' {reason}: leave --{overrides[0].replace('_', '-')} out")
     if keys is not None and not remote:
         raise SimEvalError(f"policy '{reference}' is not a server: leave --keys out")
     if remote:
@@ -70,7 +62,7 @@ def load_policy(
             from sim_eval.policies.remote.client import RemotePolicy
         return RemotePolicy(reference, keys)
     if plugin:
-        return _of_another_package(plugin, reference, argument, device)
+        return _load_plugin(plugin, reference, argument, device)
     if reference in BASELINES:
         from sim_eval.policies.baselines import RandomPolicy, ZeroPolicy
 
@@ -90,7 +82,7 @@ def load_policy(
     return load_checkpoint(folder, device, inference)
 
 
-def _of_another_package(plugin: Plugin, reference: str, argument: str, device: str) -> Policy:
+def _load_plugin(plugin: Plugin, reference: str, argument: str, device: str) -> Policy:
     if Path(reference).is_dir():
         raise SimEvalError(
             f"'{reference}' is a policy of package '{plugin.package}' and a folder here: write ./{reference} for the "

@@ -1,16 +1,213 @@
-"""What each program is asked: frozen dataclasses that are command lines, and that are saved as JSON with the results.
+"""The options of each program as a frozen dataclass.
 
-Bounds stand in the annotations; :func:`sim_eval.core.decoding.decode` checks them.
+The same dataclass is the command line, a file for ``--config``, and the ``config`` that the program saves beside its
+results. Its annotations are its bounds; :mod:`sim_eval.core.decoding` checks them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, cast
 
 import tyro
-from annotated_types import Ge
+from annotated_types import Ge, Gt, Lt
+from pydantic import AllowInfNan
+
+from sim_eval.core.decoding import decode, encode
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.normalization import NormalizationMode
+from sim_eval.policies.spatialvla.configuration_spatialvla import SIZES, ActionExpertType, Count, Size, SpatialVLAConfig
+
+DEFAULT_MINUTES = 10.0
+UNSET = cast(SpatialVLAConfig, None)  # until __post_init__
+Flag: TypeAlias = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+
+
+def flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of every field of nested tables."""
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def changes(config: object, base: object) -> dict[str, Any]:
+    """Dotted names of the fields in which a configuration differs from another of its kind, and its values there."""
+    usual = dict(flat(encode(base)))
+    return {name: value for name, value in flat(encode(config)) if usual.get(name) != value}
+
+
+def command_line(program: str, options: Mapping[str, Any]) -> str:
+    """The command with these options, dotted names as :func:`changes` gives them."""
+    words = program.split()
+    for name, value in options.items():
+        words.append(f"--{name.replace('_', '-')}")
+        if isinstance(value, list):
+            words += map(str, value)
+        elif value is not True or "." in name:  # the network's flags take a value
+            words.append(f"{value:g}" if isinstance(value, float) else str(value))
+    return shlex.join(words)
+
+
+# --- train ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train an action expert on LLaVA-3D from demonstrations.
+
+    Attributes:
+        data: folders of episodes that sim_eval.collect filled.
+        out: checkpoint folder. An interrupted training in it is continued; with more minutes or steps than it was
+            first given, it is lengthened.
+        expert: which of the two fusion experts.
+        minutes: training time, validation included; without it and --steps: 10.
+        steps: number of optimizer steps, instead of minutes.
+        seed: of the initial weights, the order of the data and the noise.
+        device: auto, cpu, cuda or another of torch's devices.
+        size: of a network from random weights.
+        llava3d: published LLaVA-3D to start from, a folder or a repository such as ChaimZhu/LLaVA-3D-7B.
+        gemma: published Gemma for late_gemma's expert to start from, such as google/gemma-2b; needs --llava3d.
+        batch_size: observations a step, of each process.
+        flow_samples: (time, noise) samples an observation.
+        frame_stride: train on the observations at every so many steps of a demonstration; actions keep their rate.
+        demonstrations: number of demonstrations of each task, the first by key; default: all.
+        cameras: which of the recorded cameras the policy sees; default: all.
+        loader_workers: processes that prepare batches ahead; 0: batches are prepared between the steps.
+        sampling_temperature: T of the sampling between tasks: a task of n windows is drawn in proportion to
+            n ** (1 / T). 1 draws every window equally often, inf every task.
+        learning_rate: peak of the cosine schedule.
+        optimizer: adamw, or muon for the layers' matrices, which learns in fewer steps from random weights.
+        normalization: mean_std, or quantile (1 % and 99 % to -1 and 1), for states and actions.
+        val_episodes: validation rollouts of each task in each round; 0: no validation, the last weights are kept.
+        val_total: rollouts of a round at most, spread evenly over the tasks; default: no limit.
+        threads: torch's threads on the CPU; default: all.
+        freeze: parts that are not trained: vision, position, projector, vlm, expert.
+        lora: parts that get LoRA adapters instead of being trained: vision, vlm, expert.
+        lora_rank: of the adapters.
+        precision: bfloat16 computes in it and keeps frozen parts in it; trained parts stay float32.
+        checkpointing: keep only each layer's input and run the layer again for the gradient: less memory, more time.
+        shard: divide the network among the processes that accelerate or torchrun has started (FSDP).
+        cache_features: folder that keeps the output of a frozen VLM for each window, so that it runs once on each.
+        dry_run: print parts, what is trained and the memory that it takes, and stop; needs no --data.
+        network: the network; by default that of --expert and --size, or of --llava3d.
+    """
+
+    # Another value of these changes no weight: paths, speed, and where it runs.
+    FREE: ClassVar = ("data", "out", "device", "threads", "loader_workers", "cache_features", "dry_run")
+    BUDGETS: ClassVar = ("minutes", "steps")
+    # The default of `network` depends on these.
+    PRESETS: ClassVar = ("expert", "size", "llava3d", "gemma")
+
+    data: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="DIR [DIR ...]")] = ()
+    out: Path = Path("runs/train/mine")
+    expert: ActionExpertType = "deep_llama"
+    minutes: Annotated[float, Ge(0.01), AllowInfNan(False)] | None = None
+    steps: Count | None = None
+    seed: Annotated[int, Ge(0), Lt(2**31)] = 0  # a step's draws are seeded by seed and step together, in 64 bits
+    device: str = "auto"
+    size: Literal["tiny", "llava3d-7b"] = "tiny"
+    llava3d: str | None = None
+    gemma: str | None = None
+    batch_size: Count = 32
+    flow_samples: Count = 4
+    frame_stride: Count = 1
+    demonstrations: Count | None = None
+    cameras: Annotated[tuple[str, ...], tyro.conf.arg(metavar="C [...]")] = ()
+    loader_workers: Size = 1
+    sampling_temperature: Annotated[float, Ge(1)] = 2.0
+    learning_rate: Annotated[float, Gt(0), AllowInfNan(False)] = 1e-3
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    normalization: NormalizationMode = "mean_std"
+    val_episodes: Size = 20
+    val_total: Count | None = None
+    threads: Count | None = None
+    freeze: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PART [...]")] = ()
+    lora: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PART [...]")] = ()
+    lora_rank: Count = 16
+    precision: Literal["float32", "bfloat16"] = "float32"
+    checkpointing: Flag = False
+    shard: Flag = False
+    cache_features: Path | None = None
+    dry_run: Flag = False
+    network: Annotated[SpatialVLAConfig, tyro.conf.FlagConversionOff] = UNSET
+
+    def __post_init__(self) -> None:
+        if self.network is UNSET:
+            object.__setattr__(self, "network", self.base_network(published=True))
+
+    def base_network(self, published: bool = False) -> SpatialVLAConfig:
+        """The network that these presets stand for, before the demonstrations are known.
+
+        Args:
+            published: read the configuration of ``llava3d``; otherwise LLaVA-3D-7B's stands for it.
+
+        Raises:
+            SimEvalError: ``llava3d`` or ``gemma`` cannot be read.
+        """
+        if self.llava3d is None or not published:
+            base = SIZES[self.size if self.llava3d is None else "llava3d-7b"][self.expert]
+        else:
+            from sim_eval.policies.spatialvla.pretrained import llava3d_config
+
+            base = llava3d_config(self.llava3d, self.expert, gemma=self.gemma)
+        # A published vision tower has a size of its own, and pictures are made to fit it.
+        vision = replace(base.vision, image_size=0) if self.llava3d is None else base.vision
+        return replace(base, vision=vision, expert=replace(base.expert, state_dim=0, action_dim=0))
+
+    def identity(self) -> dict[str, Any]:
+        """Dotted name -> value of all that decides the weights."""
+        return {name: value for name, value in flat(encode(self)) if name.partition(".")[0] not in self.FREE}
+
+    def changes(self) -> dict[str, Any]:
+        """Dotted name -> value of the fields that are not at their defaults."""
+        return changes(self, TrainConfig(network=self.base_network()))
+
+    @property
+    def command(self) -> str:
+        """A command that trains like this."""
+        return command_line("python -m sim_eval.train", self.changes())
+
+    def checked(self) -> TrainConfig:
+        """This configuration with its budget filled in.
+
+        Raises:
+            SimEvalError: a field is out of its bounds, or fields do not fit each other.
+        """
+        decode(TrainConfig, self)
+        if self.network.action_expert_type != self.expert:
+            raise SimEvalError(
+                f"network.action_expert_type is {self.network.action_expert_type} and --expert {self.expert}: "
+                "make them equal"
+            )
+        if self.minutes is not None and self.steps is not None:
+            raise SimEvalError("give --minutes or --steps, not both (None is neither)")
+        if self.gemma is not None and self.llava3d is None:
+            raise SimEvalError("--gemma starts from published weights: give --llava3d too")
+        if self.shard and self.val_episodes:
+            raise SimEvalError(
+                "--shard leaves no process the whole network: use --val-episodes 0 and score with rollout"
+            )
+        if self.shard and self.optimizer == "muon":
+            raise SimEvalError("--shard leaves no process a whole matrix, and muon needs them: use --optimizer adamw")
+        if both := set(self.freeze) & set(self.lora):
+            raise SimEvalError(f"part '{min(both)}' is in --freeze and in --lora: --lora freezes it too")
+        if not self.dry_run:
+            if self.size != "tiny":
+                raise SimEvalError(
+                    f"--size {self.size} would start from random weights: start from published ones, "
+                    "--llava3d ChaimZhu/LLaVA-3D-7B, or look with --dry-run"
+                )
+            if not self.data:
+                raise SimEvalError("--data needs at least one folder of episodes; sim_eval.collect makes one")
+        return self if self.steps is not None else replace(self, minutes=self.minutes or DEFAULT_MINUTES)
+
+
+# --- collect ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -40,15 +237,15 @@ class CollectConfig:
     task: Annotated[str, tyro.conf.arg(metavar="T[,T...]")]
     out: Path
     policy: str = "scripted"
-    episodes: Annotated[int, Ge(1)] = 100
+    episodes: Count = 100
     split: Literal["train", "val"] = "train"
     keep_failures: bool = False
     disturb: bool = True
-    dry_run_first: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    post_success_steps: Annotated[int, Ge(0)] = 10
+    dry_run_first: Flag = False
+    post_success_steps: Size = 10
     render: Literal["fast", "faithful"] | None = None
-    hide_goal: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    hide_goal: Flag = False
     size: Annotated[int, Ge(16)] = 128
     cameras: Annotated[str, tyro.conf.arg(metavar="C[,C...]")] = ""
     device: str = "auto"
-    workers: Annotated[int, Ge(1)] = 1
+    workers: Count = 1

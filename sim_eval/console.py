@@ -1,56 +1,91 @@
-"""What all command lines share: parsing, one-line errors, exit codes."""
+"""What all command lines share: parsing, ``--config``, old names of options, one-line errors, exit codes."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import io
+import json
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar, cast, get_type_hints
 
+from sim_eval.core import old_files
+from sim_eval.core.decoding import decode, encode
 from sim_eval.core.errors import SimEvalError
 
-Arguments = TypeVar("Arguments")
+Config = TypeVar("Config")
 
 BAD_INPUT, INTERRUPTED = 2, 130
+CONFIG_CHARACTERS = 2**24
+CONFIG_HELP = "YAML or JSON file that sets the defaults; a file in which a program saved its options will do"
+# Options from before 0.2, which still work: the name of today, and how a value is converted.
+OLD_OPTIONS: Mapping[str, tuple[str, Callable[[str], str]]] = {
+    "replan": ("n_action_steps", str),
+    "settle": ("post_success_steps", str),
+    "telling": ("instruction_condition", lambda word: old_files.CONDITIONS.get(word, word)),
+    "draws": ("flow_samples", str),
+    "every": ("frame_stride", str),
+    "balance": ("sampling_temperature", lambda number: str(old_files.temperature(number))),
+    "rehearse": ("dry_run_first", str),
+}
 
 
-def parse(arguments: type[Arguments], program: str, words: Sequence[str] | None = None) -> Arguments:
-    """The command line as the dataclass ``arguments``; ``--help`` prints and exits.
+def parse(config: type[Config], program: str, words: Sequence[str] | None = None) -> Config:
+    """The command line as the dataclass ``config``; ``--help`` prints and exits.
+
+    ``--config FILE`` sets the defaults. Where the default of a nested dataclass depends on other fields, these are
+    named in ``config.PRESETS``.
 
     Args:
         words: the options; None: of this process.
 
     Raises:
-        SimEvalError: the command line does not fit it.
+        SimEvalError: the command line or the file does not fit ``config``.
     """
     import tyro
 
-    # tyro draws a box of several lines around an error; what stands in it above the rule is the message.
+    typed = list(_renamed(config, list(sys.argv[1:] if words is None else words)))
+    file = Annotated[Path | None, tyro.conf.arg(help=CONFIG_HELP, metavar="FILE")]
+    path = _typed_fields({"config": file}, typed).get("config")
+    default = _defaults(config, {} if path is None else _read_config(path, config), typed, path)
+    line: Any = dataclasses.make_dataclass(
+        "Line",
+        [
+            ("config", file, None),
+            ("options", Annotated[config, tyro.conf.arg(name="")], dataclasses.field(default_factory=lambda: default)),
+        ],
+    )
+    description = (config.__doc__ or "").partition("\n\n")[0]
+    # tyro draws a box of several lines around an error; the text above the rule is the message.
     drawn = io.StringIO()
     try:
         with contextlib.redirect_stderr(drawn):
-            return tyro.cli(arguments, prog=program, args=words)
+            options = tyro.cli(line, prog=program, description=description, args=typed).options
     except SystemExit as stop:
         if not stop.code:
             raise
         lines = [line.strip("│ ") for line in drawn.getvalue().splitlines() if not line.startswith(("╭", "╰"))]
         rule = next((number for number, line in enumerate(lines) if line.startswith("──")), len(lines))
-        message = " ".join(line for line in lines[:rule] if line) or "the command line cannot be read"
-        raise SimEvalError(f"{message.rstrip('.')}; see {program} --help") from None
+        message = " ".join(line for line in lines[:rule] if line).partition(" Got errors:")[0].rstrip(".")
+        if similar := [line.split()[0] for line in lines[rule:] if line.startswith("--") and "Unrec" in message]:
+            message += f" (similar: {', '.join(similar)})"
+        raise SimEvalError(f"{message or 'the command line cannot be read'}; see {program} --help") from None
+    return decode(config, options, named=lambda name: "--" + re.sub(r"\.\d+$", "", name).replace("_", "-"))
 
 
-def run(main: Callable[[Arguments], int], arguments: type[Arguments], program: str) -> NoReturn:
+def run(main: Callable[[Config], int], config: type[Config], program: str) -> NoReturn:
     """Parses, runs ``main``, exits with its code.
 
     A :class:`SimEvalError` is printed as one line (exit code 2), and so is Ctrl-C (exit code 130), with the message
     of the KeyboardInterrupt when it has one.
     """
     try:
-        code = main(parse(arguments, program))
+        code = main(parse(config, program))
         sys.stdout.flush()
     except SimEvalError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
@@ -97,3 +132,124 @@ def make_folder(out: Path) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise SimEvalError(f"--out {out} cannot be written ({error.strerror}): choose another folder") from error
+
+
+def _typed_fields(kinds: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """Those of some fields that the command line sets; mistakes are left to the parsing of the whole."""
+    import tyro
+
+    kind: Any = dataclasses.make_dataclass("Fields", [(name, hint | None, None) for name, hint in kinds.items()])
+    with contextlib.suppress(SystemExit):
+        fields, _ = tyro.cli(kind, args=words, add_help=False, return_unknown_args=True, console_outputs=False)
+        return {name: value for name, value in vars(fields).items() if value is not None}
+    return {}
+
+
+def _defaults(config: type[Config], table: Mapping[str, Any], words: Sequence[str], path: Path | None) -> Config:
+    """An instance whose fields are the command line's defaults.
+
+    Args:
+        table: fields of the file ``path``; a nested table may set only some fields.
+
+    Raises:
+        SimEvalError: a field is unknown or has the wrong type.
+    """
+    import tyro
+
+    fields = dataclasses.fields(cast(Any, config))
+    hints = get_type_hints(config, include_extras=True)
+    nested = {name: kind for name, kind in get_type_hints(config).items() if dataclasses.is_dataclass(kind)}
+    partial: Any = dataclasses.make_dataclass(
+        config.__name__, [(each.name, dict if each.name in nested else hints[each.name], None) for each in fields]
+    )
+    decoded = decode(partial, table, str(path))
+    values = {name: getattr(decoded, name) for name in table if name not in nested}
+    missing = dataclasses.MISSING
+    required = {each.name: tyro.MISSING for each in fields if each.default is each.default_factory is missing}
+    presets = _typed_fields({name: hints[name] for name in getattr(config, "PRESETS", ())}, words)
+    base = config(**{**required, **values, **presets})
+    parts = {
+        name: decode(cast(Any, kind), _merged(encode(getattr(base, name)), table[name]), f"{path}: {name}")
+        for name, kind in nested.items()
+        if name in table
+    }
+    return cast(Config, dataclasses.replace(cast(Any, base), **parts))
+
+
+def _merged(base: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
+    """The base with the values of the table; tables in both are merged likewise."""
+    both = {name: (base[name], value) for name, value in table.items() if isinstance(base.get(name), dict)}
+    return {
+        **base,
+        **table,
+        **{name: _merged(old, new) for name, (old, new) in both.items() if isinstance(new, dict)},
+    }
+
+
+def _read_config(path: Path, config: type) -> dict[str, Any]:
+    """The fields in a file, or under ``config`` in a file that a program saved.
+
+    Raises:
+        SimEvalError: the file cannot be read, or holds something else.
+    """
+    import yaml
+
+    try:
+        with path.open() as file:  # the first line of a log is its head
+            text = file.readline(CONFIG_CHARACTERS) if path.suffix == ".jsonl" else file.read(CONFIG_CHARACTERS)
+        if len(text) == CONFIG_CHARACTERS:
+            raise ValueError("too long")
+        table = json.loads(text) if path.suffix.startswith(".json") else yaml.load(text, _yaml_loader())
+    except OSError as error:
+        raise SimEvalError(f"--config {path} cannot be read ({error.strerror}): check the path") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise SimEvalError(f"--config {path} is neither YAML nor JSON ({reason}): correct the file") from error
+    if isinstance(table, dict) and isinstance(table.get("config"), dict) and not hasattr(config, "config"):
+        table = table["config"]
+    if not isinstance(table, dict):
+        raise SimEvalError(f"--config {path} must hold a table of fields, not a {type(table).__name__}")
+    return table
+
+
+def _yaml_loader() -> Any:
+    """Reads plain values: 1e-3 is a number, as in YAML 1.2, and references, which can make a small file huge, fail."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise ValueError("references are not supported")
+            return super().compose_node(parent, index)
+
+    number = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
+    return Loader
+
+
+def _renamed(config: type, words: Sequence[str]) -> Iterator[str]:
+    """The command line in today's names; each old name gets a warning on stderr."""
+    fields = {each.name for each in dataclasses.fields(cast(Any, config))}
+    convert: Callable[[str], list[str]] | None = None
+    for word in words:
+        option, equals, rest = word.partition("=")
+        old = option.removeprefix("--").replace("-", "_")
+        if not word.startswith("--"):
+            yield from [word] if convert is None else convert(word)
+            continue
+        convert = None
+        if old == "set" and "network" in fields:
+            convert, new = _network_option, "--network.FIELD VALUE"
+        elif old in OLD_OPTIONS and (now := OLD_OPTIONS[old])[0] in fields and old not in fields:
+            convert, new = (lambda text, change=now[1]: [change(text)]), f"--{now[0].replace('_', '-')}"
+            yield new
+        else:
+            yield word
+            continue
+        print(f"warning: {option} is now {new}; the old name will be removed", file=sys.stderr)
+        yield from convert(rest) if equals else ()
+
+
+def _network_option(assignment: str) -> list[str]:
+    name, _, value = (part.strip() for part in assignment.partition("="))
+    return [f"--network.{name.replace('_', '-')}", {"null": "None", "true": "True", "false": "False"}.get(value, value)]

@@ -280,49 +280,14 @@ def standing(results: Sequence[EpisodeResult], played: int, seconds: float) -> s
 
 
 def report(run_folder: RunFolder, arguments: RolloutArguments) -> int:
-    """Prints what came of a finished run; returns the exit code.
+    """Prints the score of a finished run; returns the exit code.
 
     Raises:
-        SimEvalError: no episode came to its end, so there is no score.
+        SimEvalError: every episode broke off, so there is no score.
     """
-    import json
+    from sim_eval.reporting.run_report import print_run
 
-    from sim_eval.evaluation.run_folder import VIDEOS
-    from sim_eval.reporting.summary import (
-        COLUMNS,
-        MEANS_NOTE,
-        means_grid,
-        part_name,
-        phase_grid,
-        suite_means,
-        summaries,
-        summary_cells,
-    )
-    from sim_eval.reporting.tables import terminal
-
-    results = run_folder.results
-    means = list(suite_means(results))
-    videos = run_folder.folder / VIDEOS
-    shown = videos if videos.is_dir() else None
-    if arguments.json:
-        values = {
-            "out": run_folder.folder,
-            "videos": shown,
-            "tasks": [asdict(each) for each in summaries(results)],
-            "means": [asdict(each) for each in means],
-        }
-        print(json.dumps(values, default=str))
-    else:
-        rows = [(part_name((each.task, each.goal)), each) for each in summaries(results)]
-        cells = [(name, *summary_cells(each), f"{each.episodes_per_minute:.1f}") for name, each in rows]
-        print(terminal(("task", *COLUMNS, "episodes/min"), cells))
-        staged = [((name,), each) for name, each in rows if len(each.phases) > 2]  # more than none and success
-        print(f"\n{terminal(*phase_grid(('furthest phase',), staged))}\n" if staged else "")
-        if means:
-            print(f"{terminal(*means_grid(means))}\n{MEANS_NOTE}\n")
-        print(f"run folder: {run_folder.folder}\nvideos: {shown or 'none'}")
-    if all(result.error for result in results):
-        raise SimEvalError(f"every episode ended with an error; the first: {results[0].error}")
+    print_run(run_folder.folder, run_folder.results, arguments.json)
     return 0
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import runpy
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,13 +38,15 @@ def test_the_prefix_cache_changes_nothing(program: Callable[[str], dict[str, Any
     assert difference <= 1e-5
 
 
-def test_the_program_for_the_real_size_predicts_a_chunk() -> None:
-    command = [sys.executable, str(BENCHMARKS / "seven_billion.py"), "--size", "proof", "--threads", "1"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert answer.returncode == 0, answer.stderr
-    assert "341,383 parameters, bfloat16" in answer.stdout
-    assert "one chunk of (8, 7)" in answer.stdout
-    assert "peak memory" in answer.stdout
+def test_the_program_for_the_real_size_predicts_a_chunk(
+    program: Callable[[str], dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    benchmark = program("seven_billion.py")
+    assert benchmark["main"](benchmark["SizeArguments"](size="proof", threads=1)) == 0
+    shown = capsys.readouterr().out
+    assert "341,383 parameters, bfloat16" in shown
+    assert "one chunk of (8, 7)" in shown
+    assert "peak memory" in shown
 
 
 def test_what_is_built_from_nothing_is_whole(program: Callable[[str], dict[str, Any]]) -> None:

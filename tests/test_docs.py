@@ -1,26 +1,43 @@
-"""The examples of docs/extending do what their pages say, as packages that somebody installed."""
+"""The examples of docs/extending do what their pages say, as installed packages; the Makefile's commands are right."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from sim_eval import console
+from sim_eval.envs.tasks import get_task
 from sim_eval.policies.remote.keys import read_keys
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "extending"
+# A program that another test imported runs once more, as ``__main__``.
+pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 
 
 def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", (PAGES / page).read_text(), flags=re.S | re.M)
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder from which packages are imported, until the test is over."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    modules = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - modules:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+    get_task.cache_clear()
 
 
 def install(page: str, folder: Path) -> None:
@@ -41,44 +58,60 @@ def install(page: str, folder: Path) -> None:
     (info / "entry_points.txt").write_text("\n".join(lines))
 
 
-def roll(words: list[str], folder: Path) -> list[dict[str, object]]:
-    """Runs the page's command with these packages; the episodes' lines."""
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{folder}", "OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
-    command = [sys.executable, *words, "--out", str(folder / "run")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    """``python -m MODULE OPTIONS`` in this process; its exit code."""
+    assert words[0] == "-m"
+    monkeypatch.setattr(sys, "argv", words[1:])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    return int(stop.value.code or 0)
+
+
+def roll(words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
+    """Runs the page's command; the episodes' lines."""
+    assert run([*words, "--out", str(folder / "run")], monkeypatch) == 0
     return [json.loads(line) for line in (folder / "run" / "episodes.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("page", ["policy.md", "task.md", "simulator.md"])
-def test_each_example_runs(page: str, tmp_path: Path) -> None:
-    install(page, tmp_path)
+def test_each_example_runs(page: str, site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(page, site)
     (command,) = blocks(page, "sh")
     words = shlex.split(command)
     assert words[:3] == ["python", "-m", "sim_eval.rollout"]
-    episodes = roll(words[1:], tmp_path)
+    episodes = roll(words[1:], site, monkeypatch)
     assert [episode["error"] for episode in episodes] == [None, None]
 
 
-def test_the_policy_solves_the_task_from_what_it_sees(tmp_path: Path) -> None:
-    install("policy.md", tmp_path)
-    install("task.md", tmp_path)
-    words = [
-        "-m",
-        "sim_eval.rollout",
-        "--policy",
-        "seeker:0.5",
-        "--task",
-        "acme/Reach",
-        "--episodes",
-        "3",
-        "--video",
-        "none",
-    ]
-    assert [episode["success"] for episode in roll(words, tmp_path)] == [True] * 3
+def test_the_policy_solves_the_task_from_what_it_sees(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install("policy.md", site)
+    install("task.md", site)
+    words = shlex.split("-m sim_eval.rollout --policy seeker:0.5 --task acme/Reach --episodes 3 --video none")
+    assert [episode["success"] for episode in roll(words, site, monkeypatch)] == [True] * 3
 
 
 def test_the_key_file_is_read(tmp_path: Path) -> None:
     (text,) = blocks("server.md", "toml")
     (tmp_path / "keys.toml").write_text(text)
-    assert read_keys(tmp_path / "keys.toml").spec.cameras == {"agentview": (224, 224), "wrist": (224, 224)}
+    assert read_keys(tmp_path / "keys.toml").cameras == {"agentview": (224, 224), "wrist": (224, 224)}
+
+
+def commands() -> list[str]:
+    """What ``make reproduce`` and ``make mt50`` run."""
+    make = ["make", "--dry-run", "--assume-old=setup", "reproduce", "mt50"]
+    shown = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout.replace("\\\n", " ")
+    return [line.partition(" -m ")[2] for line in shown.splitlines() if " -m sim_eval." in line]
+
+
+def test_the_makefiles_commands_are_accepted(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def only_parse(_: object, arguments: type[object], program: str) -> None:
+        console.parse(arguments, program)
+        sys.exit(0)
+
+    monkeypatch.setattr(console, "run", only_parse)
+    assert len(commands()) == 12
+    for command in commands():
+        assert run(["-m", *shlex.split(command)], monkeypatch) == 0
+    assert capfd.readouterr().err == "", "no option has an old name"

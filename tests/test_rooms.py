@@ -1,68 +1,119 @@
-"""The walls of the house: who may import whom, under which names, and how fast the door opens."""
+"""Who may import whom, under which names, and how soon a program's ``--help`` comes."""
 
 import ast
+import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+# What the modules of a folder may import of ours; folders that are not listed may import all.
 ALLOWED = {
-    "envs": {"sim_eval.core", "sim_eval.envs"},
-    "policies": {"sim_eval.core", "sim_eval.policies"},
-    "datasets": {"sim_eval.core", "sim_eval.datasets"},
+    "sim_eval.core": ("sim_eval.core",),
+    "sim_eval.envs": ("sim_eval.core", "sim_eval.envs"),
+    "sim_eval.policies": ("sim_eval.core", "sim_eval.policies"),
+    "sim_eval.datasets": ("sim_eval.core", "sim_eval.datasets"),
+    "sim_eval.evaluation": (
+        "sim_eval.core",
+        "sim_eval.envs",
+        "sim_eval.policies",
+        "sim_eval.datasets",
+        "sim_eval.evaluation",
+    ),
 }
-PROGRAMS = ("collect", "train", "rollout", "leaderboard", "results", "compare", "verify", "serve", "doctor")
+HEAVY = {"torch", "mujoco", "robosuite", "transformers", "h5py", "scipy", "PIL", "matplotlib"}
 
 
-def imports(file: Path) -> set[str]:
-    """Modules of ours that a file names, at the top or inside a function."""
+def name_of(file: Path) -> str:
+    """The import name of a file under sim_eval; a package's is that of its folder."""
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Import name -> file. The linked folders are walked by their links, whose names are the import names."""
+    folders = [folder for folder in (ROOT / "sim_eval").iterdir() if folder.is_dir()]
+    files = [*(ROOT / "sim_eval").glob("*.py"), *(file for folder in folders for file in folder.rglob("*.py"))]
+    return {name_of(file): file for file in files}
+
+
+def statements(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """The imports of a file, in functions too, but for those that only a type checker sees."""
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        yield node
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        return
+    for child in ast.iter_child_nodes(node):
+        yield from statements(child)
+
+
+def imports(name: str) -> set[str]:
+    """The modules of ours that a module imports."""
     found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-        elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-    return {name for name in found if name.split(".")[0] in ("sim_eval", *ALLOWED)}
+    for statement in statements(ast.parse(modules()[name].read_text())):
+        if isinstance(statement, ast.Import):
+            found |= {alias.name for alias in statement.names}
+        else:
+            assert statement.module, f"{name} has a relative import"
+            below = {f"{statement.module}.{alias.name}" for alias in statement.names}
+            found |= {each if each in modules() else statement.module for each in below}
+    return {each for each in found if each.split(".")[0] in ("sim_eval", "envs", "policies", "datasets")}
 
 
-@pytest.mark.parametrize("room", ALLOWED)
-def test_imports_go_one_way(room: str) -> None:
-    for file in (ROOT / room).rglob("*.py"):
-        for name in imports(file):
-            allowed = any(name == door or name.startswith(f"{door}.") for door in ALLOWED[room])
-            assert allowed, f"{file.relative_to(ROOT)} imports {name}"
+def inside(name: str, folder: str) -> bool:
+    return name == folder or name.startswith(f"{folder}.")
 
 
-def test_no_two_modules_bear_one_name() -> None:
-    files = [file for room in (*ALLOWED, "sim_eval") for file in (ROOT / room).rglob("*.py")]
-    # A task family's expert bears the family's name, by design.
-    tasks = {file.stem for file in (ROOT / "envs" / "tasks").glob("*.py")}
-    experts = [file for file in (ROOT / "policies" / "scripted").glob("*.py") if file.stem in tasks]
-    names = [file.stem for file in files if file.stem != "__init__" and file not in experts]
+@pytest.mark.parametrize("folder", ALLOWED)
+def test_imports_go_one_way(folder: str) -> None:
+    for name in modules():
+        if inside(name, folder):
+            wrong = {each for each in imports(name) if not any(inside(each, door) for door in ALLOWED[folder])}
+            assert wrong <= {"sim_eval"}, f"{name} imports {wrong}"  # of which itself only the version is of use
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    try:
+        TopologicalSorter({name: imports(name) for name in modules()}).prepare()
+    except CycleError as error:
+        pytest.fail(" <- ".join(error.args[1]))
+
+
+def test_no_two_modules_have_one_name() -> None:
+    def is_demonstrator(name: str) -> bool:
+        """A task family's scripted policy has the family's name."""
+        return f"sim_eval.envs.tasks.{name.removeprefix('sim_eval.policies.scripted.')}" in modules()
+
+    names = [name.rpartition(".")[2] for name in modules() if not is_demonstrator(name)]
     assert sorted(names) == sorted(set(names))
 
 
-def test_hugging_faces_datasets_is_not_shadowed() -> None:
-    code = "import sim_eval, sim_eval.datasets, importlib.util as u; s = u.find_spec('datasets'); print(s and s.origin)"
-    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert str(ROOT) not in answer.stdout
-
-
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_help_loads_no_heavy_library(program: str) -> None:
+def test_help_loads_no_heavy_library() -> None:
+    """Of all programs in one process: what is loaded after one is blamed on it."""
+    programs = [name for name, file in modules().items() if '__name__ == "__main__"' in file.read_text()]
+    assert {"sim_eval.rollout", "sim_eval.train"} <= set(programs)
     code = (
-        "import sys, runpy\n"
-        f"sys.argv = ['{program}', '--help']\n"
-        "try: runpy.run_module('sim_eval." + program + "', run_name='__main__', alter_sys=True)\n"
-        "except SystemExit: pass\n"
-        "heavy = {'torch', 'mujoco', 'robosuite', 'transformers', 'h5py'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
+        "import contextlib, io, json, runpy, sys\n"
+        "loaded, shown = {}, {}\n"
+        f"for program in {programs}:\n"
+        "    sys.argv, out = [program, '--help'], io.StringIO()\n"
+        "    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):\n"
+        "        runpy.run_module(program, run_name='__main__', alter_sys=True)\n"
+        "    loaded[program], shown[program] = sorted(sys.modules), out.getvalue()\n"
+        "json.dump([loaded, shown], sys.stdout)"
     )
     answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
-    assert "usage:" in answer.stdout
+    loaded, shown = json.loads(answer.stdout)
+    for program in programs:
+        assert not HEAVY & set(loaded[program]), program
+        assert f"usage: python -m {program}" in shown[program]
 
 
 def test_every_shipped_checkpoint_loads_and_has_a_card() -> None:

@@ -1,4 +1,4 @@
-"""A policy that runs on a server, ``ws://host:port``: our own, or any that speaks openpi's protocol."""
+"""A policy that runs on a server at ``ws://host:port``: sim_eval's own server, or any that speaks openpi's protocol."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from sim_eval.policies.remote.messages import from_metadata, from_request, to_ch
 from sim_eval.policies.remote.wire import MAX_MESSAGE, Message, pack, unpack
 
 Result = TypeVar("Result")
-TOO_BIG = 1009  # websocket's code of a connection that was closed over the size of a message
+TOO_BIG = 1009  # the websocket close code for a message that is too big
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a server is waited for, seconds.
+    """Timeouts of a client, in seconds.
 
     Attributes:
-        connect: for a connection, and for the metadata on it.
-        answer: for a chunk of actions; a server's first one may have to compile its network.
-        retries: pauses before each further try over a connection that cannot be made or was dropped.
+        connect: for opening a connection, and for the metadata on it.
+        answer: for a chunk of actions; the first one may take long because the server compiles its network.
+        retries: pauses before each further attempt when a connection cannot be opened or was dropped.
     """
 
     connect: float = 10.0
@@ -39,19 +39,20 @@ class Patience:
 
 
 class _Dropped(Exception):
-    """The connection is gone; another try may help."""
+    """The connection is lost; another attempt may succeed."""
 
 
 class RemotePolicy:
-    """Asks a server, one observation a message, over one connection that is made anew when it was dropped.
+    """Sends each request to a server as one message; reconnects when the connection was dropped.
 
     Args:
-        url: of the server.
-        keys: file, or the name of one that comes along, that says how a server is asked that is not sim_eval's own;
-            see :mod:`sim_eval.policies.remote.keys`.
+        url: the server's address.
+        keys: observation keys for third-party servers: a file, or the name of a shipped one; see
+            :mod:`sim_eval.policies.remote.keys`.
+        patience: timeouts and retries.
 
     Raises:
-        SimEvalError: nobody answers there, it is no such server, or it is not sim_eval's own and there are no keys.
+        SimEvalError: no server answers, it speaks another protocol, or it is a third party's and there are no keys.
     """
 
     def __init__(self, url: str, keys: Path | None = None, patience: Patience = Patience()) -> None:
@@ -65,18 +66,18 @@ class RemotePolicy:
         try:
             own = from_metadata(unpack(self._metadata))
         except SimEvalError as error:
-            raise SimEvalError(f"the server at {url} introduces itself with something else: {error}") from error
+            raise SimEvalError(f"the server at {url} sends metadata that cannot be read: {error}") from error
         self._spec: PolicySpec
         if own is not None:
             if self._mapping is not None:
-                raise SimEvalError(f"the server at {url} is sim_eval's own and knows what it needs: leave --keys out")
+                raise SimEvalError(f"the server at {url} is sim_eval's own and says what it needs: leave --keys out")
             self._spec = own
         elif self._mapping is not None:
-            self._spec = self._mapping.served_by(self._metadata)
+            self._spec = self._mapping.spec(self._metadata)
         else:
             raise SimEvalError(
-                f"the server at {url} is not sim_eval's own and does not say what it needs and what its actions mean: "
-                f"describe it in a file and give that as --keys, or one that comes along: {', '.join(SHIPPED)}"
+                f"the server at {url} is not sim_eval's own and does not say what it needs or what its actions mean: "
+                f"describe it in a file and give that as --keys, or use a shipped one: {', '.join(SHIPPED)}"
             )
 
     @property
@@ -84,15 +85,15 @@ class RemotePolicy:
         return self._spec
 
     def predict(self, requests: Sequence[PolicyRequest]) -> list[ActionChunk]:
-        """Asks for one chunk after the other.
+        """Asks for one chunk after another.
 
         Raises:
-            SimEvalError: the server refuses, does not answer in time, answers something else, or stays away.
+            SimEvalError: the server reports an error, does not answer in time, sends an invalid answer, or is gone.
         """
         return [self._predict(request) for request in requests]
 
     def close(self) -> None:
-        """Leaves the server; another question connects again."""
+        """Closes the connection; the next request opens a new one."""
         self._connection = None
         self._open.close()
 
@@ -137,22 +138,22 @@ class RemotePolicy:
         except OSError as error:
             self.close()
             raise _Dropped(str(error)) from error
-        except BaseException:  # an answer that nobody waited for must not be taken for the next one
+        except BaseException:  # a late answer must not be taken for the answer to the next request
             self.close()
             raise
         if isinstance(answer, str):
             self.close()  # as openpi's server does after an error
-            told = answer.strip().splitlines() or ["nothing"]
-            raise SimEvalError(f"the server at {self._url} answers: {told[-1][:500]}")  # of a traceback what it says
+            lines = answer.strip().splitlines() or ["nothing"]
+            raise SimEvalError(f"the server at {self._url} answers: {lines[-1][:500]}")  # the last line of a traceback
         return unpack(answer)
 
     def _connected(self) -> ClientConnection:
-        """The connection; a new one must lead to the same policy."""
+        """The connection; opens a new one if necessary, which must lead to the same policy."""
         if self._connection is not None:
             return self._connection
         try:
             connection = self._open.enter_context(
-                # No pings: openpi's server does not answer them while it computes.
+                # Without pings, because openpi's server does not answer them while it computes.
                 connect(
                     self._url,
                     compression=None,

@@ -1,7 +1,7 @@
-"""How a server that is not sim_eval's own is asked: a TOML or JSON file that says what it needs and what it means.
+"""Observation keys for third-party servers: a TOML or JSON file says what such a server needs and how it is asked.
 
-``openpi_libero.toml`` beside this module is one, and explains the fields; its name alone is enough for ``--keys``.
-Our keys are those of :mod:`sim_eval.policies.remote.messages`; after ``|`` stands one of :data:`CHANGES`.
+``openpi_libero.toml`` beside this module is an example and explains the fields; ``--keys openpi_libero`` is enough to
+use it. Our keys are those of :mod:`sim_eval.policies.remote.messages`; ``|`` and one of :data:`CHANGES` may follow.
 """
 
 from __future__ import annotations
@@ -10,27 +10,27 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sim_eval.core import old_files
+from sim_eval.core.decoding import decode, encode
 from sim_eval.core.errors import SimEvalError
-from sim_eval.core.types import CameraView, EpisodeKey, FloatArray, Observation, WorkspaceBox
-from sim_eval.policies.policy import PolicyRequest, PolicySpec
+from sim_eval.core.types import ActionSpec, CameraView, EpisodeKey, FloatArray, Observation, WorkspaceBox
+from sim_eval.policies.policy import PolicyRequest, PolicySpec, Size
 from sim_eval.policies.remote.messages import from_request
 from sim_eval.policies.remote.wire import Message
 
 Array: TypeAlias = NDArray[Any]
-NEEDED = ("name", "observation", "cameras", "proprio", "action")
-OPTIONAL = ("robot", "answer")
 SHIPPED = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.toml"))}
 
 
 def axis_angle(quaternion: FloatArray) -> FloatArray:
-    """Rotation vector [3] of a quaternion [4] (x, y, z, w), of the length 2 acos(w) in [0, 2 pi], as LIBERO has it."""
+    """Rotation vector [3] of a quaternion [4] (x, y, z, w); its length is 2 acos(w) in [0, 2 pi], as in LIBERO."""
     x, y, z, w = quaternion
     sine = float(np.linalg.norm([x, y, z]))
     return np.array([x, y, z]) * (2 * np.arctan2(sine, w) / sine if sine > 1e-8 else 0.0)
@@ -47,83 +47,78 @@ CHANGES: Mapping[str, Callable[[Array], Array]] = {
 
 @dataclass(frozen=True)
 class KeyMapping:
-    """How a foreign server is asked.
+    """The fields of a file of keys.
 
     Attributes:
-        spec: what it needs and what its actions mean; its digest is the file's.
-        observation: its key -> ours, a list of ours, or a table of the same kind.
-        answer: the entry of its answer that holds the actions.
+        name: the policy's name in tables.
+        observation: the server's key -> our key, a list of ours that are joined to one vector, or a nested table.
+        cameras, proprio, action, robot: what the server needs, as in :class:`PolicySpec`.
+        answer: the entry of the server's answer that holds the actions [steps, action dim].
     """
 
-    spec: PolicySpec
+    name: str
     observation: Mapping[str, object]
-    answer: str
+    cameras: Mapping[str, tuple[Size, Size]]
+    proprio: Mapping[str, Size]
+    action: ActionSpec
+    robot: str | None = None
+    answer: str = "actions"
 
     def message(self, request: PolicyRequest) -> Message:
-        """The question in the server's words.
+        """The request in the server's words.
 
         Raises:
-            SimEvalError: the file names a key that is not ours, or changes it in a way that it cannot be changed.
+            SimEvalError: ``observation`` names a key that is not ours, or a change that is impossible.
         """
         return _table(self.observation, from_request(request))
 
-    def served_by(self, metadata: bytes) -> PolicySpec:
-        """The spec for a server that introduces itself so: nothing else tells two of its policies apart."""
-        return replace(self.spec, digest=hashlib.sha256(self.spec.digest.encode() + metadata).hexdigest())
+    def spec(self, metadata: bytes) -> PolicySpec:
+        """The spec of the server's policy.
+
+        Its digest is that of these fields and of the metadata that the server sends; nothing else distinguishes two
+        policies of a third-party server.
+        """
+        digest = hashlib.sha256(json.dumps(encode(self), sort_keys=True).encode() + metadata).hexdigest()
+        return PolicySpec(self.name, self.robot, self.cameras, self.proprio, self.action, digest=digest)
 
 
 def read_keys(file: Path) -> KeyMapping:
     """Reads a file of keys, and tries it on an empty observation.
 
     Args:
-        file: of the user's, or the name of one in :data:`SHIPPED`.
+        file: the user's file, or the name of one of :data:`SHIPPED`.
 
     Raises:
-        SimEvalError: it cannot be read, lacks something, or says something that cannot be.
+        SimEvalError: the file cannot be read, or a field is missing, unknown or invalid; names it.
     """
+    where = f"--keys {file}"
     try:
         text = (file if file.is_file() else SHIPPED.get(str(file), file)).read_text()
         data = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
-        if not isinstance(data, dict):
-            raise ValueError("not a table")
     except OSError as error:
         raise SimEvalError(
-            f"--keys {file} cannot be read ({error.strerror}); known by name: {', '.join(SHIPPED)}"
+            f"{where} cannot be read ({error.strerror}); these names are known: {', '.join(SHIPPED)}"
         ) from error
-    except ValueError as error:
-        raise SimEvalError(f"--keys {file} is neither TOML nor JSON ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise SimEvalError(f"{where} is neither TOML nor JSON ({error})") from error
+    if isinstance(data, dict) and "action" in data:
+        data["action"] = old_files.action(data["action"])
+    mapping = decode(KeyMapping, data, where)
     try:
-        return _mapping(data)
+        mapping.message(_blank(mapping))
     except SimEvalError as error:
-        raise SimEvalError(f"--keys {file}: {error}") from error
-
-
-def _mapping(data: dict[str, Any]) -> KeyMapping:
-    if missing := [name for name in NEEDED if data.get(name) is None]:
-        raise SimEvalError(
-            f"it lacks {', '.join(missing)}: a server that is not sim_eval's own must be told what it needs and what "
-            "its actions mean"
-        )
-    if unknown := [name for name in data if name not in (*NEEDED, *OPTIONAL)]:
-        raise SimEvalError(f"unknown field '{unknown[0]}': the fields are {', '.join((*NEEDED, *OPTIONAL))}")
-    digest = hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()
-    spec = PolicySpec.from_dict({"robot": None, "tasks": [], **data, "digest": digest})
-    if not isinstance(data["observation"], dict):
-        raise SimEvalError("observation must be a table: the server's key = ours")
-    mapping = KeyMapping(spec, data["observation"], str(data.get("answer", "actions")))
-    mapping.message(_blank(spec))
+        raise SimEvalError(f"{where}: {error}") from error
     return mapping
 
 
-def _blank(spec: PolicySpec) -> PolicyRequest:
-    """A question about an empty observation."""
+def _blank(spec: KeyMapping) -> PolicyRequest:
+    """A request with an empty observation."""
     views = {
         name: CameraView(np.zeros((*size, 3), np.uint8), np.zeros(size, np.float32), np.eye(3), np.eye(4))
         for name, size in spec.cameras.items()
     }
     proprio = {name: np.zeros(length) for name, length in spec.proprio.items()}
     observation = Observation(views, proprio, "", WorkspaceBox((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
-    assert spec.action is not None
     return PolicyRequest(observation, EpisodeKey(spec.name, "test", 0), 0, spec.action)
 
 

@@ -1,29 +1,33 @@
-"""What stands in the messages of sim_eval's own server.
+"""The messages of sim_eval's own server, as flat tables; units and frames are those of :mod:`sim_eval.core.types`.
 
-Metadata: ``sim_eval`` {protocol, policy: its spec}. A request, flat: ``views/<camera>/rgb``, ``.../depth``,
-``.../intrinsics``, ``.../camera_to_world``, ``proprio/<field>``, ``workspace`` [2, 3] (lower, upper), ``prompt``,
-``episode`` {task, split, index}, ``replan``, ``action`` (what the answer must be in; may be left out where the policy's
-spec says it) and ``privileged/<field>``; units and frames as in :mod:`sim_eval.core.types`. An answer: ``actions``
-[horizon, action dim], ``disturbance`` [action dim] where the policy gives one, ``server_timing`` {infer_ms}.
+Metadata, once per connection: ``sim_eval`` {``protocol``, ``policy``: the policy's spec}.
+
+Request: ``views/<camera>/rgb``, ``.../depth``, ``.../intrinsics``, ``.../camera_to_world``, ``proprio/<field>``,
+``workspace`` [2, 3] (lower, upper), ``prompt``, ``episode`` {task, split, index}, ``policy_call``, ``action`` (the
+environment's :class:`ActionSpec`; optional if the policy's spec has one) and ``privileged/<field>``.
+
+Answer: ``actions`` [steps, action dim] and ``server_timing`` {infer_ms}; if the policy gives a disturbance, also
+``disturbance`` [action dim] and ``disturbed_share``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sim_eval.core.errors import SimEvalError, reading
+from sim_eval.core.decoding import decode
+from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import ActionChunk, ActionSpec, CameraView, EpisodeKey, FloatArray, Observation, WorkspaceBox
 from sim_eval.policies.policy import PolicyRequest, PolicySpec
 from sim_eval.policies.remote.wire import Message
 
-PROTOCOL = 1
+PROTOCOL = 2
 Value = TypeVar("Value")
-ANY = -1  # a length that is free
+ANY = -1  # of a shape: any length
 
 
 def to_metadata(spec: PolicySpec) -> Message:
@@ -34,23 +38,21 @@ def from_metadata(metadata: Mapping[str, object]) -> PolicySpec | None:
     """The served policy's spec; None: the server is not sim_eval's own.
 
     Raises:
-        SimEvalError: it speaks another version, or the spec is damaged.
+        SimEvalError: the server speaks another version of the protocol, or the spec is damaged.
     """
-    own = metadata.get("sim_eval")
-    if own is None:
+    if "sim_eval" not in metadata:
         return None
-    with reading():
-        table = cast(Mapping[str, Any], own)
-        if table["protocol"] != PROTOCOL:
-            raise SimEvalError(
-                f"it speaks version {table['protocol']} of sim_eval's messages, this is {PROTOCOL}: install the same "
-                "sim_eval on both sides"
-            )
-        return PolicySpec.from_dict(table["policy"])
+    table = _get(metadata, "sim_eval", dict)
+    if (version := _get(table, "protocol", int)) != PROTOCOL:
+        raise SimEvalError(
+            f"it speaks version {version} of sim_eval's messages, this is {PROTOCOL}: install the same sim_eval on "
+            "both sides"
+        )
+    return PolicySpec.from_dict(_get(table, "policy", dict))
 
 
 def from_request(request: PolicyRequest) -> Message:
-    """A question as a flat table."""
+    """The request as a message."""
     seen, box = request.observation, request.observation.workspace
     return {
         **{f"views/{name}/{part}": array for name, view in seen.views.items() for part, array in vars(view).items()},
@@ -58,17 +60,17 @@ def from_request(request: PolicyRequest) -> Message:
         "workspace": np.array([box.lower, box.upper]),
         "prompt": seen.instruction,
         "episode": asdict(request.key),
-        "replan": request.policy_call,
+        "policy_call": request.policy_call,
         "action": asdict(request.action),
         **{f"privileged/{name}": array for name, array in (request.privileged or {}).items()},
     }
 
 
 def to_request(message: Message, spec: PolicySpec) -> PolicyRequest:
-    """Reads what :func:`from_request` made, or another client's message of that layout.
+    """Reads the output of :func:`from_request`, or another client's message of that layout.
 
     Raises:
-        SimEvalError: an entry is missing, is something else, or is not what the policy's spec needs.
+        SimEvalError: an entry is missing, has a wrong type or shape, or does not fit the policy's spec; names it.
     """
     views = {name: _view(message, name) for name in _names(message, "views/", "/rgb")}
     for name, size in spec.cameras.items():
@@ -81,35 +83,41 @@ def to_request(message: Message, spec: PolicySpec) -> PolicyRequest:
         observation=Observation(
             views, proprio, _get(message, "prompt", str), WorkspaceBox(tuple(lower.tolist()), tuple(upper.tolist()))
         ),
-        key=_key(_get(message, "episode", dict)),
-        policy_call=_get(message, "replan", int),
+        key=decode(EpisodeKey, _get(message, "episode", dict), "'episode'"),
+        policy_call=_get(message, "policy_call", int),
         action=_action(message, spec),
         privileged=_privileged(message),
     )
 
 
 def from_chunk(chunk: ActionChunk, milliseconds: float) -> Message:
-    """An answer as a table."""
+    """The chunk as a message, with the time that it took."""
     answer: Message = {
         "actions": np.asarray(chunk.actions, np.float64),
         "server_timing": {"infer_ms": milliseconds},
     }
     if chunk.disturbance is not None:
         answer["disturbance"] = np.asarray(chunk.disturbance, np.float64)
+        answer["disturbed_share"] = float(chunk.disturbed_share)
     return answer
 
 
 def to_chunk(answer: Message, name: str = "actions") -> ActionChunk:
-    """Reads what :func:`from_chunk` made, or another server's answer.
+    """Reads the output of :func:`from_chunk`, or another server's answer.
 
     Args:
-        name: of the entry that holds the actions [horizon, action dim].
+        name: the entry with the actions [steps, action dim].
 
     Raises:
-        SimEvalError: the entry is missing or is something else.
+        SimEvalError: an entry is missing or has a wrong type, shape or value; names it.
     """
-    disturbance = _array(answer, "disturbance", np.float64, ANY) if "disturbance" in answer else None
-    return ActionChunk(_array(answer, name, np.float64, ANY, ANY), disturbance)
+    actions = _array(answer, name, np.float64, ANY, ANY)
+    if "disturbance" not in answer:
+        return ActionChunk(actions)
+    share = _get(answer, "disturbed_share", float)
+    if not 0 <= share <= 1:
+        raise SimEvalError(f"'disturbed_share' must be between 0 and 1, not {share}")
+    return ActionChunk(actions, _array(answer, "disturbance", np.float64, ANY), share)
 
 
 def _names(message: Message, prefix: str, suffix: str = "") -> list[str]:
@@ -131,7 +139,7 @@ def _view(message: Message, name: str) -> CameraView:
 
 
 def _array(message: Message, name: str, dtype: type[np.generic], *shape: int) -> NDArray[Any]:
-    """The array of this name and shape, as dtype; nothing but float precision may be lost."""
+    """The array of this name and shape, converted to dtype; a conversion may lose float precision, but no more."""
     value = _get(message, name, np.ndarray)
     fits = len(value.shape) == len(shape) and all(
         want in (ANY, have) for want, have in zip(shape, value.shape, strict=True)
@@ -142,7 +150,7 @@ def _array(message: Message, name: str, dtype: type[np.generic], *shape: int) ->
     return value.astype(dtype, copy=False)
 
 
-def _get(message: Message, name: str, kind: type[Value]) -> Value:
+def _get(message: Mapping[str, object], name: str, kind: type[Value]) -> Value:
     if name not in message:
         raise SimEvalError(f"the message lacks '{name}'; it has {', '.join(message)[:500] or 'nothing'}")
     value = message[name]
@@ -156,14 +164,7 @@ def _privileged(message: Message) -> dict[str, FloatArray] | None:
     return {name: _get(message, f"privileged/{name}", np.ndarray) for name in names} or None
 
 
-def _key(entries: Message) -> EpisodeKey:
-    return EpisodeKey(_get(entries, "task", str), _get(entries, "split", str), _get(entries, "index", int))
-
-
 def _action(message: Message, spec: PolicySpec) -> ActionSpec:
     if "action" not in message and spec.action is not None:
         return spec.action
-    try:
-        return ActionSpec.from_dict(_get(message, "action", dict))
-    except SimEvalError as error:
-        raise SimEvalError(f"'action': {error}") from error
+    return decode(ActionSpec, _get(message, "action", dict), "'action'")

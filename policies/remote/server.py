@@ -1,4 +1,4 @@
-"""A policy as a server that speaks openpi's protocol: metadata first, then an answer for every observation."""
+"""A server that speaks openpi's protocol: it sends metadata first, then an answer to every request."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from sim_eval.policies.policy import Policy
 from sim_eval.policies.remote.messages import from_chunk, to_metadata, to_request
 from sim_eval.policies.remote.wire import MAX_MESSAGE, pack, unpack
 
-# What the library would tell of strangers who speak no websocket.
+# The library would log a traceback for every client that does not speak websocket.
 _SILENT = logging.getLogger(__name__)
 _SILENT.setLevel(logging.CRITICAL + 1)
 
 
 class PolicyServer:
-    """Answers several clients, one question at a time, so that no question is batched with another one's.
+    """Serves several clients, one request at a time, so that requests of different clients are never batched.
 
-    A question that cannot be answered gets one line of text, and the connection goes on.
+    An invalid request is answered by one line of text, and the connection stays open.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -36,10 +36,10 @@ class PolicyServer:
         self._one_at_a_time = Lock()
 
     def listen(self, host: str, port: int) -> Server:
-        """Opens the port; ``serve_forever()`` of what it returns serves, on a thread for each client.
+        """Opens the port. Call ``serve_forever()`` on the result; each client gets a thread.
 
         Raises:
-            SimEvalError: the host or port cannot be had.
+            SimEvalError: the host or port cannot be used.
         """
         try:
             return serve(
@@ -48,7 +48,7 @@ class PolicyServer:
                 port,
                 compression=None,
                 max_size=MAX_MESSAGE,
-                origins=[None],  # browsers always send one: no web page may talk to a port of this machine
+                origins=[None],  # browsers always send an origin: web pages must not reach this port
                 process_request=_health,
                 logger=_SILENT,
             )
@@ -56,10 +56,10 @@ class PolicyServer:
             raise SimEvalError(f"cannot listen on {host}:{port} ({error}): choose another --host or --port") from error
 
     def answer(self, question: bytes | str) -> bytes | str:
-        """The answer to one message; text is why there is none."""
+        """The answer to one message: bytes, or one line of text that says why there is none."""
         try:
             if isinstance(question, str):
-                raise SimEvalError("the message is text: send an observation packed by msgpack")
+                raise SimEvalError("the message is text: send an observation packed with msgpack")
             request = to_request(unpack(question), self._policy.spec)
             with self._one_at_a_time:
                 began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""openpi's messages as bytes: msgpack with its extension for NumPy, read strictly and never unpickled.
+"""openpi's messages as bytes: msgpack with openpi's extension for NumPy, read strictly; nothing is unpickled.
 
 An array is ``{b"__ndarray__": True, b"data", b"dtype", b"shape"}`` with its bytes in C order, a NumPy scalar
 ``{b"__npgeneric__": True, b"data", b"dtype"}`` (openpi-client's msgpack_numpy).
@@ -18,10 +18,9 @@ from sim_eval.core.errors import SimEvalError
 
 Message: TypeAlias = dict[str, object]
 
-MAX_MESSAGE = 64 * 2**20  # bytes, either way; two RGB-D pictures of 336x336 pixels are 1.6 MB
-MAX_ENTRIES = 4096  # of one table or list
-# Tables and lists of one message: an empty one is one byte on the wire and 64 in memory.
-MAX_CONTAINERS = 10_000
+MAX_MESSAGE = 64 * 2**20  # bytes, in both directions; two RGB-D pictures of 336x336 pixels are 1.6 MB
+MAX_ENTRIES = 4096  # per table or list
+MAX_CONTAINERS = 10_000  # tables and lists per message: an empty one takes 1 byte on the wire but 64 in memory
 MAX_DIMENSIONS = 8
 DTYPES = frozenset(
     ("|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8"),
@@ -31,10 +30,10 @@ SCALAR = {b"__npgeneric__", b"data", b"dtype"}
 
 
 def pack(message: Mapping[str, object]) -> bytes:
-    """A message as bytes.
+    """The message as bytes.
 
     Raises:
-        SimEvalError: it holds something the wire does not know, or is larger than :data:`MAX_MESSAGE`.
+        SimEvalError: it holds a type that the protocol lacks, or is larger than :data:`MAX_MESSAGE`.
     """
     try:
         data: bytes = msgpack.packb(message, default=_encode)
@@ -46,11 +45,11 @@ def pack(message: Mapping[str, object]) -> bytes:
 
 
 def unpack(data: bytes) -> Message:
-    """Bytes as a message; its arrays are writable copies.
+    """The message in the bytes; its arrays are writable copies.
 
     Raises:
-        SimEvalError: it is no table of named entries, is damaged or too large, or holds an array of another dtype or
-            another number of bytes than it says.
+        SimEvalError: the bytes are damaged, too many or not a table of named entries, or an array has a forbidden dtype
+            or a wrong number of bytes.
     """
     if len(data) > MAX_MESSAGE:
         raise SimEvalError(f"the message has {len(data)} bytes, at most {MAX_MESSAGE} are read")
@@ -80,7 +79,7 @@ def _encode(value: object) -> object:
 
 
 class _Decoder:
-    """The hooks of one message; counts what it is made of."""
+    """msgpack's hooks for one message; they count its containers."""
 
     def __init__(self) -> None:
         self._left = MAX_CONTAINERS

@@ -1,1 +1,1 @@
-"""Scripted experts, one file a task family; they see the simulator's state."""
+"""Scripted demonstrators, one file per task family; they see the simulator's state."""

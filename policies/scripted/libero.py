@@ -1,6 +1,6 @@
-"""Experts for libero_object and libero_spatial: pick something, carry it over its place, let go, rise.
+"""Demonstrators for libero_object and libero_spatial: pick an object, carry it over its place, let go, rise.
 
-Where to take hold, how high to travel and where to let go follow from the boxes round the things.
+The bounding boxes of the objects decide where to grasp, how high to travel and where to let go.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from sim_eval.policies.scripted.waypoints import (
     upright,
 )
 
-OPENING_METRES = 0.07  # what is wider is not taken between the fingers but by its rim
-HAND_METRES, HAND_HALF_METRES = 0.1, 0.035  # half the length of the hand, along the fingers' opening, and its thickness
-PALM_METRES = 0.04  # of the palm above the point between the fingers
+OPENING_METRES = 0.07  # wider objects are held by the rim
+HAND_METRES, HAND_HALF_METRES = 0.1, 0.035  # half of the hand's length (along the opening) and of its thickness
+PALM_METRES = 0.04  # height of the palm above the point between the fingers
 TURN_COST = 0.01
-CARRIED_METRES = 0.08  # from the middle of what is carried to what may be beside it
-DEPTH_METRES = 0.035  # of the point between the fingers below the top of what they hold, or the palm would touch it
-RIM_DEPTH_METRES, RIM_INSET_METRES = 0.012, 0.008  # of that point below a bowl's rim, and inside it
-GROUND_METRES = 0.012  # of that point above what the thing stands on: the fingertips reach further down
-CLEARANCE_METRES = 0.03  # above the highest thing, on the way
-DEEP_METRES = 0.08  # a place that is higher is a container
-BELOW_RIM_METRES = 0.02  # how far the fingers reach into one
+CARRIED_METRES = 0.08  # distance that the middle of a carried object keeps from other objects
+DEPTH_METRES = 0.035  # how far below an object's top it is held; deeper, the palm would touch it
+RIM_DEPTH_METRES, RIM_INSET_METRES = 0.012, 0.008  # how far below and inside its rim a bowl is held
+GROUND_METRES = 0.012  # least height of the grasp above the ground: the fingertips reach below it
+CLEARANCE_METRES = 0.03  # above the highest object on the way
+DEEP_METRES = 0.08  # a higher place is a container
+BELOW_RIM_METRES = 0.02  # how far the fingers reach into a container
 OVER_METRES = 0.01
-SLACK_METRES = 0.03  # below the way's height within which it goes sideways too
+SLACK_METRES = 0.03  # how far below the travelling height the hand may already move sideways
 SEATED_METRES = 0.008
 FINGER_METRES = 0.05  # from the point between the open fingers to the outside of one
 FREE_METRES = 0.02
@@ -60,7 +60,7 @@ class Thing:
 
 
 def thing(state: Mapping[str, FloatArray], name: str) -> Thing:
-    """The object of this name, whichever of its axes points up."""
+    """The object of this name; any of its axes may point up."""
     rotation, (lower, upper) = state[f"{name}_mat"], state[f"{name}_box"]
     half = (upper - lower) / 2
     up = int(np.argmax(np.abs(rotation[2])))
@@ -74,16 +74,16 @@ def thing(state: Mapping[str, FloatArray], name: str) -> Thing:
 
 
 def others(state: Mapping[str, FloatArray]) -> list[Thing]:
-    """Everything but what is to move; its place among it."""
+    """All objects but the one that is to be moved; its place is among them."""
     names = [key.removesuffix("_box") for key in state if key.endswith("_box")]
     own = state["moved_pos"]
     return [thing(state, name) for name in names if not np.array_equal(state[f"{name}_pos"], own)]
 
 
 def way_height(state: Mapping[str, FloatArray], start: FloatArray, end: FloatArray, beside: float) -> float:
-    """Height above which the way from one point [2] to another, seen from above, is free, so far ``beside`` it.
+    """Height, in metres, above which the way from one point [2] to another, seen from above, is free of objects.
 
-    Not above everything: held high, the arm does not reach far.
+    Only objects that are nearer to the way than ``beside`` count: an arm that is held high does not reach far.
     """
     along = (end - start) / max(float(np.sum((end - start) ** 2)), 1e-9)
     tops = [
@@ -95,7 +95,7 @@ def way_height(state: Mapping[str, FloatArray], start: FloatArray, end: FloatArr
 
 
 def turn_to(eef_mat: FloatArray, way: FloatArray) -> float:
-    """Rotation about world z, in (-pi/2, pi/2], after which the fingers open along a direction [2] or against it."""
+    """Rotation about world z, in (-pi/2, pi/2], that makes the fingers open along a direction [2] or its opposite."""
     fingers = np.arctan2(eef_mat[1, 0], eef_mat[0, 0])
     wanted = np.arctan2(way[1], way[0])
     return float(np.pi / 2 - (np.pi / 2 - (wanted - fingers)) % np.pi)
@@ -107,14 +107,14 @@ def direction(angle: float) -> FloatArray:
 
 
 def gap(point: FloatArray, things: Sequence[Thing], free: float) -> float:
-    """Metres from a point [2], seen from above, to the nearest of the things' circles; no more than ``free``."""
+    """Metres from a point [2], seen from above, to the nearest circle around an object; at most ``free``."""
     return min([free, *(float(np.linalg.norm(point - each.middle[:2]) - each.half_widths.max()) for each in things)])
 
 
 def between_fingers(state: Mapping[str, FloatArray], moved: Thing) -> tuple[FloatArray, float]:
-    """Where [3] and with what turn to take hold of something narrow, so that the hand has room beside its neighbours.
+    """Grasp point [3] and turn for a narrow object, such that the hand has room beside other objects.
 
-    Across a side that fits, in its middle and straight if that will do.
+    The fingers close across a side that fits, in its middle and straight if that is possible.
     """
     height = max(moved.top - DEPTH_METRES, moved.bottom + GROUND_METRES)
     tall = [each for each in others(state) if each.top > height + PALM_METRES]
@@ -139,9 +139,9 @@ def between_fingers(state: Mapping[str, FloatArray], moved: Thing) -> tuple[Floa
 
 
 def by_the_rim(state: Mapping[str, FloatArray], moved: Thing) -> tuple[FloatArray, float]:
-    """Where [3] and with what turn to take hold of a bowl: one finger inside, one outside, where there is room.
+    """Grasp point [3] and turn for a bowl: one finger inside and one outside, where there is room.
 
-    In a drawer that is along its front, which is its longer side, and towards its middle.
+    In a drawer, that is along the drawer's front (its longer side) and towards its middle.
     """
     rotation, radius = state["moved_mat"], float(moved.half_widths.mean())
 
@@ -158,7 +158,7 @@ def by_the_rim(state: Mapping[str, FloatArray], moved: Thing) -> tuple[FloatArra
 
     def judge(way: FloatArray) -> tuple[float, float]:
         finger = moved.middle[:2] + (radius + FINGER_METRES) * way
-        # Rounded, so that of two sides that are as good it is always the same.
+        # Rounding makes the choice between two equally good sides always the same.
         return round(gap(finger, beside, FREE_METRES), 3), -round(abs(turn_to(state["eef_mat"], way)), 1)
 
     here = state["eef_pos"][:2] - moved.middle[:2]
@@ -176,13 +176,13 @@ def by_the_rim(state: Mapping[str, FloatArray], moved: Thing) -> tuple[FloatArra
 
 
 def transport(state: Mapping[str, FloatArray], instruction: str) -> ActionChunk:
-    """One action from the gripper's pose and those of the things on the scene."""
+    """One action from the poses of the gripper and of the objects in the scene."""
     eef, width = state["eef_pos"], finger_width(state)
     moved, place = thing(state, "moved"), thing(state, "place")
     container, rimmed = place.half_height > DEEP_METRES / 2, bool(moved.half_widths.min() > OPENING_METRES / 2)
     across = (place.middle - moved.middle)[:2]
     beside = float(np.linalg.norm(across))
-    # Where the bottom of the thing comes to, by which the palm stays above a container's rim.
+    # The height at which the object's bottom ends, such that the palm stays above a container's rim.
     reach = float(eef[2]) - moved.bottom
     seat = max(place.bottom + OVER_METRES, place.top - BELOW_RIM_METRES - reach) if container else place.bottom
     if beside < 2 * OVER_METRES and moved.bottom < seat + SEATED_METRES:
@@ -193,7 +193,7 @@ def transport(state: Mapping[str, FloatArray], instruction: str) -> ActionChunk:
         travel = max(way_height(state, moved.middle[:2], place.middle[:2], CARRIED_METRES), seat)
         rise = seat + (travel - seat) * np.clip((beside - OVER_METRES) / 0.03, 0.0, 1.0) - moved.bottom
         across = across * np.clip(1.0 - rise / SLACK_METRES, 0.0, 1.0)
-        # No turning: far out, where the elbow is straight, it would hold the arm there.
+        # Without turning: it would block the arm far out, where the elbow is straight.
         return disturbed(towards(np.array([*across, rise]), np.zeros(3), CLOSE, gain=1.5), beside)
     offset = grasp - eef
     if is_at(offset):

@@ -1,4 +1,4 @@
-"""Expert for the Lift family: line up over the cube, descend, close, lift."""
+"""Demonstrator for the Lift family: line up over the cube, descend, close, lift."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Meta-World's own scripted policies as experts for its 50 tasks."""
+"""Meta-World's own scripted policies as demonstrators for its 50 tasks."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from sim_eval.policies.scripted.scripted_policy import Demonstrator
 
 SIMULATOR = "metaworld/"
-# Pushes off the expert's path, of the hand and not of the gripper. Noise at every step ruins these experts, which move
-# at full speed and wait for nothing; short bursts leave most of their episodes successful.
+# Pushes of the hand, not of the gripper. These demonstrators move at full speed and wait for nothing: with noise at
+# every step they fail, with short bursts most of their episodes succeed.
 DISTURBANCE, DISTURBED_SHARE = np.array([0.7, 0.7, 0.7, 0.0]), 0.15
 
 
 def act(policy: Policy, state: Mapping[str, FloatArray], instruction: str) -> ActionChunk:
-    """One action; Meta-World's policies command more than the bounds and rely on being clipped."""
+    """One action, clipped: Meta-World's policies exceed the bounds and rely on clipping."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they say so at each step
+        warnings.simplefilter("ignore")  # the policies warn at each step that they are clipped
         action = np.asarray(policy.get_action(state["observation"]), np.float64)
     return ActionChunk(np.clip(action, -1, 1)[None], DISTURBANCE, DISTURBED_SHARE)
 
 
 def find_demonstrator(task: str) -> Demonstrator | None:
-    """The expert of a task of ours by name; None: it is not Meta-World's.
+    """The demonstrator of a task; None: it is not a task of Meta-World.
 
     Raises:
         SimEvalError: Meta-World is not installed, or has no such policy.

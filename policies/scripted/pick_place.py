@@ -1,4 +1,4 @@
-"""Expert for PickPlaceCan: pick the can, carry it over the wall to its compartment, let go, rise."""
+"""Demonstrator for PickPlaceCan: pick the can, carry it over the wall to its compartment, let go, rise."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sim_eval.policies.scripted.waypoints import (
     upright,
 )
 
-# A place in the can's compartment, world frame; its centre is out of the arm's reach with the gripper upright.
+# A place in the can's compartment, world frame. The compartment's centre is out of reach with an upright gripper.
 COMPARTMENT = np.array([0.165, 0.36])
 HOVER_METRES = 0.1  # the fingers pass over the can, which stands 4 cm above its centre
 CARRY_METRES = 1.02  # height of the can's centre while it crosses the walls, which end at 0.9

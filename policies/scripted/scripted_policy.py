@@ -1,7 +1,7 @@
 """The policy `scripted`: demonstrators that see the simulator's state.
 
-Every module of this folder contributes those of its ``DEMONSTRATORS``, or, where a simulator's package brings
-demonstrators of its own, ``find_demonstrator``.
+Each module of this folder lists its demonstrators by task in ``DEMONSTRATORS``, or has a function
+``find_demonstrator(task)`` if they come with a simulator's package.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from sim_eval.core.types import ActionChunk, FloatArray
 from sim_eval.policies import scripted
 from sim_eval.policies.policy import PolicyRequest, PolicySpec
 
+# (privileged state, instruction) -> one action; it depends on nothing else.
 Demonstrator: TypeAlias = Callable[[Mapping[str, FloatArray], str], ActionChunk]
 
 
@@ -28,22 +29,22 @@ def _modules() -> list[ModuleType]:
 
 @cache
 def find_demonstrator(task: str) -> Demonstrator | None:
-    """The task's expert: (privileged state, instruction) -> one action, a function of nothing else; None: it has none.
+    """The task's demonstrator; None: it has none.
 
     Raises:
-        SimEvalError: it comes with a package that is not installed.
+        SimEvalError: the demonstrator comes with a package that is not installed.
     """
     for module in _modules():
-        expert: Demonstrator | None = getattr(module, "DEMONSTRATORS", {}).get(task)
-        if expert is None and module.__name__ != __name__ and hasattr(module, "find_demonstrator"):
-            expert = module.find_demonstrator(task)
-        if expert is not None:
-            return expert
+        demonstrator: Demonstrator | None = getattr(module, "DEMONSTRATORS", {}).get(task)
+        if demonstrator is None and module.__name__ != __name__ and hasattr(module, "find_demonstrator"):
+            demonstrator = module.find_demonstrator(task)
+        if demonstrator is not None:
+            return demonstrator
     return None
 
 
 class ScriptedPolicy:
-    """Asks the expert of the episode's task, at every control step."""
+    """Commands what the demonstrator of the episode's task would do, one action per call."""
 
     spec = PolicySpec(name="scripted", privileged=True)
 
@@ -51,9 +52,9 @@ class ScriptedPolicy:
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: PolicyRequest) -> ActionChunk:
-        expert = find_demonstrator(request.key.task)
-        if expert is None:
-            raise SimEvalError(f"no scripted expert for '{request.key.task}': choose another --policy")
+        demonstrator = find_demonstrator(request.key.task)
+        if demonstrator is None:
+            raise SimEvalError(f"no scripted demonstrator for '{request.key.task}': choose another --policy")
         if request.privileged is None:
             raise SimEvalError("the scripted policy was given no simulator state")
-        return expert(request.privileged, request.observation.instruction)
+        return demonstrator(request.privileged, request.observation.instruction)

@@ -1,4 +1,4 @@
-"""Expert for Stack: pick the cube that the instruction names first, carry it over the other, let go, rise."""
+"""Demonstrator for Stack: pick the cube that the instruction names first, carry it over the other, let go, rise."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HALF_SIZE = {"red": 0.020, "green": 0.025}
 CLEARANCE_METRES = 0.03  # between the cubes while one is carried over the other
 OVER_METRES = 0.008
 SEATED_METRES = 0.007
-PRESS_METRES = 0.005  # aim that much below the seat, or the last millimetres take for ever
+PRESS_METRES = 0.005  # the aim is that much below the seat, or the last millimetres would take too long
 
 
 def stack(state: Mapping[str, FloatArray], instruction: str) -> ActionChunk:

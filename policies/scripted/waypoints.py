@@ -1,6 +1,6 @@
-"""Steps that waypoint experts share: the 7-D OSC_POSE action towards a pose, world frame, metres and radians.
+"""Steps that waypoint demonstrators share: the 7-D OSC_POSE action towards a pose, world frame, metres and radians.
 
-They remember nothing, so they recover from any disturbance.
+Demonstrators keep no state, so they recover from any disturbance.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def is_at(offset: FloatArray, metres: float = AT_OBJECT_METRES) -> bool:
 
 
 def is_held(offset: FloatArray, width: float, size: float) -> bool:
-    """Do fingers that are ``width`` apart hold the object, ``size`` wide and ``offset`` [3] away?"""
+    """Do fingers that are ``width`` apart hold an object that is ``size`` wide and ``offset`` [3] away?"""
     return is_at(offset, HELD_METRES) and width < size + GRIP_SLACK_METRES
 
 
@@ -73,7 +73,7 @@ def let_go(eef_mat: FloatArray, width: float, size: float) -> FloatArray:
 def approach(offset: FloatArray, rotation: FloatArray, hover: float = HOVER_METRES) -> FloatArray:
     """Action [7] towards an object with open fingers, down a funnel.
 
-    The further beside the object or the less lined up, the higher above it, up to ``hover`` metres.
+    The further the gripper is to the side, or the less it is lined up, the higher it stays, up to ``hover`` metres.
     """
     beside, turn = float(np.linalg.norm(offset[:2])), abs(rotation[2])
     height = hover * np.clip((beside - 0.005) / 0.03 + (turn - 0.05) / 0.3, 0.0, 1.0)
@@ -81,6 +81,6 @@ def approach(offset: FloatArray, rotation: FloatArray, hover: float = HOVER_METR
 
 
 def disturbed(action: FloatArray, metres: float) -> ActionChunk:
-    """The action with room for a disturbance that fades with the metres left to where care is needed."""
+    """The action with a disturbance that fades as fewer metres are left to the place that needs care."""
     fade = 0.0 if metres <= 0 else float(np.clip((metres - 0.02) / 0.08, 0.05, 1.0))
     return ActionChunk(action[None], disturbance=fade * np.array([*[POSITION_NOISE] * 3, *[ROTATION_NOISE] * 3, 0.0]))

@@ -2,7 +2,7 @@
 
 import logging
 
-# Where they are installed, transformers imports torchao, and peft bitsandbytes, whether or not anybody quantises; both
-# then warn of every GPU kernel that they did not find.
+# transformers imports torchao, and peft bitsandbytes, wherever these are installed; both then warn about every GPU
+# kernel that they do not find.
 for _library in ("torchao", "bitsandbytes", "torch.utils._pytree"):
     logging.getLogger(_library).setLevel(logging.ERROR)

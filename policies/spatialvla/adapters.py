@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2021) through peft: small matrices that are trained in the place of a part's own weights."""
+"""LoRA (Hu et al. 2021) through peft: small matrices are trained instead of a part's own weights."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ ADAPTED = ("vision", "vlm", "expert")  # the parts that are stacks of layers
 
 
 def add_adapters(model: SpatialVLAForConditionalGeneration, parts: Collection[str], rank: int) -> None:
-    """Freezes the named parts and sets a trainable adapter beside each matrix of their layers.
+    """Freezes the named parts and adds a trainable adapter to each matrix of their layers.
 
-    An adapter begins as zero, so the network computes what it did before.
+    Adapters start as zero, so the network's output does not change.
+
+    Args:
+        parts: some of :data:`ADAPTED`.
+        rank: of the adapters' matrices.
 
     Raises:
         SimEvalError: a part cannot be adapted.
@@ -27,7 +31,7 @@ def add_adapters(model: SpatialVLAForConditionalGeneration, parts: Collection[st
         raise SimEvalError(f"part '{unknown[0]}' cannot be adapted: choose among {', '.join(ADAPTED)}")
     if not parts:
         return
-    from peft import LoraConfig, inject_adapter_in_model  # takes a second, and few need it
+    from peft import LoraConfig, inject_adapter_in_model  # the import takes a second
 
     stacks = tuple(PARTS[part] for part in parts)
     matrices = [
@@ -45,9 +49,9 @@ def add_adapters(model: SpatialVLAForConditionalGeneration, parts: Collection[st
 
 @torch.no_grad()
 def whole_weights(model: SpatialVLAForConditionalGeneration) -> dict[str, Tensor]:
-    """The network's weights on the CPU with adapters added to the matrices beside which they stand.
+    """The network's weights on the CPU, with each adapter added to its matrix.
 
-    Those of a model on the CPU are its own, not copies. All processes must ask where the weights are divided.
+    The tensors of a model on the CPU are its own, not copies. If the weights are sharded, all processes must call this.
     """
     state: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
@@ -59,6 +63,6 @@ def whole_weights(model: SpatialVLAForConditionalGeneration) -> dict[str, Tensor
         if hasattr(module, "lora_A") and hasattr(module, "base_layer"):
             down, up = (state[f"{name}.lora_{side}.default.weight"].float() for side in "AB")
             added = float(module.scaling["default"]) * (up @ down)
-            # In float32 whatever the base is kept in: bfloat16 would round most of what was learnt away.
+            # In float32, whatever the type of the base: bfloat16 would round away most of what was learnt.
             state[f"{name}.base_layer.weight"] = state[f"{name}.base_layer.weight"].float() + added
     return {name.replace(".base_layer.", "."): tensor for name, tensor in state.items() if ".lora_" not in name}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -14,23 +13,24 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
+from safetensors.torch import load_file, save_file
 
 from sim_eval.core.errors import SimEvalError
+from sim_eval.core.files import atomic, read_json, write_json
 from sim_eval.core.types import ActionChunk
 from sim_eval.policies.policy import AS_SAVED, InferenceConfig, PolicyRequest, PolicySpec
 from sim_eval.policies.spatialvla.adapters import whole_weights
-from sim_eval.policies.spatialvla.configuration_spatialvla import SpatialVLAConfig, with_overrides
-from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
+from sim_eval.policies.spatialvla.configuration_spatialvla import SpatialVLAConfig
+from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration, check_tensors
 from sim_eval.policies.spatialvla.processing_spatialvla import SpatialVLAProcessor, load_tokenizer
 from sim_eval.policies.spatialvla.quantization import set_weights
 
 CONFIG, PROCESSOR, TOKENIZER, WEIGHTS = "config.json", "processor.json", "tokenizer.json", "model.safetensors"
+REMEDY = "restore the file or train the checkpoint again"
 
 
 class SpatialVLAPolicy:
-    """A loaded checkpoint behind the Policy protocol; key and replan count alone decide its noise."""
+    """A loaded checkpoint as a policy; the episode's key and the number of the call alone decide its noise."""
 
     def __init__(
         self,
@@ -67,19 +67,19 @@ def save_checkpoint(
 ) -> PolicySpec:
     """Writes the folder, each file whole or not at all, and returns the policy's spec with the weights' digest.
 
+    Equal weights give an equal digest; transformers' ``save_pretrained`` would add its own metadata to the file.
+
     Raises:
         SimEvalError: the folder cannot be written.
     """
-    weights = save_tensors(whole_weights(model))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / WEIGHTS, weights)
-        _write(folder / TOKENIZER, processor.tokenizer.to_str(pretty=True).encode())
-        _write(folder / PROCESSOR, _json(processor.to_dict()))
-        _write(folder / CONFIG, _json({**model.config.to_diff_dict(), "architectures": [type(model).__name__]}))
-    except OSError as error:
-        raise SimEvalError(f"{folder}: cannot write here ({error.strerror}); choose another folder") from error
-    return replace(processor.spec, digest=hashlib.sha256(weights).hexdigest())
+    with atomic(folder / WEIGHTS) as partial:
+        save_file(whole_weights(model), partial)
+        digest = _digest(partial)
+    with atomic(folder / TOKENIZER) as partial:
+        partial.write_text(processor.tokenizer.to_str(pretty=True))
+    write_json(folder / PROCESSOR, processor.to_dict())
+    write_json(folder / CONFIG, {**model.config.to_diff_dict(), "architectures": [type(model).__name__]})
+    return replace(processor.spec, digest=digest)
 
 
 def load_checkpoint(folder: Path, device: str = "auto", inference: InferenceConfig = AS_SAVED) -> SpatialVLAPolicy:
@@ -88,34 +88,34 @@ def load_checkpoint(folder: Path, device: str = "auto", inference: InferenceConf
     Args:
         folder: the checkpoint.
         device: a torch device, or "auto": CUDA when there is one, else the CPU.
-        inference: what is otherwise than it was saved; it is the spec's ``variant``.
+        inference: overrides of the saved inference settings; the spec's ``variant`` names them.
 
     Raises:
-        SimEvalError: a file is missing, truncated or does not fit the others, or this machine lacks the device or what
+        SimEvalError: a file is missing, damaged or does not fit the others, or this machine lacks the device or what
             ``inference`` needs.
     """
-    torch.set_flush_denormal(True)  # a denormal costs a CPU a hundred times what another number does
+    torch.set_flush_denormal(True)  # on a CPU, arithmetic on denormals is a hundred times slower
     place = resolve_device(device)
     with _blame(folder / CONFIG):
-        config = _network(_read_json(folder / CONFIG))
+        config = _network(read_json(folder / CONFIG, REMEDY))
     changes = []
     if inference.euler_steps not in (None, config.expert.euler_steps):
-        config = with_overrides(config, [f"expert.euler_steps={inference.euler_steps}"])
+        config = replace(config, expert=replace(config.expert, euler_steps=inference.euler_steps))
         changes.append(f"{inference.euler_steps} Euler steps")
     if inference.weights != "float32":
         changes.append(f"{inference.weights} weights")
     if inference.compile:
         changes.append("compiled")
-    weights = _read(folder / WEIGHTS)
+    with _blame(folder / WEIGHTS):
+        digest = _digest(folder / WEIGHTS)
     with _blame(folder / TOKENIZER):
-        tokenizer = load_tokenizer(_read(folder / TOKENIZER).decode(errors="replace"))
+        tokenizer = load_tokenizer((folder / TOKENIZER).read_text(errors="replace"))
     with _blame(folder / PROCESSOR):
-        digest = hashlib.sha256(weights).hexdigest()
-        processor = SpatialVLAProcessor.from_dict(_read_json(folder / PROCESSOR), config, tokenizer, digest)
-    with torch.random.fork_rng(devices=[]):  # building draws initial weights; the caller's stream stays where it was
+        processor = SpatialVLAProcessor.from_dict(read_json(folder / PROCESSOR, REMEDY), config, tokenizer, digest)
+    with torch.random.fork_rng(devices=[]):  # building draws initial weights from the caller's random stream
         model = SpatialVLAForConditionalGeneration(config)
     with _blame(folder / WEIGHTS):
-        _load_weights(model, weights)
+        _load_weights(model, folder / WEIGHTS)
     set_weights(model, inference.weights)
     policy = SpatialVLAPolicy(model, processor, place, ", ".join(changes))
     if inference.compile:
@@ -124,7 +124,7 @@ def load_checkpoint(folder: Path, device: str = "auto", inference: InferenceConf
 
 
 def compile_sampling(model: SpatialVLAForConditionalGeneration, device: torch.device) -> None:
-    """Runs the Euler step through torch.compile: once for all lengths of the context, at the first chunk.
+    """Runs the Euler step through torch.compile: one compilation, at the first chunk, serves all context lengths.
 
     Raises:
         SimEvalError: there is no compiler.
@@ -132,7 +132,7 @@ def compile_sampling(model: SpatialVLAForConditionalGeneration, device: torch.de
     compiler = os.environ.get("CXX", "g++")
     if device.type == "cpu" and shutil.which(compiler) is None:
         raise SimEvalError(
-            f"torch.compile needs a C++ compiler and there is no '{compiler}': install g++ or name another by CXX"
+            f"torch.compile needs a C++ compiler and there is no '{compiler}': install g++ or name another in CXX"
         )
     expert = model.action_expert
     expert.velocity = torch.compile(expert.velocity, dynamic=True)  # type: ignore[method-assign]
@@ -142,7 +142,7 @@ def resolve_device(name: str) -> torch.device:
     """The torch device of that name; "auto" is CUDA when there is one, else the CPU.
 
     Raises:
-        SimEvalError: unknown, or not on this machine.
+        SimEvalError: the name is unknown, or this machine has no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -154,71 +154,39 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def _load_weights(model: SpatialVLAForConditionalGeneration, weights: bytes) -> None:
-    try:
-        tensors = load_tensors(weights)
-    except SafetensorError as error:
-        raise SimEvalError(f"not whole ({error})") from error
-    expected = model.state_dict()
-    if missing := expected.keys() - tensors.keys():
-        raise SimEvalError(f"{len(missing)} tensors are missing, among them {min(missing)}")
-    if unknown := tensors.keys() - expected.keys():
-        raise SimEvalError(f"{len(unknown)} tensors do not belong to the model, among them {min(unknown)}")
+def _load_weights(model: SpatialVLAForConditionalGeneration, file: Path) -> None:
+    tensors, expected = load_file(file), model.state_dict()
+    shapes = {name: (tensors[name].shape, expected[name].shape) for name in tensors.keys() & expected.keys()}
+    misshapen = [(name, found, wanted) for name, (found, wanted) in shapes.items() if found != wanted]
+    check_tensors(expected.keys() - tensors.keys(), tensors.keys() - expected.keys(), misshapen)
     for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape:
-            raise SimEvalError(
-                f"{name} has shape {tuple(tensor.shape)}, {CONFIG} asks for {tuple(expected[name].shape)}"
-            )
         if not tensor.isfinite().all():
             raise SimEvalError(f"{name} holds NaN or infinity")
     model.load_state_dict(tensors)
 
 
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 @contextmanager
 def _blame(file: Path) -> Iterator[None]:
-    """Puts the file's name and the remedy on whatever is wrong with it."""
+    """Turns any failure to read the file into one line with its name and the remedy."""
     try:
         yield
     except SimEvalError as error:
         if str(error).startswith(str(file)):
             raise
-        raise SimEvalError(f"{file}: {error}; restore the file or train the checkpoint again") from error
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
+        raise SimEvalError(f"{file}: {error}; {REMEDY}") from error
     except OSError as error:
-        raise SimEvalError(
-            f"{file}: {(error.strerror or 'unreadable').lower()}; restore the file or train the checkpoint again"
-        ) from error
-
-
-def _read_json(file: Path) -> dict[str, object]:
-    try:
-        data = json.loads(_read(file))
-    except ValueError as error:
-        raise SimEvalError(f"not valid JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise SimEvalError("not a table of fields")
-    return data
+        raise SimEvalError(f"{file}: {(error.strerror or 'unreadable').lower()}; {REMEDY}") from error
+    except SafetensorError as error:
+        raise SimEvalError(f"{file}: not whole ({error}); {REMEDY}") from error
 
 
 def _network(data: dict[str, object]) -> SpatialVLAConfig:
-    network = data.get("network", data)  # the first checkpoints held nothing else
+    network = data.get("network", data)  # the first checkpoints hold the network's fields only
     if not isinstance(network, dict):
         raise SimEvalError("network: expected a table of fields")
     return SpatialVLAConfig.from_dict(network)
-
-
-def _json(data: dict[str, object]) -> bytes:
-    return (json.dumps(data, indent=2) + "\n").encode()
-
-
-def _write(file: Path, content: bytes) -> None:
-    partial = file.with_name(f".{file.name}.partial")
-    with partial.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, file)

@@ -1,17 +1,19 @@
-"""What a SpatialVLA is made of, as plain frozen dataclasses that survive a round trip through JSON."""
+"""The configuration of a SpatialVLA: plain frozen dataclasses that survive a round trip through JSON."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
-from typing import Literal, TypeAlias, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal, TypeAlias, get_args
+
+from annotated_types import Ge, Gt
+from pydantic import AllowInfNan
 
 from sim_eval.core import old_files
+from sim_eval.core.decoding import decode
 from sim_eval.core.errors import SimEvalError
-
-T = TypeVar("T")
 
 ActionExpertType: TypeAlias = Literal["deep_llama", "late_gemma"]
 Attention: TypeAlias = Literal["sdpa", "eager"]
@@ -20,25 +22,32 @@ ContextProjection: TypeAlias = Literal["vlm", "expert"]
 DepthSampling: TypeAlias = Literal["mean", "center", "corner"]
 Frame: TypeAlias = Literal["gripper", "world"]
 PositionKind: TypeAlias = Literal["3d", "2d"]
+Count: TypeAlias = Annotated[int, Ge(1)]
+Size: TypeAlias = Annotated[int, Ge(0)]
+Positive: TypeAlias = Annotated[float, Gt(0), AllowInfNan(False)]
 
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """The CLIP tower.
+    """The CLIP vision tower.
 
     Attributes:
-        image_size, patch_size: pixels, square.
-        width, layers, heads, mlp: CLIP's; ``layers`` counts those of the full tower.
-        feature_layer: which of CLIP's hidden states is read, from the end; layers above it are not built.
+        image_size: side of the square picture, in pixels; 0 in a training's configuration: that of the cameras.
+        patch_size: side of a patch, in pixels.
+        width: of the hidden states.
+        layers: number of the full tower's layers.
+        heads: number of attention heads.
+        mlp: width of the MLPs.
+        feature_layer: which of CLIP's hidden states is read, counted from the end; layers above it are not built.
         prune: drop patches outside the workspace before the encoder, not after it.
     """
 
-    image_size: int = 128
-    patch_size: int = 8
-    width: int = 128
-    layers: int = 1
-    heads: int = 4
-    mlp: int = 256
+    image_size: Size = 128
+    patch_size: Count = 8
+    width: Count = 128
+    layers: Count = 1
+    heads: Count = 4
+    mlp: Count = 256
     feature_layer: int = -1
     prune: bool = True
 
@@ -54,16 +63,27 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The causal Llama that reads voxels and instruction."""
+    """The causal Llama that reads voxels and instruction.
 
-    width: int = 128
-    layers: int = 2
-    heads: int = 4
-    kv_heads: int = 4
-    mlp: int = 256
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-6
-    vocab_size: int = 384
+    Attributes:
+        width: of the hidden states.
+        layers: number of layers.
+        heads: number of attention heads.
+        kv_heads: number of heads of keys and values, which groups of attention heads share.
+        mlp: width of the MLPs.
+        rope_theta: base of the rotary position embedding.
+        norm_eps: added to the variance in the normalization layers.
+        vocab_size: number of tokens.
+    """
+
+    width: Count = 128
+    layers: Count = 2
+    heads: Count = 4
+    kv_heads: Count = 4
+    mlp: Count = 256
+    rope_theta: Positive = 10_000.0
+    norm_eps: Positive = 1e-6
+    vocab_size: Count = 384
 
     @property
     def head_dim(self) -> int:
@@ -72,27 +92,37 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class ExpertConfig:
-    """The flow-matching expert. Its width is free; what deep fusion's attention shares with the VLM is not.
+    """The flow-matching action expert. Its width is free; deep fusion's attention shares its heads with the VLM.
 
     Attributes:
-        context_projection: whose projections make keys and values of the VLM's hidden states, in deep fusion.
-        action_dim, state_dim, chunk_size: of the robot and its chunks.
+        width: of the hidden states.
+        layers: number of layers.
+        heads: number of attention heads.
+        kv_heads: number of heads of keys and values.
+        head_dim: width of a head.
+        mlp: width of the MLPs.
+        rope_theta: base of the rotary position embedding.
+        norm_eps: added to the variance in the normalization layers.
+        context_projection: in deep fusion, whose projections make keys and values of the VLM's hidden states.
+        action_dim: numbers in an action; 0 in a training's configuration: as the demonstrations have it.
+        state_dim: numbers in the proprioceptive state; 0 likewise.
+        chunk_size: actions in a chunk.
         euler_steps: steps of the sampler.
     """
 
-    width: int = 128
-    layers: int = 2
-    heads: int = 4
-    kv_heads: int = 4
-    head_dim: int = 32
-    mlp: int = 256
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-6
+    width: Count = 128
+    layers: Count = 2
+    heads: Count = 4
+    kv_heads: Count = 4
+    head_dim: Count = 32
+    mlp: Count = 256
+    rope_theta: Positive = 10_000.0
+    norm_eps: Positive = 1e-6
     context_projection: ContextProjection = "vlm"
-    action_dim: int = 7
-    state_dim: int = 9
-    chunk_size: int = 8
-    euler_steps: int = 5
+    action_dim: Size = 7
+    state_dim: Size = 9
+    chunk_size: Count = 8
+    euler_steps: Count = 5
 
 
 @dataclass(frozen=True)
@@ -100,26 +130,26 @@ class PositionConfig:
     """The position embedding of patches.
 
     Attributes:
-        kind: "3d" embeds where a patch stands; "2d", an ablation, its place in the picture and which view it is, and
-            then pools no voxels. Which patches are kept does not depend on it.
-        depth_sampling: a patch stands at the mean of its valid pixels, at its centre pixel, or at its top-left one.
+        depth_sampling: a patch's position is the mean of its valid pixels, its center pixel, or its top-left one.
         frequencies: Fourier bands before the MLP; 0 is LLaVA-3D's plain MLP on metres.
         scale: metres that become one unit.
-        near: depth below it, in metres, is not read: a wrist camera's view of its own hand says nothing.
+        near: depth below it, in metres, is ignored: a wrist camera's view of its own hand carries no information.
+        kind: "3d" embeds the position in space; "2d", an ablation, embeds the place in the picture and the number of
+            the view, and pools no voxels. Which patches are kept does not depend on it.
         crop: drop what lies outside the workspace: walls and floor cost tokens and say nothing of the task.
-        mask_depth: drop pixels of unknown depth, which would otherwise stand in the camera.
+        mask_depth: drop pixels of unknown depth, which would otherwise lie at the camera.
         points: how many points of a patch are embedded together (SpatialVLA, Qu et al. 2025), a square number: 4 are
-            the means of a patch's four quarters, which say how its surface leans; 1 is the patch's own mean.
+            the means of a patch's four quarters, which show how its surface is inclined; 1 is the patch's own mean.
     """
 
     depth_sampling: DepthSampling = "mean"
-    frequencies: int = 4
-    scale: float = 1.0
-    near: float = 0.065
+    frequencies: Size = 4
+    scale: Positive = 1.0
+    near: Annotated[float, Ge(0), AllowInfNan(False)] = 0.065
     kind: PositionKind = "3d"
     crop: bool = True
     mask_depth: bool = True
-    points: int = 1
+    points: Count = 1
 
     @property
     def points_a_side(self) -> int:
@@ -128,44 +158,40 @@ class PositionConfig:
 
 @dataclass(frozen=True)
 class SpatialVLAConfig:
-    """Everything that decides the network's shape and what its numbers mean.
+    """The shape of the network and the meaning of its numbers.
 
     Attributes:
+        vision: the vision tower.
+        text: the language model.
+        expert: the action expert.
+        position: the position embedding.
         voxel_size: metres; None: every patch is its own token.
         max_tokens: scene tokens an observation at most, the rest thinned out evenly; None: all; 0: a blind policy.
-        frame: where positions are measured from, "gripper" (axes stay the world's) or "world".
+        frame: origin of positions, "gripper" (axes stay the world's) or "world".
+        action_expert_type: which of the two fusion experts.
         attention: which attention kernel runs.
         conditioning: of late fusion: the context stands before the suffix in the Gemma, or, an ablation, each layer of
-            the Gemma looks at it through a cross-attention of its own.
+            the Gemma reads it through a cross-attention of its own.
 
     Raises:
-        SimEvalError: parts that do not fit each other.
+        SimEvalError: a field out of its bounds, or parts that do not fit each other.
     """
 
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)
     expert: ExpertConfig = field(default_factory=ExpertConfig)
     position: PositionConfig = field(default_factory=PositionConfig)
-    voxel_size: float | None = 0.02
-    max_tokens: int | None = None
+    voxel_size: Positive | None = 0.02
+    max_tokens: Size | None = None
     frame: Frame = "gripper"
     action_expert_type: ActionExpertType = "deep_llama"
     attention: Attention = "sdpa"
     conditioning: Conditioning = "prefix"
 
     def __post_init__(self) -> None:
-        vision, text, expert = self.vision, self.text, self.expert
-        _choice("action_expert_type", self.action_expert_type, ActionExpertType)
-        _choice("attention", self.attention, Attention)
-        _choice("frame", self.frame, Frame)
-        _choice("conditioning", self.conditioning, Conditioning)
-        _choice("position.kind", self.position.kind, PositionKind)
-        _choice("position.depth_sampling", self.position.depth_sampling, DepthSampling)
-        _choice("expert.context_projection", expert.context_projection, ContextProjection)
-        for part, values in (("vision", vision), ("text", text), ("expert", expert)):
-            for name, value in vars(values).items():
-                if isinstance(value, int) and name not in ("feature_layer", "prune"):
-                    _demand(value >= 1, f"{part}.{name} must be at least 1, not {value}")
+        vision, text, expert, position = self.vision, self.text, self.expert, self.position
+        for name, part in (("vision", vision), ("text", text), ("expert", expert), ("position", position)):
+            decode(type(part), part, name)
         _demand(
             vision.image_size % vision.patch_size == 0,
             f"vision.image_size {vision.image_size} must be a multiple of vision.patch_size {vision.patch_size}",
@@ -181,15 +207,7 @@ class SpatialVLAConfig:
         _demand(text.head_dim % 2 == 0, f"text.width / text.heads must be even for RoPE, not {text.head_dim}")
         _demand(expert.head_dim % 2 == 0, f"expert.head_dim must be even for RoPE, not {expert.head_dim}")
         _demand(expert.width % 2 == 0, f"expert.width must be even for the time embedding, not {expert.width}")
-        _demand(self.position.scale > 0, f"position.scale must be positive metres, not {self.position.scale}")
-        _demand(self.position.near >= 0, f"position.near must be 0 or more metres, not {self.position.near}")
-        _demand(self.position.frequencies >= 0, "position.frequencies must be 0 or more")
-        _demand_points(self.position, vision.patch_size)
-        _demand(
-            self.voxel_size is None or self.voxel_size > 0,
-            f"voxel_size must be positive metres or null, not {self.voxel_size}",
-        )
-        _demand(self.max_tokens is None or self.max_tokens >= 0, f"max_tokens must be 0 or more, not {self.max_tokens}")
+        _demand_points(position, vision.patch_size)
         if self.action_expert_type == "deep_llama":
             # The expert's attention concatenates the VLM's rotated keys with its own, layer by layer.
             for name in ("layers", "kv_heads", "head_dim", "rope_theta"):
@@ -201,12 +219,12 @@ class SpatialVLAConfig:
             )
             _demand(
                 self.conditioning == "prefix",
-                "conditioning is a choice of late_gemma's: leave it 'prefix' for deep_llama",
+                "conditioning is an option of late_gemma: leave it 'prefix' for deep_llama",
             )
         else:
             _demand(
                 expert.context_projection == "vlm",
-                "expert.context_projection is a choice of deep_llama's: leave it 'vlm' for late_gemma",
+                "expert.context_projection is an option of deep_llama: leave it 'vlm' for late_gemma",
             )
 
     def to_dict(self) -> dict[str, object]:
@@ -220,22 +238,7 @@ class SpatialVLAConfig:
             SimEvalError: a field is unknown or unfit. One that is missing has its default, so that checkpoints outlive
                 new fields.
         """
-        values = old_files.network(data)
-        for name, kind in get_type_hints(cls).items():
-            if isinstance(kind, type) and is_dataclass(kind):
-                values[name] = _build(kind, values.get(name, {}), name)
-        return _build(cls, values, "config")
-
-
-def _build(kind: type[T], values: object, name: str) -> T:
-    if not isinstance(values, Mapping):
-        raise SimEvalError(f"{name}: expected a table of fields, found {values!r}")
-    if unknown := values.keys() - get_type_hints(kind).keys():
-        raise SimEvalError(f"{name}: unknown {', '.join(sorted(unknown))}; written by another version of sim_eval?")
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise SimEvalError(f"{name}: a field has the wrong type ({error})") from error
+        return decode(cls, old_files.network(data), "network")
 
 
 def _demand(holds: bool, message: str) -> None:
@@ -244,9 +247,9 @@ def _demand(holds: bool, message: str) -> None:
 
 
 def _demand_points(position: PositionConfig, patch_size: int) -> None:
-    side = math.isqrt(max(position.points, 0))
+    side = math.isqrt(position.points)
     _demand(
-        position.points >= 1 and side**2 == position.points,
+        side**2 == position.points,
         f"position.points must be a square number, such as 1, 4 or 16, not {position.points}",
     )
     if position.points == 1:
@@ -258,73 +261,9 @@ def _demand_points(position: PositionConfig, patch_size: int) -> None:
     )
     _demand(
         patch_size % side == 0,
-        f"position.points {position.points} cut a patch into {side} x {side} cells: "
+        f"position.points {position.points} divide a patch into {side} x {side} cells: "
         f"make vision.patch_size {patch_size} a multiple of {side}",
     )
-
-
-def _choice(name: str, value: str, options: object) -> None:
-    _demand(value in get_args(options), f"{name} must be one of {', '.join(get_args(options))}, not {value!r}")
-
-
-def with_overrides(config: SpatialVLAConfig, assignments: Iterable[str]) -> SpatialVLAConfig:
-    """The config with fields set anew; only the result has to fit together, so the order does not matter.
-
-    Args:
-        config: left as it is.
-        assignments: ``field=value``, a field of a part as ``part.field``; ``null`` is None.
-
-    Raises:
-        SimEvalError: an unknown field, a value that it cannot take, or fields that do not fit each other.
-    """
-    kinds = _field_types(SpatialVLAConfig)
-    data = config.to_dict()
-    for assignment in assignments:
-        name, equals, text = (part.strip() for part in assignment.partition("="))
-        _demand(bool(equals), f"'{assignment}' is not of the form field=value")
-        if name not in kinds:
-            part = name.split(".")[0] + "."
-            known = [other for other in kinds if other.startswith(part)] or list(kinds)
-            raise SimEvalError(f"unknown field '{name}': choose one of {', '.join(known)}")
-        *path, last = name.split(".")
-        table = data
-        for part in path:
-            table = cast(dict[str, object], table[part])
-        table[last] = _parse(name, text, kinds[name])
-    return SpatialVLAConfig.from_dict(data)
-
-
-def _field_types(kind: type, prefix: str = "") -> dict[str, object]:
-    """Dotted name -> annotated type of every field, those of parts included."""
-    found: dict[str, object] = {}
-    for name, annotation in get_type_hints(kind).items():
-        if isinstance(annotation, type) and is_dataclass(annotation):
-            found |= _field_types(annotation, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = annotation
-    return found
-
-
-def _parse(name: str, text: str, kind: object) -> object:
-    if get_origin(kind) is Literal:
-        _choice(name, text, kind)
-        return text
-    if kind is bool:
-        _demand(text in ("true", "false"), f"{name} must be true or false, not '{text}'")
-        return text == "true"
-    if text == "null" and type(None) in get_args(kind):
-        return None
-    try:
-        if kind is int or int in get_args(kind):
-            return int(text)
-        number = float(text)
-        _demand(math.isfinite(number), f"{name} must be a finite number, not '{text}'")
-        return number
-    except ValueError:
-        expected = "a whole number" if kind is int or int in get_args(kind) else "a number"
-        if type(None) in get_args(kind):
-            expected += " or null"
-        raise SimEvalError(f"{name} must be {expected}, not '{text}'") from None
 
 
 ACTION_EXPERTS: tuple[ActionExpertType, ...] = get_args(ActionExpertType)

@@ -1,4 +1,4 @@
-"""What a frozen VLM makes of each training window, computed once and kept on disk."""
+"""The features that a frozen VLM computes from each training window, computed once and kept on disk."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ IDENTITY = "identity.json"
 
 
 class FeatureCache:
-    """A folder with a file a window: its hidden states without padding.
+    """A folder with one file per window: its hidden states without padding.
 
     Args:
-        folder: made if it is not there.
+        folder: created if it does not exist.
         vlm: frozen.
-        identity: what the features depend on (weights, configuration, episodes), for JSON.
+        identity: what the features depend on (weights, configuration, episodes), as JSON.
 
     Raises:
-        SimEvalError: the folder holds the features of something else, or cannot be written.
+        SimEvalError: the folder holds features of another identity, or cannot be written.
     """
 
     def __init__(self, folder: Path, vlm: LLaVA3DModel, identity: dict[str, object]) -> None:
@@ -51,7 +51,7 @@ class FeatureCache:
         """The VLM's context of a batch.
 
         Args:
-            windows: the number of each of the batch's windows.
+            windows: the numbers of the batch's windows.
             inputs: the batch, on the VLM's device.
         """
         missing = [row for row, window in enumerate(windows) if not self._file(window).exists()]
@@ -85,7 +85,7 @@ class FeatureCache:
         try:
             return load_file(self._file(window))["hidden_states"]
         except (OSError, SafetensorError, KeyError) as error:
-            raise SimEvalError(f"{self._file(window)} is damaged: delete it and it is made again") from error
+            raise SimEvalError(f"{self._file(window)} is damaged: delete it, and it will be computed again") from error
 
 
 def _rows(inputs: SpatialVLAInputs, rows: Sequence[int]) -> SpatialVLAInputs:

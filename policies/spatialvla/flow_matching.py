@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-TIME_ALPHA = 1.5  # Beta(1.5, 1): more draws near the noise (pi0, appendix B)
+TIME_ALPHA = 1.5  # Beta(1.5, 1): more samples near the noise (pi0, appendix B)
 TIME_FLOOR = 1e-3
 PERIODS = (4e-3, 4.0)
 
@@ -51,7 +51,8 @@ def time_embedding(time: Tensor, width: int) -> Tensor:
 def masked_mse(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     """Mean squared error over the valid entries only.
 
-    Dividing by all entries instead would weaken the examples at an episode's end, and policies stall there.
+    Division by the number of all entries would give the last steps of an episode less weight, and policies would stall
+    there.
 
     Args:
         prediction, target: [..., H, A].
@@ -67,7 +68,7 @@ def euler(velocity: Callable[[Tensor, Tensor], Tensor], noise: Tensor, steps: in
     Args:
         velocity: (x_t, t of shape x_t.shape[:-2]) -> dx / dt, shaped like x_t.
         noise: x at t = 1, [..., H, A].
-        steps: how many equal steps.
+        steps: the number of equal steps.
     """
     x = noise
     for step in range(steps):

@@ -1,4 +1,5 @@
-"""LLaVA-3D's picture size: shortest side resized, middle cropped, and depth, intrinsics and pose made to follow."""
+"""Views in LLaVA-3D's picture size: the shortest side is resized, the middle is cropped, and depth and intrinsics are
+adapted."""
 
 from __future__ import annotations
 
@@ -11,17 +12,17 @@ from torch.nn import functional as F
 
 from sim_eval.core.types import CameraView, FloatArray
 
-PIXEL_CENTRE = 0.5  # our intrinsics put the middle of the first pixel there; LLaVA-3D's put it at 0
+PIXEL_CENTRE = 0.5  # coordinate of the first pixel's centre in our intrinsics; in LLaVA-3D's it is 0
 
 
 def square_view(view: CameraView, size: int) -> CameraView:
-    """The middle of a picture, ``size`` pixels square, with everything that belongs to it.
+    """The middle of a view, ``size`` x ``size`` pixels, with its depth and intrinsics.
 
-    As LLaVA-3D does it, number for number, on square and landscape pictures; its own code moves the principal point of
-    a landscape picture only, so on portrait ones it is wrong. RGB is resized as CLIP's processor does (Pillow,
-    bicubic), depth takes the nearest pixel's. The intrinsics are scaled in LLaVA-3D's convention, which lets the grid
-    of pixel centres keep its corner: up to ``(scale - 1) / 2`` pixels beside the truth, and half a pixel more where the
-    crop is odd. A camera rendered at ``size`` is returned as it is, with no such error.
+    Square and landscape pictures get exactly LLaVA-3D's numbers. For portrait pictures LLaVA-3D's own code does not
+    move the principal point, which is a mistake; here it is moved. RGB is resized as by CLIP's processor (Pillow,
+    bicubic); depth is that of the nearest pixel. The intrinsics are scaled by LLaVA-3D's convention, which keeps the
+    corner of the grid of pixel centres fixed: they are wrong by up to ``(scale - 1) / 2`` pixels, and by half a pixel
+    more if the crop is odd. A view that already has this size is returned unchanged, without such an error.
     """
     height, width = view.depth.shape
     if (height, width) == (size, size):
@@ -40,7 +41,7 @@ def square_view(view: CameraView, size: int) -> CameraView:
 
 
 def aligned_view(view: CameraView, axis_align: FloatArray) -> CameraView:
-    """The view in a world whose axes a scene's ``axis_align`` (4x4, as ScanNet gives it) has turned."""
+    """The view in a world that is transformed by ``axis_align`` (4x4, as in ScanNet)."""
     return replace(view, camera_to_world=axis_align @ view.camera_to_world)
 
 

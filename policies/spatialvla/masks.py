@@ -1,4 +1,4 @@
-"""Attention masks. Always additive floats: eager attention would add a boolean mask as 0 and 1, silently wrong."""
+"""Attention masks, always as floats that are added: eager attention would silently add a boolean mask as 0 and 1."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ def causal_mask(valid: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def suffix_mask(context_valid: Tensor, blocks: Tensor, flow_samples: int, dtype: torch.dtype) -> Tensor:
-    """Which of [context | suffix of draw 1 | suffix of draw 2 | ...] each suffix token sees.
+    """Which tokens of [context | suffix of sample 1 | suffix of sample 2 | ...] each suffix token sees.
 
-    A suffix token sees the valid context and, in its own draw, the tokens whose block number is not above its own
-    (pi0's block-wise mask).
+    A suffix token sees the valid context and, in its own flow sample, the tokens whose block number is not above its
+    own (pi0's block-wise mask).
 
     Args:
         context_valid: bool [B, T].
         blocks: block number of each suffix token, [S].
-        draws: how many suffixes stand side by side, D.
+        flow_samples: the number D of suffixes side by side.
         dtype: of the mask.
 
     Returns:
         [B, 1, D * S, T + D * S].
     """
-    same_draw = torch.eye(flow_samples, dtype=torch.bool, device=blocks.device)
-    suffix = torch.kron(same_draw, blocks[None, :] <= blocks[:, None])
+    same_sample = torch.eye(flow_samples, dtype=torch.bool, device=blocks.device)
+    suffix = torch.kron(same_sample, blocks[None, :] <= blocks[:, None])
     length = suffix.shape[0]
     batch = context_valid.shape[0]
     visible = torch.cat(

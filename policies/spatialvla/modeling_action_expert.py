@@ -1,4 +1,4 @@
-"""What both action experts are: a decoder of [state | time | actions] beside keys and values of the context."""
+"""The base of both action experts: a decoder of [state | time | actions] with keys and values of the context."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KeyValues: TypeAlias = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Prefix:
-    """Stands where transformers expects a cache; adding to it leaves it as it was, so Euler steps cannot pile up."""
+    """Takes the place of transformers' cache. Updating it does not change it, so Euler steps cannot accumulate."""
 
     keys: Tensor
     values: Tensor
@@ -33,7 +33,7 @@ class Prefix:
 
 
 def decoder_sizes(expert: ExpertConfig, attention: Attention) -> dict[str, object]:
-    """The expert's sizes by the names that Llama's and Gemma's configurations share."""
+    """The expert's sizes under the names that the configurations of Llama and Gemma share."""
     return {
         "hidden_size": expert.width,
         "intermediate_size": expert.mlp,
@@ -48,7 +48,11 @@ def decoder_sizes(expert: ExpertConfig, attention: Attention) -> dict[str, objec
 
 
 def key_values(layer: DecoderLayer, hidden_states: Tensor, position_embeddings: KeyValues) -> KeyValues:
-    """Rotated keys, and values, that ``layer`` makes of its input [B, T, width]: [B, KV heads, T, head dim] each."""
+    """The rotated keys and the values that ``layer`` computes from its input [B, T, width].
+
+    Returns:
+        [B, KV heads, T, head dim] each.
+    """
     attention = layer.self_attn
     normed = layer.input_layernorm(hidden_states)
     shape = (*normed.shape[:-1], -1, attention.head_dim)
@@ -60,11 +64,11 @@ def key_values(layer: DecoderLayer, hidden_states: Tensor, position_embeddings: 
 
 @dataclass(frozen=True)
 class PreparedContext:
-    """All of the expert's work that depends on neither time nor noisy actions, done once an observation.
+    """What the expert computes once per observation, because it depends on neither time nor noisy actions.
 
     Attributes:
-        key_values: a layer each.
-        mask: [B, 1, draws * suffix, T + draws * suffix].
+        key_values: of each layer.
+        mask: additive, [B, 1, D * suffix, T + D * suffix] for D flow samples.
         position_embeddings: cosines and sines of the suffix.
     """
 
@@ -74,13 +78,13 @@ class PreparedContext:
 
 
 class ActionExpert(nn.Module, ABC):
-    """Velocity of noisy action chunks, from the suffix [state | time | actions] beside the VLM's context.
+    """Predicts the velocity of noisy action chunks from the suffix [state | time | actions] and the VLM's context.
 
-    Blocks of the mask: {context}, {state, time}, {actions}; a token sees its own block and those before.
+    Blocks of the mask: {context}, {state, time}, {actions}; a token sees its own block and the blocks before it.
 
     Args:
         config: sizes.
-        model: the decoder, of which layers, norm and rotary embedding are used.
+        model: the decoder; its layers, norm and rotary embedding are used.
     """
 
     def __init__(self, config: ExpertConfig, model: LlamaModel | GemmaModel) -> None:
@@ -96,26 +100,26 @@ class ActionExpert(nn.Module, ABC):
 
     @property
     def blocks(self) -> Tensor:
-        """The block of each token of the suffix: 0 for state and time, 1 for actions; int64 [2 + horizon]."""
+        """The block of each token of the suffix: 0 for state and time, 1 for actions; int64 [2 + chunk size]."""
         place = torch.arange(2 + self.config.chunk_size, device=self.action_out_proj.weight.device)
         return (place >= 2).long()
 
     def unread(self, language_model: LlamaModel) -> list[nn.Module]:
-        """The VLM's modules that no velocity depends on."""
+        """The VLM's modules that the velocity does not depend on."""
         return []
 
     @abstractmethod
     def read(
         self, context: Context, vlm_layers: Iterable[LlamaDecoderLayer]
     ) -> tuple[Iterable[DecoderLayer], Sequence[Tensor]]:
-        """The layers whose projections make the context's keys and values, and each one's input [B, T, width]."""
+        """The layers whose projections compute the context's keys and values, and the input [B, T, width] of each."""
 
     @abstractmethod
     def decode(self, suffix: Tensor, context: PreparedContext) -> Tensor:
-        """[B, draws * suffix, width] -> the same, after the final norm."""
+        """[B, D * suffix, width] -> the same shape, after the final norm; D is the number of flow samples."""
 
     def context_key_values(self, context: Context, vlm_layers: Iterable[LlamaDecoderLayer]) -> tuple[KeyValues, ...]:
-        """What each layer of the decoder attends to beside its own tokens."""
+        """The context's keys and values for each layer of the decoder."""
         layers, hidden_states = self.read(context, vlm_layers)
         places = self.model.rotary_emb(hidden_states[0], context.position_ids)
         return tuple(key_values(layer, hidden, places) for layer, hidden in zip(layers, hidden_states, strict=True))
@@ -123,7 +127,7 @@ class ActionExpert(nn.Module, ABC):
     def prepare(
         self, context: Context, vlm_layers: Iterable[LlamaDecoderLayer], flow_samples: int = 1
     ) -> PreparedContext:
-        """Keys, values, mask and positions for ``draws`` suffixes an observation, side by side."""
+        """Keys, values, mask and positions for ``flow_samples`` suffixes per observation, side by side."""
         pairs = self.context_key_values(context, vlm_layers)
         like = pairs[0][0]
         suffix = torch.arange(len(self.blocks), device=like.device).repeat(flow_samples)
@@ -137,7 +141,7 @@ class ActionExpert(nn.Module, ABC):
         """Predicted dx / dt.
 
         Args:
-            context: prepared for D draws.
+            context: prepared for D flow samples.
             state: [B, S].
             noisy: x_t, [B, D, H, A].
             time: [B, D].
@@ -145,19 +149,19 @@ class ActionExpert(nn.Module, ABC):
         Returns:
             [B, D, H, A].
         """
-        batch, flow_samples, horizon, _ = noisy.shape
+        batch, flow_samples, chunk_size, _ = noisy.shape
         width, dtype = self.config.width, self.action_in_proj.weight.dtype
         state_token = self.state_in_proj(state.to(dtype))[:, None, None].expand(-1, flow_samples, -1, -1)
         time_token = self.time_mlp(flow_matching.time_embedding(time, width).to(dtype))[:, :, None]
         suffix = torch.cat([state_token, time_token, self.action_in_proj(noisy.to(dtype))], dim=2)
         hidden = self.decode(suffix.flatten(1, 2), context)
-        output: Tensor = self.action_out_proj(hidden.view(batch, flow_samples, -1, width)[:, :, -horizon:])
+        output: Tensor = self.action_out_proj(hidden.view(batch, flow_samples, -1, width)[:, :, -chunk_size:])
         return output.to(noisy.dtype)
 
     def sample_actions(
         self, context: Context, vlm_layers: Iterable[LlamaDecoderLayer], state: Tensor, noise: Tensor, steps: int
     ) -> Tensor:
-        """Integrates the velocity from noise [B, H, A]; keys and values of the context are made once."""
+        """Integrates the velocity from noise [B, H, A]; the context's keys and values are computed once."""
         prepared = self.prepare(context, vlm_layers)
         return flow_matching.euler(
             lambda x, time: self.velocity(prepared, state, x, time), noise[:, None], steps

@@ -1,4 +1,4 @@
-"""Deep fusion: an action expert whose layer L also attends to keys and values of the VLM's layer L (pi0's lockstep)."""
+"""Deep fusion: layer L of the action expert also attends to keys and values of the VLM's layer L (as in pi0)."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class DeepFusionLlamaAttention(LlamaAttention):  # type: ignore[misc]
     def forward(
         self, hidden_states: Tensor, cross_key_value_states: KeyValues, **kwargs: object
     ) -> tuple[Tensor, Tensor | None]:
-        """``cross_key_value_states``: rotated keys, and values, [B, KV heads, T, head dim], put before the own ones."""
+        """``cross_key_value_states``: the context's rotated keys and its values, [B, KV heads, T, head dim] each."""
         kwargs["past_key_values"] = Prefix(*cross_key_value_states)
         output: tuple[Tensor, Tensor | None] = super().forward(hidden_states, **kwargs)
         return output
 
 
 class DeepFusionLlamaDecoderLayer(LlamaDecoderLayer):  # type: ignore[misc]
-    """Llama's layer around :class:`DeepFusionLlamaAttention`; ``cross_key_value_states`` passes through to it."""
+    """Llama's layer with :class:`DeepFusionLlamaAttention`, which ``cross_key_value_states`` is passed on to."""
 
     def __init__(self, config: LlamaConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
@@ -48,7 +48,7 @@ class DeepFusionLlamaDecoderLayer(LlamaDecoderLayer):  # type: ignore[misc]
 
 
 class DeepFusionLlamaModel(LlamaModel):  # type: ignore[misc]
-    """A Llama without token embeddings that reads another Llama's keys and values at every depth."""
+    """A Llama without token embeddings that reads another Llama's keys and values in every layer."""
 
     def __init__(self, config: LlamaConfig) -> None:
         LlamaPreTrainedModel.__init__(self, config)
@@ -86,7 +86,7 @@ class DeepFusionActionExpert(ActionExpert):
         super().__init__(config.expert, DeepFusionLlamaModel(LlamaConfig(**sizes)))
 
     def unread(self, language_model: LlamaModel) -> list[nn.Module]:
-        """Of the VLM's last layer only what makes keys and values is read, and nothing above it."""
+        """Of the VLM's last layer, only the parts that compute keys and values are read, and nothing above it."""
         last = language_model.layers[-1]
         if self.config.context_projection == "expert":
             return [last, language_model.norm]

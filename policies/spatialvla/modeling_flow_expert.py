@@ -1,4 +1,4 @@
-"""Late fusion: the VLM runs fully; its last hidden states stand before the suffix in a Gemma (prefix conditioning)."""
+"""Late fusion: the VLM runs fully; its last hidden states precede the suffix in a Gemma (prefix conditioning)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from sim_eval.policies.spatialvla.modeling_llava3d import Context
 
 
 class CrossAttention(nn.Module):
-    """What a layer of the decoder sees of the context, added to its input; a softmax of its own, no positions."""
+    """Attention from a decoder layer's input to the context, with its own softmax and without positions; the result is
+    added to the input."""
 
     def __init__(self, expert: ExpertConfig) -> None:
         super().__init__()
@@ -44,7 +45,7 @@ class CrossAttention(nn.Module):
         return keys, values
 
     def forward(self, hidden: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """[B, S, width], with an additive mask [B, 1, S, T], -> the same."""
+        """[B, S, width] -> the same shape; ``mask`` is additive, [B, 1, S, T]."""
         queries = self._heads(self.q_proj(self.norm(hidden)))
         keys, values = (part.repeat_interleave(self.groups, dim=1) for part in (keys, values))
         seen = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
@@ -58,21 +59,21 @@ class CrossAttention(nn.Module):
 class FlowMatchingActionExpert(ActionExpert):
     """A Gemma over [context | state | time | actions].
 
-    The context sees itself, both ways, and never the suffix; so its keys and values are made once for all Euler steps.
-    With ``conditioning = "cross_attention"`` the Gemma runs over [state | time | actions] alone, and each of its layers
-    looks at the projected context first.
+    The context attends to itself in both directions and never to the suffix; therefore its keys and values are computed
+    once for all Euler steps. With ``conditioning = "cross_attention"`` the Gemma runs over [state | time | actions]
+    alone, and a cross-attention to the projected context precedes each of its layers.
     """
 
     def __init__(self, config: SpatialVLAConfig) -> None:
         expert = config.expert
         sizes = decoder_sizes(expert, config.attention)
         model = GemmaModel(GemmaConfig(**sizes, vocab_size=1, bos_token_id=None, eos_token_id=None))
-        model.embed_tokens = nn.Identity()  # it is handed embeddings, not token ids
+        model.embed_tokens = nn.Identity()  # its input is embeddings, not token ids
         for layer in model.layers:
-            layer._can_checkpoint_with_cache = True  # a prefix is only read: recomputing a layer finds it as it was
+            layer._can_checkpoint_with_cache = True  # a prefix never changes, so a layer can be recomputed
         super().__init__(expert, model)
         self.context_projector = nn.Linear(config.text.width, expert.width)
-        # Gemma scales its token embeddings itself, but not what it is handed: that must come at a sane size.
+        # Gemma scales its token embeddings but not other inputs, so the projected context is normalised here.
         self.context_norm = nn.RMSNorm(expert.width, eps=expert.norm_eps)
         crossed = config.conditioning == "cross_attention"
         self.cross_attentions = nn.ModuleList(CrossAttention(expert) for _ in model.layers if crossed)
@@ -80,7 +81,7 @@ class FlowMatchingActionExpert(ActionExpert):
     def read(
         self, context: Context, vlm_layers: Iterable[LlamaDecoderLayer]
     ) -> tuple[Iterable[DecoderLayer], Sequence[Tensor]]:
-        """Gemma's own layers over the projected context; of the last one only its input is made."""
+        """Gemma's own layers over the projected context; of the last layer only the input is computed."""
         hidden_states = [self.project(context)]
         mask = additive_mask(context.valid[:, None], hidden_states[0].dtype)
         places = self.model.rotary_emb(hidden_states[0], context.position_ids)

@@ -19,12 +19,12 @@ from sim_eval.policies.spatialvla.configuration_spatialvla import DepthSampling,
 from sim_eval.policies.spatialvla.masks import additive_mask, causal_mask
 
 IMAGE_TOKEN = -200  # LLaVA's placeholder in the token ids
-VIEWS_TOGETHER = 8  # views that share one padded pass of the vision tower
+VIEWS_TOGETHER = 8  # views per padded pass of the vision tower
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where the pixels of B observations with V views each stand, in the frame that the config names.
+    """What places the pixels of B observations with V views each in the frame that the config names.
 
     Attributes:
         depths: float32 [B, V, H, W], planar metres; 0 or not finite: unknown.
@@ -44,17 +44,17 @@ class Geometry:
 
 @dataclass(frozen=True)
 class SpatialVLAInputs:
-    """What the network sees of B observations with V views each.
+    """The network's inputs: B observations with V views each.
 
     Attributes:
         pixel_values: float [B, V, 3, H, W], CLIP-normalised.
-        geometry: where the pixels stand; None: nobody knows, and the views are plain pictures, as LLaVA's are.
-        input_ids: int64 [B, L], one ``IMAGE_TOKEN`` a row.
+        geometry: positions of the pixels; None: unknown, the views are plain pictures as in LLaVA.
+        input_ids: int64 [B, L], one ``IMAGE_TOKEN`` per row.
         attention_mask: bool [B, L].
         state: float [B, S], normalised proprioception.
 
     Raises:
-        SimEvalError: tensors of different observations, views or pixels.
+        SimEvalError: the tensors differ in their numbers of observations, views or pixels.
     """
 
     pixel_values: Tensor
@@ -72,10 +72,10 @@ class SpatialVLAInputs:
             wanted |= {"depths": (batch, views, height, width), "workspace": (batch,)}
             wanted |= {"intrinsics": (batch, views), "poses": (batch, views)}
         for name, shape in wanted.items():
-            found = tuple(tensors[name].shape)
-            if found[: len(shape)] != shape:
+            actual = tuple(tensors[name].shape)
+            if actual[: len(shape)] != shape:
                 raise SimEvalError(
-                    f"{name} of shape {found} do not go with pixel_values of {batch} observations with {views} views "
+                    f"{name} of shape {actual} do not go with pixel_values of {batch} observations with {views} views "
                     f"of {height}x{width} pixels each: they must begin with {shape}"
                 )
 
@@ -88,11 +88,11 @@ class SpatialVLAInputs:
 
 @dataclass(frozen=True)
 class Context:
-    """What the VLM made of its inputs.
+    """The VLM's output for the action expert.
 
     Attributes:
-        hidden_states: one [B, T, width] a layer: the layer's *input*, as in transformers; for late fusion one more,
-            what comes out of the final norm.
+        hidden_states: one [B, T, width] per layer: the layer's *input*, as in transformers; for late fusion one more,
+            the output of the final norm.
         valid: bool [B, T], left-aligned.
         position_ids: int64 [B, T].
     """
@@ -103,13 +103,13 @@ class Context:
 
 
 def full_precision(tensor: Tensor) -> AbstractContextManager[object]:
-    """No autocast on the tensor's device: in bfloat16 a metre is known to four millimetres."""
+    """Switches autocast off on the tensor's device: bfloat16 resolves a metre to four millimetres only."""
     kind = tensor.device.type
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def unproject(depths: Tensor, intrinsics: Tensor, poses: Tensor) -> Tensor:
-    """Pixels to points, in float32 (bfloat16 would be off by millimetres).
+    """Converts pixels to points, in float32 (bfloat16 would be wrong by millimetres).
 
     Args:
         depths: [N, H, W], planar metres.
@@ -117,7 +117,7 @@ def unproject(depths: Tensor, intrinsics: Tensor, poses: Tensor) -> Tensor:
         poses: [N, 4, 4], OpenCV camera to frame.
 
     Returns:
-        Points in that frame, [N, 3, H, W].
+        Points in that frame, metres, [N, 3, H, W].
     """
     _, height, width = depths.shape
     device = depths.device
@@ -127,7 +127,7 @@ def unproject(depths: Tensor, intrinsics: Tensor, poses: Tensor) -> Tensor:
     rays = poses[:, :3, :3] @ torch.linalg.inv(intrinsics.float())
     columns = rays[:, :, 0, None, None] * u + rays[:, :, 2, None, None]
     directions = columns + rays[:, :, 1, None, None] * v[:, None]
-    # In place: at a million pixels fresh memory costs more than the arithmetic.
+    # In place: for a million pixels, allocating memory takes longer than the arithmetic.
     points: Tensor = directions.mul_(depths.float()[:, None]).add_(poses[:, :3, 3, None, None])
     return points
 
@@ -135,10 +135,10 @@ def unproject(depths: Tensor, intrinsics: Tensor, poses: Tensor) -> Tensor:
 def patch_positions(
     points: Tensor, depths: Tensor, workspace: Tensor, patch_size: int, sampling: DepthSampling
 ) -> tuple[Tensor, Tensor]:
-    """Where each patch stands, and whether it shows anything of the workspace.
+    """The position of each patch, and whether it shows anything in the workspace.
 
-    A pixel is valid when its depth is finite and positive and its point lies in the workspace. A patch is kept when a
-    pixel that its position is read from is valid: any for "mean", the one for "center" and "corner".
+    A pixel is valid if its depth is finite and positive and its point lies in the workspace. A patch is kept if one of
+    the pixels that give its position is valid: any of its pixels for "mean", one certain pixel for "center", "corner".
 
     Args:
         points: [N, 3, H, W].
@@ -151,14 +151,14 @@ def patch_positions(
         Positions [N, P, 3] (0 where not kept), and kept bool [N, P]; patches row by row.
     """
     if sampling != "mean":
-        # "corner" is LLaVA-3D's nearest resize, "center" torch's nearest-exact.
+        # "corner" is the nearest resize of LLaVA-3D, "center" torch's nearest-exact.
         first = patch_size // 2 if sampling == "center" else 0
         points = points[:, :, first::patch_size, first::patch_size]
         depths = depths[:, first::patch_size, first::patch_size]
         patch_size = 1
     lower, upper = workspace[:, 0, :, None, None], workspace[:, 1, :, None, None]
     valid = (depths > 0) & (depths < math.inf)
-    for axis in range(3):  # one after the other: a million pixels' three answers at once do not fit the cache
+    for axis in range(3):  # one axis at a time: the results for a million pixels and three axes exceed the cache
         valid &= points[:, axis] >= lower[:, axis]
         valid &= points[:, axis] <= upper[:, axis]
     seen = valid[:, None]
@@ -172,12 +172,12 @@ def patch_positions(
 def cell_positions(
     points: Tensor, depths: Tensor, workspace: Tensor, patch_size: int, side: int, patches: Tensor
 ) -> Tensor:
-    """Where the ``side`` x ``side`` cells of each patch stand: means of their valid pixels.
+    """The positions of the ``side`` x ``side`` cells of each patch: means of their valid pixels.
 
     Args:
-        points, depths, workspace, patch_size: as of :func:`patch_positions`.
+        points, depths, workspace, patch_size: as for :func:`patch_positions`.
         side: cells along a patch's side.
-        patches: [N, P, 3], for cells that show nothing: where the whole patch stands.
+        patches: [N, P, 3], positions of the whole patches, for cells without valid pixels.
 
     Returns:
         [N, P, 3 * side * side]; patches and cells row by row.
@@ -192,11 +192,11 @@ def cell_positions(
 
 
 def pool_voxels(features: Tensor, positions: Tensor, owner: Tensor, voxel_size: float) -> tuple[Tensor, Tensor]:
-    """Mean of the features that share a voxel of one observation.
+    """Averages the features in each voxel of each observation.
 
     Args:
         features: [M, C].
-        positions: [M, 3], metres.
+        positions: finite, [M, 3], metres.
         owner: int64 [M], the observation of each.
         voxel_size: metres.
 
@@ -216,40 +216,44 @@ def pool_voxels(features: Tensor, positions: Tensor, owner: Tensor, voxel_size: 
 
 
 def thin_out(owner: Tensor, limit: int) -> Tensor:
-    """Which tokens stay when an observation may have ``limit`` of them: evenly spread over their order.
+    """Which tokens are kept when an observation may have at most ``limit``; they are spread evenly over their order.
 
-    LLaVA-3D drops tokens at random, at evaluation too; the same observation must give the same answer here.
+    LLaVA-3D drops tokens at random, even in evaluation; here the same observation must always give the same answer.
 
     Args:
         owner: int64 [K], the observation of each token, ascending.
-        limit: tokens.
+        limit: tokens per observation.
 
     Returns:
-        Indices of those that stay, ascending.
+        Indices of the tokens that are kept, ascending.
     """
     count = torch.bincount(owner)
     rank = torch.arange(len(owner), device=owner.device) - (count.cumsum(0) - count)[owner]
     share = limit * rank
-    # Of n tokens the k-th stays when k * limit / n passes a whole number: exactly ``limit`` of them do.
+    # Of n tokens, the k-th is kept if k * limit / n passes a whole number: this holds for exactly ``limit`` of them.
     stays = (count[owner] <= limit) | ((share + limit) // count[owner] > share // count[owner])
     return stays.nonzero()[:, 0]
 
 
 def picture_places(views: int, rows: int, columns: int) -> Tensor:
-    """View, row and column of each patch as (u, v, view), the middles of equal cells of [-1, 1]: [V, P, 3]."""
+    """View, row and column of each patch as (u, v, view), the middles of equal cells of [-1, 1].
+
+    Returns:
+        [V, P, 3], patches row by row.
+    """
     view, v, u = ((torch.arange(count) + 0.5) * 2 / count - 1 for count in (views, rows, columns))
     grid = torch.meshgrid(view, v, u, indexing="ij")
     return torch.stack(grid[::-1], dim=-1).flatten(1, 2)
 
 
 class PositionEmbedding3D(nn.Module):
-    """Positions [M, 3 * points] -> [M, width]; LLaVA-3D's MLP, after Fourier bands when asked for."""
+    """Positions [M, 3 * points] -> [M, width]: optional Fourier bands, then LLaVA-3D's MLP."""
 
     def __init__(self, width: int, frequencies: int, scale: float, points: int = 1) -> None:
         super().__init__()
         self.scale = scale
         self.frequencies = frequencies
-        exact = torch.float32  # whatever type the model is built in: bfloat16 knows a metre to four millimetres
+        exact = torch.float32  # whatever the model's type: bfloat16 resolves a metre to four millimetres only
         self.position_embedding_head = nn.Sequential(
             nn.Linear(points * (3 + 6 * frequencies), width, dtype=exact),
             nn.LayerNorm(width, dtype=exact),
@@ -274,7 +278,7 @@ class PositionEmbedding3D(nn.Module):
 class LLaVA3DModel(nn.Module):
     """Posed RGB-D views and an instruction -> the hidden states of a causal Llama.
 
-    Only what the action expert reads is run: the last layer and the final norm for late fusion alone.
+    It computes only what the action expert reads: the last layer and the final norm run for late fusion only.
     """
 
     def __init__(self, config: SpatialVLAConfig) -> None:
@@ -319,18 +323,18 @@ class LLaVA3DModel(nn.Module):
         return context
 
     def contexts(self, inputs: SpatialVLAInputs, together: int) -> list[tuple[Tensor, Context]]:
-        """The batch in groups of ``together`` observations of like length, for padding costs as much as tokens do.
+        """Runs the batch in groups of ``together`` observations of similar length, because padding costs time.
 
         Returns:
-            Of each group, which rows of the batch it holds, int64 [b], and what the Llama makes of them. A group that
-            is the whole batch has its order.
+            For each group, its rows of the batch, int64 [b], and their context. A group that is the whole batch keeps
+            its order.
         """
         tokens, owner = self.embed_scene(inputs)
         groups = self.splice(tokens, owner, inputs.input_ids, inputs.attention_mask, together)
         return [(rows, self.read(embeddings, valid)) for rows, embeddings, valid in groups]
 
     def read(self, embeddings: Tensor, valid: Tensor) -> Context:
-        """The Llama over embeddings [B, T, width], of which valid [B, T] count."""
+        """Runs the Llama over embeddings [B, T, width]; valid bool [B, T] is False for padding."""
         position_ids = (valid.cumsum(1) - 1).clamp(min=0)
         model = self.language_model
         mask = causal_mask(valid, embeddings.dtype)
@@ -344,7 +348,7 @@ class LLaVA3DModel(nn.Module):
         return Context(tuple(hidden_states), valid, position_ids)
 
     def embed_scene(self, inputs: SpatialVLAInputs) -> tuple[Tensor, Tensor]:
-        """All observations' scene tokens in one list: [K, text width] and the observation of each, ascending, [K]."""
+        """The scene tokens of all observations, [K, text width], and the observation of each, ascending, [K]."""
         batch, views = inputs.pixel_values.shape[:2]
         pixel_values = inputs.pixel_values.flatten(0, 1)
         if inputs.geometry is None:  # LLaVA's way with plain pictures
@@ -373,20 +377,24 @@ class LLaVA3DModel(nn.Module):
         return self.mm_projector(features), owner
 
     def locate_patches(self, geometry: Geometry) -> tuple[Tensor, Tensor]:
-        """Positions [N, P, 3] of the patches of all N views, one observation after the other, and kept bool [N, P]."""
+        """Positions [N, P, 3] of the patches of all N = B * V views, and which are kept, bool [N, P]."""
         sampling = self.config.position.depth_sampling
         return patch_positions(*self.locate_pixels(geometry), self.config.vision.patch_size, sampling)
 
     def locate_pixels(self, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor]:
-        """Points [N, 3, H, W] of all N views, and what says which of them count: depths [N, H, W], boxes [N, 2, 3]."""
+        """Points [N, 3, H, W] of all N = B * V views, and the depths [N, H, W] and boxes [N, 2, 3] that validate them.
+
+        Without ``position.mask_depth`` all pixels of finite depth are valid, even those of depth 0.
+        """
         position = self.config.position
         views = geometry.depths.shape[1]
         depths, workspace = geometry.depths.flatten(0, 1), geometry.workspace.repeat_interleave(views, 0)
+        finite = depths.isfinite()
         depths = depths.masked_fill(depths < position.near, 0.0)
         with full_precision(depths):
             points = unproject(depths, geometry.intrinsics.flatten(0, 1), geometry.poses.flatten(0, 1))
         if not position.mask_depth:
-            depths = torch.ones_like(depths)
+            depths = finite.to(depths.dtype)
         if not position.crop:
             workspace = workspace.new_tensor([[-math.inf] * 3, [math.inf] * 3]).expand_as(workspace)
         return points, depths, workspace
@@ -395,7 +403,7 @@ class LLaVA3DModel(nn.Module):
         return torch.ones(pictures, self.config.vision.grid**2, dtype=torch.bool, device=device)
 
     def encode_patches(self, pixel_values: Tensor, kept: Tensor) -> Tensor:
-        """CLIP features of the kept patches, in their order: [N, 3, H, W], bool [N, P] -> [M, vision width]."""
+        """CLIP features of the M kept patches, in their order: [N, 3, H, W], bool [N, P] -> [M, vision width]."""
         tower = self.vision_tower
         seen = kept if self.config.vision.prune else torch.ones_like(kept)
         image, patch = seen.nonzero(as_tuple=True)
@@ -411,7 +419,7 @@ class LLaVA3DModel(nn.Module):
         first = embeddings.class_embedding + place[0]
         length = seen.sum(1)
         ends = length.cumsum(0)
-        # Views of like length run together, since padding costs as much as patches do; the features return in order.
+        # Views of similar length run together, because padding costs time; at the end the order is restored.
         order = length.argsort(stable=True)
         parts, origins = [], []
         for views in torch.split(order, VIEWS_TOGETHER):
@@ -432,17 +440,17 @@ class LLaVA3DModel(nn.Module):
     def splice(
         self, tokens: Tensor, owner: Tensor, input_ids: Tensor, attention_mask: Tensor, together: int
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Scene tokens in the place of each prompt's placeholder, left-aligned and padded.
+        """Replaces each prompt's placeholder by its scene tokens, left-aligned and padded.
 
         Args:
             tokens: [K, width].
             owner: [K], the row of each, ascending.
-            input_ids: [B, L] with one ``IMAGE_TOKEN`` a row.
+            input_ids: [B, L] with one ``IMAGE_TOKEN`` per row.
             attention_mask: bool [B, L].
-            together: how many rows make a group, see :meth:`contexts`.
+            together: rows per group, see :meth:`contexts`.
 
         Returns:
-            Of each group: its rows [b], embeddings [b, T, width] and valid bool [b, T].
+            For each group: its rows [b], embeddings [b, T, width] and valid bool [b, T].
         """
         batch = len(input_ids)
         is_image = input_ids == IMAGE_TOKEN

@@ -1,23 +1,20 @@
-"""The whole policy network: LLaVA-3D and an action expert."""
+"""The whole policy network: LLaVA-3D with an action expert."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Unpack, cast
+from collections.abc import Collection, Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from sim_eval.core.errors import SimEvalError
 from sim_eval.policies.spatialvla import flow_matching
 from sim_eval.policies.spatialvla.configuration_spatialvla import ActionExpertType, SpatialVLAConfig
 from sim_eval.policies.spatialvla.modeling_deep_fusion import DeepFusionActionExpert
 from sim_eval.policies.spatialvla.modeling_flow_expert import FlowMatchingActionExpert
 from sim_eval.policies.spatialvla.modeling_llava3d import Context, LLaVA3DModel, SpatialVLAInputs
-
-if TYPE_CHECKING:
-    from sim_eval.policies.spatialvla.pretrained import LoadingOptions
 
 TOGETHER = 8  # observations of a training batch that share one padded pass of Llama and expert
 
@@ -27,11 +24,31 @@ EXPERT_CLASSES: Mapping[ActionExpertType, type[DeepFusionActionExpert] | type[Fl
 }
 
 
+def check_tensors(
+    missing: Collection[str], unknown: Collection[str], misshapen: Collection[tuple[str, Sequence[int], Sequence[int]]]
+) -> None:
+    """Refuses weights that are not exactly those of the network.
+
+    Args:
+        missing, unknown: names of tensors that only the network has, or only the weights have.
+        misshapen: name, shape in the weights and shape in the network of each tensor whose shapes differ.
+
+    Raises:
+        SimEvalError: there is one of these; names the first of each kind.
+    """
+    faults = [f"{len(missing)} tensors are missing, among them {min(missing)}"] if missing else []
+    faults += [f"{len(unknown)} tensors do not belong to the model, among them {min(unknown)}"] if unknown else []
+    for name, found, wanted in sorted(misshapen)[:1]:
+        faults.append(f"{name} has shape {tuple(found)}, the configuration asks for {tuple(wanted)}")
+    if faults:
+        raise SimEvalError("; ".join(faults))
+
+
 class SpatialVLAPreTrainedConfig(PreTrainedConfig):  # type: ignore[misc]
-    """A network's configuration as transformers keeps it, so that its Auto classes know a checkpoint folder.
+    """A network's configuration in transformers' form, so that its Auto classes recognise a checkpoint folder.
 
     Attributes:
-        network: :meth:`SpatialVLAConfig.to_dict`; None: that of the defaults.
+        network: :meth:`SpatialVLAConfig.to_dict`; None: the defaults.
     """
 
     model_type = "spatialvla"
@@ -42,7 +59,7 @@ class SpatialVLAForConditionalGeneration(PreTrainedModel):  # type: ignore[misc]
     """Observations and instruction -> a chunk of normalised actions, by flow matching.
 
     Args:
-        config: what it is made of, by itself or as transformers keeps it.
+        config: the network's configuration, as it is or in transformers' form.
     """
 
     config_class = SpatialVLAPreTrainedConfig
@@ -61,26 +78,26 @@ class SpatialVLAForConditionalGeneration(PreTrainedModel):  # type: ignore[misc]
 
     @property
     def stacks(self) -> tuple[nn.ModuleList, ...]:
-        """The layers of vision tower, language model and expert: nearly all of a large model's weights."""
+        """The layers of vision tower, language model and expert; they hold nearly all weights of a large model."""
         vlm = self.vlm
         return vlm.vision_tower.encoder.layers, vlm.language_model.layers, self.action_expert.model.layers
 
     @classmethod
     def from_pretrained(cls, *arguments: object, **options: object) -> SpatialVLAForConditionalGeneration:
-        """As transformers does it; see :class:`transformers.PreTrainedModel`."""
-        loaded = super().from_pretrained(*arguments, **options)
-        model: SpatialVLAForConditionalGeneration = loaded[0] if isinstance(loaded, tuple) else loaded
+        """Loads as :class:`transformers.PreTrainedModel` does, but strictly.
+
+        Raises:
+            SimEvalError: a tensor is missing, unknown or of another shape; names it.
+        """
+        with_info = options.pop("output_loading_info", False)
+        options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # the check below refuses them
+        model, info = super().from_pretrained(*arguments, **options)
+        try:
+            check_tensors(info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
+        except SimEvalError as error:
+            raise SimEvalError(f"{arguments[0]}: {error}: restore the weights or train the checkpoint again") from error
         model.freeze_unread()  # loading has made new parameters
-        return cast(SpatialVLAForConditionalGeneration, loaded)
-
-    @classmethod
-    def from_llava3d(
-        cls, reference: str | Path, expert: ActionExpertType, **options: Unpack[LoadingOptions]
-    ) -> SpatialVLAForConditionalGeneration:
-        """A policy on a published LLaVA-3D; see :func:`sim_eval.policies.spatialvla.pretrained.from_llava3d`."""
-        from sim_eval.policies.spatialvla.pretrained import from_llava3d
-
-        return from_llava3d(reference, expert, **options)
+        return cast(SpatialVLAForConditionalGeneration, (model, info) if with_info else model)
 
     def forward(
         self,
@@ -91,15 +108,15 @@ class SpatialVLAForConditionalGeneration(PreTrainedModel):  # type: ignore[misc]
         time: Tensor,
         context: Context | None = None,
     ) -> Tensor:
-        """Flow-matching loss; all draws of an observation share one pass of the VLM.
+        """The flow-matching loss; all flow samples of an observation share one pass of the VLM.
 
         Args:
             inputs: B observations.
             actions: normalised, [B, H, A].
             valid: bool [B, H], False past the episode's end.
-            noise: [B, D, H, A], D draws an observation.
+            noise: [B, D, H, A], D flow samples per observation.
             time: [B, D].
-            context: what the VLM makes of the inputs, where it is known.
+            context: the VLM's output for the inputs, if it is known already.
         """
         actions = actions[:, None]
         everyone = torch.arange(len(noise), device=noise.device)
@@ -116,7 +133,11 @@ class SpatialVLAForConditionalGeneration(PreTrainedModel):  # type: ignore[misc]
 
     @torch.no_grad()
     def predict_action(self, inputs: SpatialVLAInputs, noise: Tensor, steps: int | None = None) -> Tensor:
-        """A normalised chunk [B, H, A] from noise of that shape, by ``steps`` Euler steps (None: the config's)."""
+        """Normalised chunks [B, H, A] from noise of that shape.
+
+        Args:
+            steps: the number of Euler steps; None: the configuration's.
+        """
         return self.action_expert.sample_actions(
             self.vlm(inputs),
             self.vlm.language_model.layers,
@@ -126,12 +147,12 @@ class SpatialVLAForConditionalGeneration(PreTrainedModel):  # type: ignore[misc]
         )
 
     def freeze_unread(self) -> None:
-        """Takes the gradient from what no velocity depends on."""
+        """Freezes the parameters that the velocity does not depend on."""
         for module in self.action_expert.unread(self.vlm.language_model):
             module.requires_grad_(False)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: every part has drawn its initial weights when it was made."""
+        """Does nothing, because each part draws its initial weights when it is built."""
 
 
 AutoConfig.register(SpatialVLAPreTrainedConfig.model_type, SpatialVLAPreTrainedConfig, exist_ok=True)

@@ -1,24 +1,24 @@
-"""Published weights read into this network: LLaVA-3D, the CLIP tower it stands on, and Gemma for late fusion.
+"""Loads published weights into this network: LLaVA-3D, its CLIP tower, and Gemma for late fusion.
 
-Names of LLaVA-3D's tensors are those of ZCMax/LLaVA-3D (Apache-2.0). Nothing is unpickled but tensors, and nothing
-stays at its random initial value unless it is meant to: every other tensor is read, or stands in an error.
+Names of LLaVA-3D's tensors are those of ZCMax/LLaVA-3D (Apache-2.0). Only tensors are unpickled. No tensor silently
+keeps its random initial value: each one is loaded, is meant to be random, or is named in an error.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypedDict, Unpack, cast
+from typing import Any, TypedDict, TypeVar, Unpack
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sim_eval.core.decoding import decode
 from sim_eval.core.errors import SimEvalError
+from sim_eval.core.files import read_json
 from sim_eval.policies.spatialvla.configuration_spatialvla import (
     LLAVA3D_7B,
     ActionExpertType,
@@ -29,13 +29,22 @@ from sim_eval.policies.spatialvla.configuration_spatialvla import (
 )
 from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
 
-# One file, or many with an index that says which holds what; safetensors are preferred to pickled tensors.
+T = TypeVar("T")
+REMEDY = "name the folder of a whole checkpoint, or download it again"
+# One file, or many with an index of their tensors; safetensors are preferred to pickled tensors.
 LAYOUTS = (
     ("model.safetensors", "model.safetensors.index.json"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
 VISION, TEXT = "vlm.vision_tower.", "vlm.language_model."
-# Published name -> ours, by prefix; the first that fits.
+# Our names of sizes -> those that all published configurations share.
+SHARED = {
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "mlp": "intermediate_size",
+}
+# Prefixes of published names -> our prefixes; the first that matches counts.
 PREFIXES = (
     ("model.vision_tower.vision_tower.vision_model.", VISION),
     ("model.vision_tower.vision_tower.", VISION),
@@ -43,12 +52,12 @@ PREFIXES = (
     ("model.mm_projector.", "vlm.mm_projector."),
     ("model.", TEXT),
 )
-# Of a published checkpoint, what no policy reads: the word head, and the encoder of clicked points.
+# The parts of a published checkpoint that no policy reads: the word head, and the encoder of clicked points.
 UNREAD = ("lm_head.", "model.video_tower.prompt_encoder.")
 
 
 class LoadingOptions(TypedDict, total=False):
-    """Keyword arguments of :func:`from_llava3d`; ``dtype`` and ``config`` are not :func:`llava3d_config`'s."""
+    """Keyword arguments of :func:`from_llava3d`; :func:`llava3d_config` ignores ``dtype`` and ``config``."""
 
     gemma: str | Path | None
     clip: str | Path | None
@@ -60,11 +69,11 @@ class LoadingOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Tensors:
-    """The tensors of a checkpoint folder, each read when it is asked for.
+    """The tensors of a checkpoint folder; each is read when it is needed.
 
     Attributes:
-        folder: where they lie.
-        readers: name -> what reads it.
+        folder: the checkpoint.
+        readers: name -> function that reads the tensor.
     """
 
     folder: Path
@@ -74,7 +83,7 @@ class Tensors:
         """One tensor.
 
         Raises:
-            SimEvalError: it holds a number that is not finite, or its file is damaged.
+            SimEvalError: the tensor holds a number that is not finite, or its file is damaged.
         """
         try:
             tensor = self.readers[name]()
@@ -93,8 +102,8 @@ def open_tensors(folder: Path) -> Tensors:
     """
     for single, index in LAYOUTS:
         if (folder / index).exists():
-            places = cast(Mapping[str, str], read_json(folder / index).get("weight_map", {}))
-            files = sorted(set(places.values()))
+            table = read_json(folder / index, REMEDY).get("weight_map", {})
+            files = sorted(set(decode(dict[str, str], table, str(folder / index)).values()))
             if missing := [file for file in files if not (folder / file).exists()]:
                 raise SimEvalError(f"{folder}: {', '.join(missing)} missing, which {index} names: download it again")
             break
@@ -118,27 +127,15 @@ def _open_file(path: Path) -> dict[str, Callable[[], Tensor]]:
             return {name: partial(opened.get_tensor, name) for name in names}
         loaded: dict[str, Tensor] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         return {name: partial(torch.Tensor.detach, tensor) for name, tensor in loaded.items()}
-    except Exception as error:  # either library reports damage in many ways
+    except Exception as error:  # both libraries report damage in many ways
         raise SimEvalError(f"{path} is damaged ({type(error).__name__}): download it again") from error
 
 
-def read_json(path: Path) -> dict[str, object]:
-    try:
-        data = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise SimEvalError(f"{path} is missing: name the folder of a whole checkpoint") from error
-    except (OSError, ValueError) as error:
-        raise SimEvalError(f"{path} cannot be read ({error}): download it again") from error
-    if not isinstance(data, dict):
-        raise SimEvalError(f"{path} is not a table of fields: download it again")
-    return data
-
-
 def local_folder(reference: str | Path) -> Path:
-    """A folder as it is, or the local copy of a repository of the Hugging Face hub, downloaded when it is not there.
+    """The folder, or the local copy of a repository of the Hugging Face hub, which is downloaded if necessary.
 
     Raises:
-        SimEvalError: neither.
+        SimEvalError: there is no such folder, and no such repository can be downloaded.
     """
     if Path(reference).is_dir():
         return Path(reference)
@@ -159,20 +156,20 @@ def from_llava3d(
 
     Args:
         reference: folder or hub repository of LLaVA-3D, such as "ChaimZhu/LLaVA-3D-7B".
-        expert: which action expert stands on it.
+        expert: the kind of action expert.
         gemma: folder or repository of the Gemma that becomes the decoder of late fusion, such as "google/gemma-2b".
-        clip: of a vision tower that takes the place of the checkpoint's own; without it and without an own one, it is
-            the tower that the checkpoint names.
-        from_scratch: start the expert's decoder from random weights; otherwise that of deep fusion starts as a copy of
-            the VLM's layers, and that of late fusion as ``gemma``.
-        expert_config: sizes of state, actions and sampler, and of a decoder from scratch; those of a decoder that is
-            loaded follow from what is loaded.
-        config: as :func:`llava3d_config` gives it, with settings changed that no weight's shape depends on, such as
-            ``voxel_size``; in the place of ``expert_config``.
-        dtype: of the weights; float32 if not given.
+        clip: folder or repository of a vision tower that replaces the checkpoint's own. By default it is the
+            checkpoint's own, or if it has none, the tower that it names.
+        from_scratch: start the expert's decoder from random weights. Otherwise the decoder of deep fusion starts as a
+            copy of the VLM's layers, and that of late fusion as ``gemma``.
+        expert_config: sizes of state, actions and sampler, and of a decoder from scratch; a loaded decoder keeps its
+            own sizes.
+        config: the result of :func:`llava3d_config`, with changes that do not affect the shapes of weights, such as
+            another ``voxel_size``; it replaces ``expert_config``.
+        dtype: of the weights; the default is float32.
 
     Raises:
-        SimEvalError: something is missing, unknown, of another shape, or not finite; names all of it.
+        SimEvalError: tensors are missing, unknown, of another shape, or not finite; names all of them.
     """
     clip, gemma, from_scratch = options.get("clip"), options.get("gemma"), options.get("from_scratch", False)
     folder = local_folder(reference)
@@ -181,7 +178,7 @@ def from_llava3d(
     model = _random_model(config, options.get("dtype", torch.float32))
     sources = [_Source(tensors, _llava3d_name if clip is None else _llava3d_name_without_tower)]
     if clip is not None or not any(name.startswith(PREFIXES[1][0]) for name in tensors.readers):
-        tower = vision_tower_folder(folder, read_json(folder / "config.json"), clip)
+        tower = vision_tower_folder(folder, read_json(folder / "config.json", REMEDY), clip)
         sources.append(_Source(open_tensors(tower), _clip_name))
     loads_gemma = expert == "late_gemma" and not from_scratch
     if loads_gemma:
@@ -195,16 +192,16 @@ def from_llava3d(
 def llava3d_config(
     reference: str | Path, expert: ActionExpertType, **options: Unpack[LoadingOptions]
 ) -> SpatialVLAConfig:
-    """The configuration of what :func:`from_llava3d` makes of the same arguments; reads no weights.
+    """The configuration that :func:`from_llava3d` uses for the same arguments; reads no weights.
 
     Raises:
-        SimEvalError: a configuration is missing, or is of another kind of model.
+        SimEvalError: a ``config.json`` is missing, or belongs to another kind of model.
     """
     folder = local_folder(reference)
-    published = read_json(folder / "config.json")
+    published = read_json(folder / "config.json", REMEDY)
     tower = vision_tower_folder(folder, published, options.get("clip"))
-    layer = int(cast(int, published.get("mm_vision_select_layer", -2)))
-    vision, text = vision_config(read_json(tower / "config.json"), layer), text_config(published)
+    layer = published.get("mm_vision_select_layer", -2)
+    vision, text = vision_config(read_json(tower / "config.json", REMEDY), layer), text_config(published)
     sizes = options.get("expert_config") or ExpertConfig()
     if expert == "deep_llama":
         sizes = replace(
@@ -218,7 +215,7 @@ def llava3d_config(
         if not options.get("from_scratch", False):
             sizes = replace(sizes, width=text.width, heads=text.heads, mlp=text.mlp)
     elif not options.get("from_scratch", False):
-        sizes = gemma_config(read_json(_gemma_folder(options.get("gemma")) / "config.json"), sizes)
+        sizes = gemma_config(read_json(_gemma_folder(options.get("gemma")) / "config.json", REMEDY), sizes)
     return replace(LLAVA3D_7B, vision=vision, text=text, expert=sizes, action_expert_type=expert)
 
 
@@ -229,80 +226,59 @@ def _gemma_folder(gemma: str | Path | None) -> Path:
 
 
 def vision_tower_folder(folder: Path, llava: Mapping[str, object], clip: str | Path | None = None) -> Path:
-    """The CLIP of a LLaVA-3D: ``clip`` if given, else the one that its ``config.json`` names, beside it or on the hub.
+    """The CLIP of a LLaVA-3D: ``clip`` if given, else the one that ``config.json`` names, in the folder or on the hub.
 
     Raises:
-        SimEvalError: it names none, or it cannot be had.
+        SimEvalError: ``config.json`` names none, or the CLIP cannot be downloaded.
     """
     if clip is not None:
         return local_folder(clip)
-    with _fields(f"{folder / 'config.json'}"):
-        named = str(llava["mm_vision_tower"])
+    if "mm_vision_tower" not in llava:
+        raise SimEvalError(f"{folder / 'config.json'} lacks mm_vision_tower: is it another kind of model?")
+    named = str(llava["mm_vision_tower"])
     return folder / named if (folder / named).is_dir() else local_folder(named)
 
 
-def vision_config(clip: Mapping[str, object], feature_layer: int) -> VisionConfig:
-    """Of the ``config.json`` of a CLIP, or of its vision tower alone."""
-    tower = cast(Mapping[str, int], clip.get("vision_config", clip))
-    with _fields("the CLIP's config.json"):
-        return VisionConfig(
-            image_size=tower["image_size"],
-            patch_size=tower["patch_size"],
-            width=tower["hidden_size"],
-            layers=tower["num_hidden_layers"],
-            heads=tower["num_attention_heads"],
-            mlp=tower["intermediate_size"],
-            feature_layer=feature_layer,
-            prune=False,
-        )
+def vision_config(clip: Mapping[str, Any], feature_layer: object) -> VisionConfig:
+    """The vision tower's configuration from the ``config.json`` of a CLIP, or of its vision tower alone."""
+    own = {name: name for name in ("image_size", "patch_size")}
+    fixed = {"feature_layer": feature_layer, "prune": False}
+    return _sizes(VisionConfig, "the CLIP's config.json", clip.get("vision_config", clip), own, fixed)
 
 
-def text_config(llava: Mapping[str, object]) -> TextConfig:
-    """Of LLaVA-3D's ``config.json``."""
-    sizes = cast(Mapping[str, int], llava)
-    with _fields("LLaVA-3D's config.json"):
-        return TextConfig(
-            width=sizes["hidden_size"],
-            layers=sizes["num_hidden_layers"],
-            heads=sizes["num_attention_heads"],
-            kv_heads=sizes.get("num_key_value_heads") or sizes["num_attention_heads"],
-            mlp=sizes["intermediate_size"],
-            rope_theta=_rope_theta(llava),
-            norm_eps=cast(Mapping[str, float], llava)["rms_norm_eps"],
-            vocab_size=sizes["vocab_size"],
-        )
+def text_config(llava: Mapping[str, Any]) -> TextConfig:
+    """The Llama's configuration from LLaVA-3D's ``config.json``."""
+    own = {"norm_eps": "rms_norm_eps", "vocab_size": "vocab_size"}
+    heads = llava.get("num_key_value_heads") or llava.get("num_attention_heads")
+    fixed = {"rope_theta": _rope_theta(llava), "kv_heads": heads}
+    return _sizes(TextConfig, "LLaVA-3D's config.json", llava, own, fixed)
 
 
-def gemma_config(gemma: Mapping[str, object], expert: ExpertConfig) -> ExpertConfig:
-    """The expert's sizes with the decoder's taken from a Gemma's ``config.json``."""
-    sizes = cast(Mapping[str, int], gemma)
-    with _fields("Gemma's config.json"):
-        return replace(
-            expert,
-            width=sizes["hidden_size"],
-            layers=sizes["num_hidden_layers"],
-            heads=sizes["num_attention_heads"],
-            kv_heads=sizes["num_key_value_heads"],
-            head_dim=sizes["head_dim"],
-            mlp=sizes["intermediate_size"],
-            rope_theta=_rope_theta(gemma),
-            norm_eps=cast(Mapping[str, float], gemma)["rms_norm_eps"],
-        )
+def gemma_config(gemma: Mapping[str, Any], expert: ExpertConfig) -> ExpertConfig:
+    """The expert's configuration, with the decoder's sizes from a Gemma's ``config.json``."""
+    own = {"norm_eps": "rms_norm_eps", "kv_heads": "num_key_value_heads", "head_dim": "head_dim"}
+    return _sizes(ExpertConfig, "Gemma's config.json", gemma, own, {**asdict(expert), "rope_theta": _rope_theta(gemma)})
 
 
-def _rope_theta(config: Mapping[str, object]) -> float:
-    """Where transformers has written it: by itself until version 4, among others since."""
-    rope = cast(Mapping[str, float], config.get("rope_parameters") or {})
-    theta = config.get("rope_theta", rope.get("rope_theta", 10_000.0))
-    return float(cast(float, theta))
+def _sizes(kind: type[T], where: str, published: object, own: Mapping[str, str], fixed: Mapping[str, object]) -> T:
+    """A configuration of ours from a published one.
+
+    Args:
+        own: our field -> the published one, besides :data:`SHARED`.
+        fixed: fields that are not read.
+    """
+    if not isinstance(published, Mapping):
+        raise SimEvalError(f"{where} is damaged: {REMEDY}")
+    names = {**SHARED, **own}
+    if missing := [name for name in names.values() if name not in published]:
+        raise SimEvalError(f"{where} lacks {missing[0]}: is it another kind of model?")
+    return decode(kind, {**fixed, **{ours: published[name] for ours, name in names.items()}}, where)
 
 
-@contextmanager
-def _fields(where: str) -> Iterator[None]:
-    try:
-        yield
-    except KeyError as error:
-        raise SimEvalError(f"{where} says nothing of {error.args[0]}: is it another kind of model?") from error
+def _rope_theta(config: Mapping[str, Any]) -> object:
+    """Since version 5, transformers writes it into ``rope_parameters``."""
+    rope = config.get("rope_parameters")
+    return config.get("rope_theta", rope.get("rope_theta", 10_000.0) if isinstance(rope, Mapping) else 10_000.0)
 
 
 def _random_model(config: SpatialVLAConfig, dtype: torch.dtype) -> SpatialVLAForConditionalGeneration:
@@ -316,7 +292,7 @@ def _random_model(config: SpatialVLAConfig, dtype: torch.dtype) -> SpatialVLAFor
 
 @dataclass(frozen=True)
 class _Source:
-    """Tensors, and how their names are ours; a name that maps to None is read by no policy."""
+    """Tensors, and a function from their names to ours; None: no policy reads the tensor."""
 
     tensors: Tensors
     rename: Callable[[str], str | None]
@@ -336,20 +312,20 @@ def _llava3d_name_without_tower(name: str) -> str | None:
 
 
 def _clip_name(name: str) -> str | None:
-    """Of a whole CLIP only the vision tower is read."""
+    """Our name of a CLIP's tensor; only the vision tower is read."""
     if name.startswith(("text_model.", "text_projection.", "visual_projection.")) or name == "logit_scale":
         return None
     return VISION + name.removeprefix("vision_model.")
 
 
 def _gemma_name(name: str) -> str | None:
-    """The expert is handed embeddings, so Gemma's own for words are not read."""
+    """Our name of a Gemma's tensor; the expert has no token embeddings."""
     inner = name.removeprefix("model.")
     return None if inner.startswith(("embed_tokens.", "lm_head.")) else f"action_expert.model.{inner}"
 
 
 def _unbuilt(config: SpatialVLAConfig, name: str) -> bool:
-    """Whether a tensor belongs to a part of the vision tower above the layer that is read, which is not built."""
+    """Whether a tensor belongs to the part of the vision tower above the layer that is read; it is not built."""
     if not name.startswith(VISION):
         return False
     part = name.removeprefix(VISION).split(".")
@@ -364,14 +340,14 @@ def _fill(
     random: tuple[str, ...],
     loaded: tuple[str, ...],
 ) -> None:
-    """Copies every tensor of the sources to its place.
+    """Copies the tensors of all sources into the model.
 
     Args:
-        random: prefixes of what may keep its random values.
-        loaded: prefixes among those that may not.
+        random: prefixes of tensors that may keep their random values.
+        loaded: prefixes of exceptions from ``random``.
 
     Raises:
-        SimEvalError: lists what is missing, unknown and of another shape.
+        SimEvalError: tensors are missing, unknown or of another shape; lists them.
     """
     wanted = model.state_dict()
     found: set[str] = set()
@@ -399,7 +375,7 @@ def _fill(
 
 @torch.no_grad()
 def _copy_layers(model: SpatialVLAForConditionalGeneration) -> None:
-    """The deep expert's decoder starts where the VLM's layers and final norm are."""
+    """Copies the VLM's layers and final norm into the deep expert's decoder."""
     language, decoder = model.vlm.language_model, model.action_expert.model
     decoder.layers.load_state_dict(language.layers.state_dict())
     decoder.norm.load_state_dict(language.norm.state_dict())

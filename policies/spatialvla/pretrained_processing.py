@@ -1,4 +1,4 @@
-"""Words and pictures as a published LLaVA-3D knows them: its tokenizer, chat template and image processor."""
+"""The processor of a published LLaVA-3D: its tokenizer, chat template and picture settings."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, cast
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from sim_eval.core.errors import SimEvalError
+from sim_eval.core.files import read_json
 from sim_eval.core.normalization import NormalizationStats
 from sim_eval.policies.policy import PolicySpec
 from sim_eval.policies.spatialvla.configuration_spatialvla import SpatialVLAConfig
-from sim_eval.policies.spatialvla.pretrained import local_folder, read_json, vision_tower_folder
+from sim_eval.policies.spatialvla.pretrained import REMEDY, local_folder, vision_tower_folder
 from sim_eval.policies.spatialvla.processing_spatialvla import SpatialVLAProcessor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Vicuna's conversation, which LLaVA-3D was trained on; a checkpoint that has a template of its own is asked first.
+# Vicuna's conversation, which LLaVA-3D was trained on. A checkpoint's own template takes precedence.
 CHAT_TEMPLATE = (
     "A chat between a curious human and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the human's questions. "
@@ -37,21 +38,21 @@ def llava3d_processor(
     config: SpatialVLAConfig,
     clip: str | Path | None = None,
 ) -> SpatialVLAProcessor:
-    """The processor of a policy that stands on a published LLaVA-3D.
+    """The processor of a policy that is based on a published LLaVA-3D.
 
     Args:
         reference: folder or hub repository of LLaVA-3D, such as "ChaimZhu/LLaVA-3D-7B".
-        spec, stats: as of :class:`SpatialVLAProcessor`.
-        config: of the network, as :func:`sim_eval.policies.spatialvla.pretrained.from_llava3d` found it.
-        clip: of the vision tower, when it takes the place of the checkpoint's own.
+        spec, stats: as for :class:`SpatialVLAProcessor`.
+        config: the network's, from :func:`sim_eval.policies.spatialvla.pretrained.llava3d_config`.
+        clip: folder or repository of the vision tower, if it replaces the checkpoint's own.
 
     Raises:
-        SimEvalError: a file is missing or damaged, or asks for pictures that are not made here.
+        SimEvalError: a file is missing or damaged, or demands pictures that :class:`SpatialVLAProcessor` cannot make.
     """
     folder = local_folder(reference)
     pictures = folder / PICTURES
     if clip is not None or not pictures.exists():
-        pictures = vision_tower_folder(folder, read_json(folder / "config.json"), clip) / PICTURES
+        pictures = vision_tower_folder(folder, read_json(folder / "config.json", REMEDY), clip) / PICTURES
     check_pictures(pictures, config.vision.image_size)
     tokenizer = published_tokenizer(folder)
     backend = tokenizer.backend_tokenizer
@@ -61,13 +62,13 @@ def llava3d_processor(
 
 
 def published_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The folder's Llama tokenizer with a chat template: the folder's own, else :data:`CHAT_TEMPLATE`.
+    """The folder's Llama tokenizer, with the folder's own chat template or else :data:`CHAT_TEMPLATE`.
 
-    It begins each text with BOS and ends none, whatever the folder's settings say: LLaVA-3D has read no other prompts,
-    and transformers 5.23 forgets BOS when it reads a bare ``tokenizer.model``.
+    Each text starts with BOS and has no EOS, whatever the folder's settings say: LLaVA-3D was trained on such prompts
+    only, and transformers 5.23 omits BOS when it reads a bare ``tokenizer.model``.
 
     Raises:
-        SimEvalError: there is none, or it cannot be read.
+        SimEvalError: the folder has no tokenizer, or it cannot be read.
     """
     from transformers import AutoTokenizer
 
@@ -76,23 +77,23 @@ def published_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         tokenizer.add_bos_token, tokenizer.add_eos_token = True, False
-    except Exception as error:  # each of its formats reports damage in its own way
+    except Exception as error:  # each format reports damage in its own way
         raise SimEvalError(
             f"{folder}: the tokenizer cannot be read ({_first_line(error)}): download it again, "
             "and for a tokenizer.model install sentencepiece"
         ) from error
     if tokenizer.chat_template is None:
         settings = folder / "processor_config.json"
-        own = read_json(settings).get("chat_template") if settings.exists() else None
+        own = read_json(settings, REMEDY).get("chat_template") if settings.exists() else None
         tokenizer.chat_template = own or CHAT_TEMPLATE
     return tokenizer
 
 
 def published_prompt(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What the chat template makes of a picture and an instruction, with ``<image>`` and ``{instruction}`` in it.
+    """The chat template's prompt for a picture and an instruction; contains ``<image>`` and ``{instruction}``.
 
     Raises:
-        SimEvalError: the template makes no such prompt.
+        SimEvalError: the template gives no such prompt.
     """
     reason = "<image> and {instruction} must stand in it once each"
     parts = [{"type": "image"}, {"type": "text", "text": "{instruction}"}]
@@ -101,23 +102,24 @@ def published_prompt(tokenizer: PreTrainedTokenizerBase) -> str:
             prompt = tokenizer.apply_chat_template(
                 [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
             )
-        except Exception as error:  # whatever somebody's template does
+        except Exception as error:  # a template can raise anything
             reason = _first_line(error)
             continue
         if prompt.count("<image>") == prompt.count("{instruction}") == 1:
-            return cast(str, prompt.removeprefix(tokenizer.bos_token or ""))  # the tokenizer puts it there itself
-    raise SimEvalError(f"{tokenizer.name_or_path}: the chat template makes no prompt ({reason}): mend or remove it")
+            return cast(str, prompt.removeprefix(tokenizer.bos_token or ""))  # the tokenizer adds it
+    raise SimEvalError(f"{tokenizer.name_or_path}: the chat template makes no prompt ({reason}): correct or remove it")
 
 
 def check_pictures(file: Path, size: int) -> None:
-    """Whether a ``preprocessor_config.json`` asks for the pictures that :class:`SpatialVLAProcessor` makes.
+    """Checks that a ``preprocessor_config.json`` demands the pictures that :class:`SpatialVLAProcessor` makes.
 
-    Those are CLIP's: the shortest side resized to ``size`` (bicubic), the middle cropped, CLIP's mean and deviation.
+    Those are CLIP's: the shortest side is resized to ``size`` (bicubic), the middle is cropped, and CLIP's mean and
+    deviation are used.
 
     Raises:
-        SimEvalError: says what it asks for instead.
+        SimEvalError: the file demands other pictures; names the settings.
     """
-    settings: Mapping[str, object] = {"size": 224, "crop_size": 224, **read_json(file)}  # CLIP's own where silent
+    settings: Mapping[str, object] = {"size": 224, "crop_size": 224, **read_json(file, REMEDY)}  # with CLIP's defaults
     made: Mapping[str, tuple[object, ...]] = {
         "do_resize": (True,),
         "size": (size, {"shortest_edge": size}),
@@ -131,8 +133,8 @@ def check_pictures(file: Path, size: int) -> None:
         "image_std": (list(OPENAI_CLIP_STD),),
     }
     if others := [name for name, values in made.items() if settings.get(name, values[0]) not in values]:
-        told = ", ".join(f"{name} {settings[name]} instead of {made[name][0]}" for name in others)
-        raise SimEvalError(f"{file}: {told}: only CLIP's pictures are made here, name its CLIP or another checkpoint")
+        found = ", ".join(f"{name} {settings[name]} instead of {made[name][0]}" for name in others)
+        raise SimEvalError(f"{file}: {found}: only CLIP's pictures are supported; choose a CLIP or another checkpoint")
 
 
 def _first_line(error: Exception) -> str:

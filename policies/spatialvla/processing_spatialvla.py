@@ -1,11 +1,10 @@
-"""Observations to what the network reads, and its chunks back to what the robot takes."""
+"""Converts observations to the network's inputs, and the network's chunks to the robot's actions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from typing import cast
 
 import numpy as np
 import torch
@@ -15,7 +14,8 @@ from torch import Tensor
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from sim_eval.core.cameras import FARTHEST
-from sim_eval.core.errors import SimEvalError, reading
+from sim_eval.core.decoding import decode, encode
+from sim_eval.core.errors import SimEvalError
 from sim_eval.core.normalization import NormalizationStats
 from sim_eval.core.types import ActionSpec, CameraView, FloatArray, Observation, TrainingWindow
 from sim_eval.policies.policy import PolicySpec
@@ -23,20 +23,19 @@ from sim_eval.policies.spatialvla.configuration_spatialvla import SpatialVLAConf
 from sim_eval.policies.spatialvla.image_processing_llava3d import square_view
 from sim_eval.policies.spatialvla.modeling_llava3d import IMAGE_TOKEN, Geometry, SpatialVLAInputs
 
-# The instruction stands before the scene, so that in the causal Llama each scene token knows what is asked for. With it
-# after the scene, as in LLaVA, the small network never learnt to obey (docs/results.md).
+# The instruction precedes the scene, so that in the causal Llama each scene token depends on it. With the instruction
+# after the scene, as in LLaVA, the small network never learnt to follow it (docs/results.md).
 TINY_PROMPT = "USER: {instruction}\n<image> ASSISTANT:"
 TOKEN_LENGTH = 16  # characters: long enough for "stack the green ", too short for a whole sentence
-ACTION = "action"  # the actions' name in the normalisation statistics
+ACTION = "action"  # the name of the actions in the normalisation statistics
 PAD = "<pad>"
 
 
 def train_tokenizer(sentences: Iterable[str], vocab_size: int = 384, prompt: str = TINY_PROMPT) -> Tokenizer:
-    """A byte-level BPE learnt from the project's own instructions, as they stand in the prompt.
+    """Trains a byte-level BPE on the project's own instructions, within the prompt.
 
     It knows every byte, so no instruction is out of its vocabulary. A token may span words (as in SuperBPE, Liu et al.
-    2025), so that sentences of the same words in another order differ in their tokens. The order of the sentences does
-    not matter.
+    2025), so that the same words in another order give other tokens. The order of the sentences does not matter.
     """
     corpus = [text for sentence in sorted(set(sentences)) for text in _split_prompt(prompt, sentence)]
     tokenizer = Tokenizer(models.BPE())
@@ -60,12 +59,12 @@ def _split_prompt(prompt: str, instruction: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """What the loss needs.
+    """The inputs of the loss.
 
     Attributes:
         inputs: B observations.
         actions: normalised, float32 [B, H, A].
-        valid: bool [B, H].
+        valid: bool [B, H], False past the episode's end.
     """
 
     inputs: SpatialVLAInputs
@@ -77,17 +76,17 @@ class TrainingBatch:
 
 
 class SpatialVLAProcessor:
-    """Everything between the contract's units and the network's.
+    """Converts between the units of :mod:`sim_eval.core.types` and the network's.
 
     Args:
-        config: of the network; its frame and sizes decide what is made here.
-        spec: cameras (their order is the views' order), proprio (their order is the state's order) and actions.
+        config: the network's configuration.
+        spec: cameras (in the order of the views), proprio fields (in the order of the state) and actions.
         stats: normalisation of the proprio fields and of "action".
-        tokenizer: of the instructions.
-        prompt: with one ``<image>`` and one ``{instruction}``.
+        tokenizer: for the instructions.
+        prompt: contains ``<image>`` and ``{instruction}`` once each.
 
     Raises:
-        SimEvalError: parts that do not fit each other.
+        SimEvalError: the parts do not fit each other.
     """
 
     def __init__(
@@ -129,14 +128,14 @@ class SpatialVLAProcessor:
         self.stats = stats
         self.tokenizer = tokenizer
         self.prompt = prompt
-        # Repeated for every pixel: broadcasting over three channels alone is five times slower.
+        # These are repeated for every pixel, because broadcasting over three channels is five times slower.
         mean, std = torch.tensor(OPENAI_CLIP_MEAN), torch.tensor(OPENAI_CLIP_STD)
         self._gain = (1 / (255 * std)).repeat(config.vision.image_size**2)
         self._offset = (mean / std).repeat(config.vision.image_size**2)
         self._tokens = lru_cache(maxsize=4096)(self._tokenize)
 
     def __call__(self, observations: Sequence[Observation]) -> SpatialVLAInputs:
-        """B observations -> inputs on the CPU; the others change nothing about one but the padding of its text."""
+        """B observations -> inputs on the CPU. One observation's inputs depend on the others in their padding only."""
         views = [[self._view(seen, camera) for camera in self.spec.cameras] for seen in observations]
         rgb = torch.from_numpy(np.stack([[view.rgb for view in row] for row in views]))
         pixels = rgb.flatten(2).to(torch.float32).mul_(self._gain).sub_(self._offset).view(rgb.shape)
@@ -161,7 +160,7 @@ class SpatialVLAProcessor:
         )
 
     def training_batch(self, windows: Sequence[TrainingWindow]) -> TrainingBatch:
-        """Windows of the config's horizon -> inputs and normalised labels."""
+        """Windows of the configuration's chunk size -> inputs and normalised labels."""
         actions = np.stack([window.actions for window in windows])
         return TrainingBatch(
             self([window.observation for window in windows]),
@@ -170,14 +169,14 @@ class SpatialVLAProcessor:
         )
 
     def actions(self, chunks: Tensor) -> FloatArray:
-        """Normalised chunks [..., A] -> float64 environment actions within their bounds."""
+        """Normalised chunks [..., A] -> float64 actions in the environment's units, within their bounds."""
         return self.action.clip(self.stats.denormalize(ACTION, chunks.double().cpu().numpy()))
 
     def to_dict(self) -> dict[str, object]:
-        """Everything but the network's config and the tokenizer, for JSON."""
+        """Everything but the network's configuration and the tokenizer, as JSON."""
         spec = asdict(self.spec)
         del spec["digest"], spec["privileged"], spec["variant"]
-        return {**spec, "prompt": self.prompt, "normalization": self.stats.to_dict()}
+        return {**spec, "prompt": self.prompt, "normalization": encode(self.stats)}
 
     @classmethod
     def from_dict(
@@ -185,14 +184,16 @@ class SpatialVLAProcessor:
     ) -> SpatialVLAProcessor:
         """Reads what :meth:`to_dict` wrote.
 
+        Args:
+            digest: of the weights, for the spec.
+
         Raises:
-            SimEvalError: a field is missing, damaged, or does not fit the config.
+            SimEvalError: a field is missing, unknown or invalid, or does not fit the config.
         """
-        spec = replace(PolicySpec.from_dict(data), digest=digest)
-        with reading():
-            stats = NormalizationStats.from_dict(cast(Mapping[str, object], data["normalization"]))
-            prompt = str(data["prompt"])
-        return cls(config, spec, stats, tokenizer, prompt)
+        table = dict(data)
+        prompt = decode(str, table.pop("prompt", None), "prompt")
+        stats = decode(NormalizationStats, table.pop("normalization", None), "normalization")
+        return cls(config, replace(PolicySpec.from_dict(table), digest=digest), stats, tokenizer, prompt)
 
     def _view(self, seen: Observation, camera: str) -> CameraView:
         if camera not in seen.views:
@@ -216,7 +217,7 @@ class SpatialVLAProcessor:
 
     def _tokenize(self, instruction: str) -> tuple[int, ...]:
         before, after = _split_prompt(self.prompt, instruction)
-        # As LLaVA does it: each piece by itself, and what the tokenizer begins a text with at the very beginning only.
+        # As in LLaVA, the pieces are encoded separately, and only the first begins with the tokenizer's special tokens.
         rest = self.tokenizer.encode(after, add_special_tokens=False)
         return (*self.tokenizer.encode(before).ids, IMAGE_TOKEN, *rest.ids)
 
@@ -230,9 +231,9 @@ class SpatialVLAProcessor:
 
 
 def _typical_depth(depth: NDArray[np.float32]) -> float:
-    """The median of a grid of pixels [H, W] that show something; 0 when none does.
+    """The median depth of a grid of pixels [H, W] that have one; 0 if none has.
 
-    The largest depth is left out: where nothing stands, simulators report their far plane, hundreds of metres away.
+    The largest depth is left out: it may be the simulator's far plane, hundreds of metres away.
     """
     height, width = depth.shape
     grid = depth[:: max(1, height // 16), :: max(1, width // 16)]
@@ -244,7 +245,7 @@ def _typical_depth(depth: NDArray[np.float32]) -> float:
 
 
 def load_tokenizer(text: str) -> Tokenizer:
-    """From the text of a ``tokenizer.json``.
+    """The tokenizer in the text of a ``tokenizer.json``.
 
     Raises:
         SimEvalError: the text is damaged.

@@ -1,7 +1,7 @@
-"""A loaded network with smaller weights: bfloat16, or 8 or 4 bits in the layers that hold nearly all of them.
+"""Smaller weights for a loaded network: bfloat16, or 8 or 4 bits in the layers that hold nearly all weights.
 
-The position embedding and the projections of state, time and actions stay as they are: they are small, and what they
-read is measured in millimetres.
+The position embedding and the projections of state, time and actions keep their type when quantised: they are small,
+and millimetres matter to them.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from sim_eval.policies.spatialvla.parts import convert
 
 
 def set_weights(model: SpatialVLAForConditionalGeneration, weights: Weights) -> None:
-    """Changes the weights in place; the model can then predict, no longer be trained or saved.
+    """Converts the weights in place. Afterwards the model can predict, but it can no longer be trained or saved.
 
     Args:
-        model: with float weights.
-        weights: "float32" leaves them as they are. "bfloat16" makes so all parameters but the position embedding's.
-            "int8" (symmetric, a scale an output) and "nf4" (4 bits, a scale 64 weights; Dettmers et al. 2023) quantise
-            the matrices of :attr:`SpatialVLAForConditionalGeneration.stacks`.
+        model: with float32 weights.
+        weights: "float32" changes nothing. "bfloat16" converts all parameters but the position embedding's. "int8"
+            (symmetric, one scale per output) and "nf4" (4 bits, one scale per 64 weights; Dettmers et al. 2023)
+            quantise the matrices in :attr:`SpatialVLAForConditionalGeneration.stacks`.
 
     Raises:
-        SimEvalError: the library that quantises is not installed.
+        SimEvalError: the library for the quantisation is not installed.
     """
     if weights == "bfloat16":
         convert(model, torch.bfloat16)
@@ -44,7 +44,7 @@ def set_weights(model: SpatialVLAForConditionalGeneration, weights: Weights) -> 
 def _to_int8(stack: nn.Module) -> None:
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
-    # Its settings for the compiler are global ones, and lower the precision of float32 products.
+    # torchao's settings for the compiler are global and lower the precision of float32 products.
     quantize_(stack, Int8WeightOnlyConfig(set_inductor_config=False))
 
 
@@ -57,6 +57,6 @@ def _to_nf4(stack: nn.Module) -> None:
         small = Linear4bit(module.in_features, module.out_features, bias is not None, weight.dtype, device="meta")
         small.weight = Params4bit(weight, quant_type="nf4", module=small).to(weight.device)
         small.bias = bias
-        # On some CPUs it would pack the weights anew, for which their sizes must be multiples, and compute in bfloat16.
+        # On some CPUs bitsandbytes would repack the weights, which only some sizes allow, and compute in bfloat16.
         small.support_avx512bf16_for_cpu = False
         stack.set_submodule(name, small)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, TypedDict
+from typing import Literal, TypeAlias, TypedDict, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -32,6 +32,8 @@ from sim_eval.policies.spatialvla import flow_matching
 from sim_eval.policies.spatialvla.modeling_llava3d import Context
 from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from sim_eval.policies.spatialvla.processing_spatialvla import TrainingBatch
+
+T = TypeVar("T")
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 OptimizerName: TypeAlias = Literal["adamw", "muon"]
@@ -161,16 +163,21 @@ class Trainer:
         """The number of this one."""
         return int(self._accelerator.process_index)
 
-    def agree(self, number: float) -> float:
-        """The first process's number, in all of them."""
-        numbers = [number]
+    def agree(self, value: T) -> T:
+        """The first process's value, in all of them."""
+        values = [value]
         if self.processes > 1:
-            broadcast_object_list(numbers)
-        return numbers[0]
+            broadcast_object_list(values)
+        return values[0]
 
     def meet(self) -> None:
         """Waits until all processes are here."""
         self._accelerator.wait_for_everyone()
+
+    def first_process_first(self) -> AbstractContextManager[None]:
+        """Around code that the first process runs before the others."""
+        first: AbstractContextManager[None] = self._accelerator.main_process_first()
+        return first
 
     @contextmanager
     def averaged(self) -> Iterator[SpatialVLAForConditionalGeneration]:

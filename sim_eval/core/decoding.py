@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any, TypeVar, get_args, get_type_hints
+from collections.abc import Callable
+from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 from sim_eval.core.errors import SimEvalError
 
@@ -17,12 +18,13 @@ T = TypeVar("T")
 _ADAPTERS: dict[object, Any] = {}  # making one takes pydantic milliseconds
 
 
-def decode(kind: type[T], data: object, where: str = "") -> T:
+def decode(kind: type[T], data: object, where: str = "", named: Callable[[str], str] = repr) -> T:
     """The data as a dataclass, or another type that pydantic knows.
 
     Args:
         data: what :func:`encode` made, or JSON gave.
         where: what the data is, for the error: a file, a message.
+        named: how the error names a field, given its dotted name.
 
     Raises:
         SimEvalError: a field is missing, unknown, or not what it may be; names it, in one line.
@@ -30,12 +32,12 @@ def decode(kind: type[T], data: object, where: str = "") -> T:
     from pydantic import ValidationError
 
     try:
-        value: T = _adapter(kind).validate_json(json.dumps(data, default=_plain), strict=True)
+        value: T = _adapter(cast(Any, kind)).validate_json(json.dumps(data, default=_plain), strict=True)
         return value
     except ValidationError as error:
-        raise SimEvalError(f"{where}: " * bool(where) + _told(error, kind)) from error
+        raise SimEvalError(f"{where}: " * bool(where) + _message(error, kind, named)) from error
     except SimEvalError as error:  # of a __post_init__
-        raise SimEvalError(f"{where}: {error}" if where else str(error)) from error
+        raise SimEvalError(f"{where}: " * bool(where) + " ".join(str(error).split())) from error
     except (TypeError, ValueError, RecursionError) as error:
         raise SimEvalError(f"{where}: " * bool(where) + f"not a table of fields ({error})") from error
 
@@ -76,18 +78,19 @@ def _forbid_unknown(kind: object) -> None:
         _forbid_unknown(part)
 
 
-def _told(error: Any, kind: object) -> str:
-    """The first of pydantic's findings in one line, and how many more there are."""
+def _message(error: Any, kind: object, named: Callable[[str], str]) -> str:
+    """pydantic's first finding in one short line, and how many more there are."""
     first, *others = error.errors(include_url=False)
-    name = ".".join(str(part) for part in first["loc"])
+    name = " ".join(".".join(str(part) for part in first["loc"]).split())[:80]  # a forged name may be anything
     if first["type"] == "unexpected_keyword_argument":
         fields = ", ".join(field.name for field in dataclasses.fields(_holder(kind, first["loc"])))
-        told = f"unknown field '{name}': the fields are {fields}"
+        message = f"unknown field {named(name)}: the fields are {fields}"
     elif first["type"] == "missing":
-        told = f"missing field '{name}'"
+        message = f"missing field {named(name)}"
     else:
-        told = f"'{name}': {first['msg'][0].lower()}{first['msg'][1:]}, not {repr(first['input'])[:80]}"
-    return told + f" (and {len(others)} more)" * bool(others)
+        place = f"{named(name)}: " if name else ""
+        message = f"{place}{first['msg'][0].lower()}{first['msg'][1:]}, not {repr(first['input'])[:80]}"
+    return message + f" (and {len(others)} more)" * bool(others)
 
 
 def _holder(kind: Any, path: tuple[Any, ...]) -> Any:

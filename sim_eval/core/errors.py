@@ -11,21 +11,6 @@ class SimEvalError(Exception):
 
 
 @contextmanager
-def reading() -> Iterator[None]:
-    """Around code that takes a table of fields, read from a file or a message, apart.
-
-    Raises:
-        SimEvalError: a field is missing, or is not what it should be.
-    """
-    try:
-        yield
-    except KeyError as error:
-        raise SimEvalError(f"missing {error.args[0]}") from error
-    except (AttributeError, TypeError, ValueError, OverflowError) as error:
-        raise SimEvalError(f"a field is damaged ({error})") from error
-
-
-@contextmanager
 def extra(name: str) -> Iterator[None]:
     """Around the imports of what the extra ``sim_eval[name]`` installs.
 

@@ -1,7 +1,7 @@
-"""Files that are whole or not there: atomic writes, JSON, and sealed HDF5.
+"""Files that are either whole or absent: atomic writes, JSON, and sealed HDF5.
 
-HDF5's user block, which other readers skip, holds a mark and a SHA-256 of a sealed file. So damage is noticed before
-HDF5, which may loop for ever on it, parses the file.
+In a sealed file, HDF5's user block, which other readers skip, holds a mark and a SHA-256 of the rest. So damage is
+detected before HDF5 parses the file, which could take for ever.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ PARTIAL = ".partial-"
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A file beside ``path`` to write to; it takes the name of ``path`` when the block ends well, and goes otherwise.
+    """A file beside ``path`` to write to. It is flushed to the disk and renamed to ``path`` when the block ends well,
+    and deleted otherwise.
 
     Raises:
         SimEvalError: the disk refuses.
@@ -39,6 +40,8 @@ def atomic(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())
         os.replace(partial, path)
     except OSError as error:
         raise unwritable(path, error) from error
@@ -55,12 +58,13 @@ def write_json(path: Path, value: object) -> None:
     with atomic(path) as partial, partial.open("w") as file:
         json.dump(value, file, indent=1)
         file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of a run.
+def read_json(path: Path, remedy: str = "") -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Args:
+        remedy: what a user can do when it cannot be read; empty: the remedy for a file of a run.
 
     Raises:
         SimEvalError: there is no such file, or it holds something else.
@@ -70,9 +74,10 @@ def read_json(path: Path) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise ValueError("not a JSON object")
     except OSError as error:
-        raise SimEvalError(f"{path} cannot be read ({error.strerror}): is {path.parent} a run folder?") from error
-    except ValueError as error:
-        raise SimEvalError(f"{path} is damaged ({error}): run it again into a new folder") from error
+        remedy = remedy or f"is {path.parent} a run folder?"
+        raise SimEvalError(f"{path} cannot be read ({error.strerror}): {remedy}") from error
+    except (ValueError, RecursionError) as error:
+        raise SimEvalError(f"{path} is damaged ({error}): {remedy or 'run it again into a new folder'}") from error
     return value
 
 

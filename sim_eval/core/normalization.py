@@ -1,11 +1,10 @@
-"""Normalisation of vectors: its statistics, how they are computed from episodes, and how they are applied."""
+"""Normalisation of vectors: the statistics, computing them from episodes, and applying them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from types import MappingProxyType
-from typing import Literal, Protocol, TypeAlias, cast
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 
@@ -27,14 +26,16 @@ class FieldStats:
 
 @dataclass(frozen=True)
 class NormalizationStats:
-    """How vectors are normalised, stored with a checkpoint together with the mode.
+    """How vectors are normalised; a checkpoint stores it.
 
-    ``mean_std`` maps to zero mean and unit deviation; ``quantile`` maps [q01, q99] to [-1, 1]. A dimension that hardly
-    varies (range below ``floor``) is only centred, so that noise in it is not blown up.
+    Attributes:
+        mode: ``mean_std`` maps to zero mean and unit deviation, ``quantile`` maps [q01, q99] to [-1, 1].
+        fields: statistics by field name.
+        floor: a dimension whose scale is smaller is only centred, so that its noise is not amplified.
     """
 
     mode: NormalizationMode
-    fields: Mapping[str, FieldStats] = field(default_factory=lambda: MappingProxyType({}))
+    fields: Mapping[str, FieldStats] = field(default_factory=dict)
     floor: float = 1e-3
 
     def _offset_scale(self, name: str) -> tuple[FloatArray, FloatArray]:
@@ -49,7 +50,11 @@ class NormalizationStats:
         return offset, np.where(scale < self.floor, 1.0, scale)
 
     def normalize(self, name: str, values: FloatArray) -> FloatArray:
-        """Values [..., n] of the field, normalised."""
+        """Normalises values [..., n] of a field.
+
+        Raises:
+            SimEvalError: the field has no statistics.
+        """
         offset, scale = self._offset_scale(name)
         normalized: FloatArray = (values - offset) / scale
         return normalized
@@ -60,32 +65,9 @@ class NormalizationStats:
         denormalized: FloatArray = values * scale + offset
         return denormalized
 
-    def to_dict(self) -> dict[str, object]:
-        return {"mode": self.mode, "floor": self.floor, "fields": {k: asdict(v) for k, v in self.fields.items()}}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, object]) -> NormalizationStats:
-        """Reads what :meth:`to_dict` wrote.
-
-        Raises:
-            SimEvalError: a field is missing or the mode is unknown.
-        """
-        try:
-            mode = data["mode"]
-            if mode not in ("mean_std", "quantile"):
-                raise SimEvalError(f"unknown normalisation mode '{mode}': mean_std or quantile")
-            raw = cast(Mapping[str, Mapping[str, Sequence[float]]], data["fields"])
-            fields = {
-                name: FieldStats(*(tuple(float(x) for x in entry[part]) for part in ("mean", "std", "q01", "q99")))
-                for name, entry in raw.items()
-            }
-            return cls(mode, fields, float(cast(float, data["floor"])))
-        except (KeyError, TypeError, ValueError) as error:
-            raise SimEvalError(f"normalisation statistics are damaged: {error!r}") from error
-
 
 class Motion(Protocol):
-    """What of an episode is normalised: actions [T, A] and each proprio field [T, n]."""
+    """The parts of an episode that are normalised: actions [T, A] and each proprio field [T, n]."""
 
     @property
     def actions(self) -> FloatArray: ...
@@ -94,7 +76,7 @@ class Motion(Protocol):
 
 
 def normalization_stats(episodes: Sequence[Motion], mode: NormalizationMode) -> NormalizationStats:
-    """Statistics of ``action`` (the labels) and of each proprio field, every step counted once.
+    """Computes the statistics of ``action`` (the labels) and of each proprio field; every step counts once.
 
     Raises:
         SimEvalError: there are no episodes.
@@ -108,6 +90,6 @@ def normalization_stats(episodes: Sequence[Motion], mode: NormalizationMode) -> 
 
 
 def _field_stats(values: FloatArray) -> FieldStats:
-    """Of values [N, n], for each of the n dimensions."""
+    """Statistics of each of the n dimensions of values [N, n]."""
     low, high = np.quantile(values, (0.01, 0.99), axis=0)
     return FieldStats(*(tuple(part.tolist()) for part in (values.mean(axis=0), values.std(axis=0), low, high)))

@@ -1,6 +1,6 @@
-"""What other packages add by entry points: looked up by name, and loaded only when that name is asked for.
+"""Plugins: tasks and policies that other packages register as entry points; each is loaded only when it is used.
 
-A clash of names is refused when the name is asked for, so that installing a package never changes what runs.
+Using a name that two packages claim is an error, so that installing a package never changes what runs.
 """
 
 from __future__ import annotations
@@ -24,52 +24,52 @@ class Plugin:
 
     @property
     def package(self) -> str:
-        """The name of the package that it came with."""
+        """The name of the package that registered it."""
         return self.point.dist.name if self.point.dist else "unknown"
 
     def load(self) -> Any:
-        """Imports what the entry point names; call it within :meth:`blamed`."""
+        """Imports the object that the entry point names; call it within :meth:`blamed`."""
         return self.point.load()
 
     @contextmanager
     def blamed(self) -> Iterator[None]:
-        """Around the other package's code.
+        """A context for running the other package's code.
 
         Raises:
-            SimEvalError: it raised something; names the package.
+            SimEvalError: the code raised an exception; names the package.
         """
         try:
             yield
         except Exception as error:
-            told = str(error) if isinstance(error, SimEvalError) else f"{type(error).__name__}: {error}"
+            reason = str(error) if isinstance(error, SimEvalError) else f"{type(error).__name__}: {error}"
             raise SimEvalError(
-                f"'{self.point.name}' of package '{self.package}' cannot be loaded: {' '.join(told.split())}; "
-                f"mend or uninstall {self.package}"
+                f"'{self.point.name}' of package '{self.package}' cannot be loaded: {' '.join(reason.split())}; "
+                f"repair or uninstall {self.package}"
             ) from error
 
 
 def plugin_names(group: str) -> list[str]:
-    """The names that other packages registered in an entry-point group; loads nothing."""
+    """The names that other packages registered in an entry-point group; nothing is loaded."""
     from importlib.metadata import entry_points
 
     return sorted(entry_points(group=group).names)
 
 
 def find_plugin(group: str, name: str, taken: bool) -> Plugin | None:
-    """What other packages registered under the name; None: nothing.
+    """The plugin that another package registered under the name; None: there is none.
 
     Args:
-        taken: sim_eval has something of this name itself.
+        taken: sim_eval itself uses this name.
 
     Raises:
-        SimEvalError: the name stands for two things; names the packages.
+        SimEvalError: two packages claim the name; names them.
     """
     from importlib.metadata import entry_points
 
-    found = [Plugin(point) for point in entry_points(group=group, name=name)]
-    owners = ["sim_eval"] * taken + [plugin.package for plugin in found]
+    plugins = [Plugin(point) for point in entry_points(group=group, name=name)]
+    owners = ["sim_eval"] * taken + [plugin.package for plugin in plugins]
     if len(owners) > 1:
         raise SimEvalError(
-            f"'{name}' ({group}) is claimed by the packages {' and '.join(owners)}: uninstall one or have it renamed"
+            f"'{name}' ({group}) is claimed by the packages {' and '.join(owners)}: uninstall one or rename its entry"
         )
-    return found[0] if found else None
+    return plugins[0] if plugins else None

@@ -9,15 +9,31 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias, cast
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sim_eval.core.errors import SimEvalError, reading
+from sim_eval.core.errors import SimEvalError
 
 FloatArray: TypeAlias = NDArray[np.float64]
 InstructionCondition: TypeAlias = Literal["correct", "counterfactual"]
+ControlMode: TypeAlias = Literal[
+    "ee_delta_pose",
+    "ee_target_delta_pose",
+    "ee_pose",
+    "ee_delta_position",
+    "ee_target_delta_position",
+    "ee_position",
+    "joint_delta_position",
+    "joint_position",
+    "joint_velocity",
+    "joint_torque",
+    "other",
+]
+ActionFrame: TypeAlias = Literal["base", "world", "end_effector"]
+RotationRepresentation: TypeAlias = Literal["axis_angle", "euler_xyz", "quaternion_xyzw", "rot6d"]
+GripperConvention: TypeAlias = Literal["closes", "opens"]
 
 SPLITS = ("train", "val", "test")
 
@@ -119,20 +135,48 @@ def file_stem(task: str, split: str) -> str:
 
 @dataclass(frozen=True)
 class ActionSpec:
-    """What an action vector means.
+    """What an action vector means. A policy and an environment fit when they agree on every field.
 
     Attributes:
-        names: one name a dimension.
-        low, high: bounds a dimension.
-        controller: what the numbers command, with frame and scale.
-        control_hz: actions a second.
+        names: one name per dimension.
+        low, high: bounds per dimension.
+        control_mode: what the numbers set. "ee" is the end effector; a "delta" is an offset from the current pose, a
+            "target_delta" an offset from the previous target. "other": see ``description``.
+        control_hz: actions per second.
+        frame: whose axes poses and offsets have: the robot's base, the world, or the end effector; None: of joints.
+        metres_per_unit, radians_per_unit: what 1 stands for in translations, and in rotations or joint angles; None:
+            the action has none of these.
+        rotation: how a rotation is written; None: the action has none.
+        gripper: what the largest gripper command does; None: the action has no gripper.
+        description: whatever else a policy must know; it is compared word for word.
+
+    Raises:
+        SimEvalError: there is not one lower and one upper bound per name, or they are the wrong way round.
     """
 
     names: tuple[str, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
-    controller: str
+    control_mode: ControlMode
     control_hz: float
+    frame: ActionFrame | None = None
+    metres_per_unit: float | None = None
+    radians_per_unit: float | None = None
+    rotation: RotationRepresentation | None = None
+    gripper: GripperConvention | None = None
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        if not len(self.names) == len(self.low) == len(self.high):
+            raise SimEvalError(
+                f"action has {len(self.names)} names, {len(self.low)} low and {len(self.high)} high bounds: "
+                "give one of each per dimension"
+            )
+        for name, low, high in zip(self.names, self.low, self.high, strict=True):
+            if not low <= high:
+                raise SimEvalError(
+                    f"action '{name}' has the bounds {low} to {high}: the low one must be below the other"
+                )
 
     @property
     def dim(self) -> int:
@@ -141,28 +185,6 @@ class ActionSpec:
     def clip(self, actions: FloatArray) -> FloatArray:
         """Actions [..., dim] brought into the bounds."""
         return np.clip(actions, np.array(self.low), np.array(self.high))
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, object]) -> ActionSpec:
-        """Reads what :func:`dataclasses.asdict` made.
-
-        Raises:
-            SimEvalError: a field is missing or damaged, or there is not one bound of each kind a name.
-        """
-        with reading():
-            spec = cls(
-                names=tuple(str(name) for name in cast(Sequence[str], data["names"])),
-                low=tuple(float(bound) for bound in cast(Sequence[float], data["low"])),
-                high=tuple(float(bound) for bound in cast(Sequence[float], data["high"])),
-                controller=str(data["controller"]),
-                control_hz=float(cast(float, data["control_hz"])),
-            )
-        if not len(spec.names) == len(spec.low) == len(spec.high):
-            raise SimEvalError(
-                f"action has {len(spec.names)} names, {len(spec.low)} low and {len(spec.high)} high bounds: "
-                "give one of each a dimension"
-            )
-        return spec
 
 
 @dataclass(frozen=True)

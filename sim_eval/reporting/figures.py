@@ -1,4 +1,4 @@
-"""Figures for a README or a paper: success against minutes or demonstrations, one panel a task. Counts nothing."""
+"""Figures for a README or a paper: success against minutes or demonstrations, one panel for each task. No counting."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sim_eval.core.errors import SimEvalError
 from sim_eval.core.files import atomic
 from sim_eval.policies.spatialvla.configuration_spatialvla import ACTION_EXPERTS
 
@@ -15,36 +14,36 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from sim_eval.reporting.comparison import Panel, Point
+    from sim_eval.reporting.panels import Panel, Point
 
-# Okabe and Ito's colours (2008), told apart by colour-blind readers, and a mark for each besides.
+# Okabe and Ito's colours (2008), which colour-blind readers can distinguish, and a mark for each.
 STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"))
 INK, FAINT, GRID = "#1f2430", "#5c6370", "#e3e6ea"
-WIDTH, ROW, HEAD = 9.375, 2.45, 0.78  # inches: 900 pixels of an SVG; a row of panels; what stands above them
+WIDTH, ROW, HEAD = 9.375, 2.45, 0.78  # inches: the page (900 pixels of an SVG), a row of panels, the room above them
 COLUMNS = 4
 DODGE = 1.035  # experts stand beside each other at one number of demonstrations: ratio of their places
 
 Draw = Callable[["Axes", "Panel", "dict[str, tuple[str, str]]"], None]
 
 
-def draw_minutes(path: Path, panels: Sequence[Panel], split: str) -> None:
-    """Curves over training minutes: thin a seed, thick all seeds together, band its interval.
+def draw_minutes(path: Path, panels: Sequence[Panel]) -> None:
+    """Curves over training minutes: thin lines for the seeds, a thick line and a band for all seeds together.
 
     Raises:
-        SimEvalError: matplotlib is not installed, or the file cannot be written.
+        SimEvalError: the file cannot be written.
     """
     text = "thin line: one seed; thick line and band: all seeds together, Clopper-Pearson 95 % interval"
-    _figure(path, panels, _minutes, f"Success on the {split} split while training", text, "training minutes")
+    _figure(path, panels, _minutes, "Success on the val split while training", text, "training minutes")
 
 
-def draw_demonstrations(path: Path, panels: Sequence[Panel], split: str) -> None:
-    """Points over the number of demonstrations of the task: big all seeds together with its interval, small a seed.
+def draw_demonstrations(path: Path, panels: Sequence[Panel]) -> None:
+    """Points over the number of demonstrations of the task: small for the seeds, large for all seeds together.
 
     Raises:
-        SimEvalError: matplotlib is not installed, or the file cannot be written.
+        SimEvalError: the file cannot be written.
     """
     text = "small mark: one seed; large mark and whisker: all seeds together, Clopper-Pearson 95 % interval"
-    title = f"Success on the {split} split by amount of data"
+    title = "Success on the test split by amount of data"
     _figure(path, panels, _demonstrations, title, text, "demonstrations of the task")
 
 
@@ -83,16 +82,13 @@ def _figure(path: Path, panels: Sequence[Panel], draw: Draw, title: str, text: s
 
 @contextmanager
 def written(path: Path, height: float, title: str, text: str) -> Iterator[Figure]:
-    """A page with a title and a line beneath it, so many inches high; written when the block ends well.
+    """A page, ``height`` inches high, with a title and a line of text; written when the block ends without an error.
 
     Raises:
-        SimEvalError: matplotlib is not installed, or the file cannot be written.
+        SimEvalError: the file cannot be written.
     """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise SimEvalError(f"{path.name} needs matplotlib: pip install matplotlib") from error
+    import matplotlib
+    from matplotlib.figure import Figure
 
     # A fixed salt and no date: the same numbers give the same file.
     with matplotlib.rc_context({"svg.hashsalt": path.name, "font.size": 8.5, "axes.linewidth": 0.7}):

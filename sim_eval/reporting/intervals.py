@@ -1,4 +1,4 @@
-"""How sure a success rate is, whether two differ on the same episodes, and how many episodes would tell."""
+"""Intervals of success rates, paired tests on the same episodes, and how many episodes would separate two policies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from math import hypot, sqrt
 from typing import NamedTuple
 
 SIGNIFICANCE, POWER = 0.05, 0.8
-MOST = 100_000  # episodes beyond which nobody waits for a difference
+MOST = 100_000  # episodes; nobody waits longer for a difference
 
 
 @cache
@@ -24,7 +24,7 @@ def success_interval(successes: int, episodes: int) -> tuple[float, float]:
 
 
 class Share(NamedTuple):
-    """What one task adds to a mean over tasks: its weight, and its successes among its episodes, one or more."""
+    """A task's part in a mean over tasks: its weight, and its successes among one or more episodes."""
 
     weight: Fraction
     successes: int
@@ -34,9 +34,9 @@ class Share(NamedTuple):
 def mean_interval(shares: Sequence[Share]) -> tuple[float, float]:
     """95 % interval of a mean of tasks' success rates, each with its weight; the weights add up to 1.
 
-    The tasks are taken as fixed: they are all that the suite has, and who runs it again runs the same ones. What is
-    uncertain is how the episodes fell. A bootstrap over tasks would answer another question, how a policy would do on
-    other tasks of the kind, and be wider.
+    The tasks are taken as fixed: the suite has no others, and whoever runs it again runs the same ones. Only the
+    outcomes of the episodes are uncertain. A bootstrap over tasks would be wider and answer another question: how a
+    policy would do on other tasks of the kind.
 
     Episodes that weigh alike are counted together, by Clopper and Pearson's interval: where tasks differ in their
     rates, successes scatter less than of one common rate (Hoeffding 1956, Annals of Mathematical Statistics 27:713),
@@ -58,7 +58,7 @@ def mean_interval(shares: Sequence[Share]) -> tuple[float, float]:
 
 
 def discordant(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int]:
-    """How many episodes only the first, and only the second, of two policies won; both on the same episodes."""
+    """How many of the same episodes only the first, and only the second, of two policies won."""
     pairs = list(zip(first, second, strict=True))
     return sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
 
@@ -108,7 +108,7 @@ def _lower_difference(only_first: int, only_second: int, episodes: int) -> float
 
 
 def paired_power(only_first: float, only_second: float, episodes: int) -> float:
-    """The chance that the exact McNemar test tells two policies apart.
+    """The chance that the exact McNemar test separates two policies.
 
     Not conditional on how many episodes turn out discordant: Duffy (1984), Biometrics 40:1005-1015.
 
@@ -134,7 +134,7 @@ def episodes_to_separate(only_first: int, only_second: int, episodes: int) -> in
     """Episodes in all after which the exact McNemar test at 5 % has a power of 80 %, if the rates are as observed.
 
     Returns:
-        None: as many won by either alone, so nothing points to a difference, or more than 100,000 are needed.
+        None if each won equally many alone, so that no difference is seen, or if more than 100,000 are needed.
     """
     from bisect import bisect_left
 
@@ -155,8 +155,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def ranks(successes: Sequence[Sequence[bool]]) -> list[int]:
     """Rank of each policy from its successes on the same episodes: 1 + how many are significantly better than it.
 
-    Better means a higher rate and a Holm-corrected exact McNemar p below 0.05 over all pairs; policies that cannot be
-    told apart so share a rank.
+    Better means a higher rate and an exact McNemar p below 0.05, Holm-corrected over all pairs; policies that do not
+    differ significantly share a rank.
     """
     pairs = [(a, b) for a in range(len(successes)) for b in range(a)]
     corrected = holm([paired_p_value(*discordant(successes[a], successes[b])) for a, b in pairs])

@@ -3,67 +3,73 @@
 from __future__ import annotations
 
 from sim_eval.policies.policy import PolicySpec
+from sim_eval.reporting.tables import markdown
 from sim_eval.training.metadata import LISTED, TrainingMetadata
 
 CARD = """# {name}
 
-{record.expert} action expert ({parameters:.2f} M parameters in all, size `{record.size}`), trained from random \
-weights by sim_eval.
+{config.expert} action expert ({parameters:.2f} M parameters in all, size `{metadata.size}`), trained from {start} \
+by sim_eval.
 
 | what | value |
 |---|---|
-| sees | RGB-D of {cameras}{look}; proprioception {proprio}; the instruction |
-| command | `{record.command}` |
-| network | {overrides} |
-| seed | {record.seed} |
-| trained | {record.minutes:.1f} minutes, {record.steps} steps of {record.batch_size} observations with \
-{record.optimizer}, on {device}{lengthened} |
+| sees | RGB-D of {cameras}{render}; proprioception {proprio}; the instruction |
+| command | `{config.command}` |
+| network | {network} |
+| seed | {config.seed} |
+| trained | {metadata.minutes:.1f} minutes, {metadata.steps} steps of {config.batch_size} observations with \
+{config.optimizer}, on {device}{lengthened} |
 | versions | {versions} |
 
-Demonstrations (split `train`; how: docs/results.md), drawn with balance {record.balance:g} between tasks:
+Demonstrations (split `train`; how: docs/results.md), sampled with temperature {config.sampling_temperature:g} \
+between tasks:
 
 {demonstrations}
 
-Validation (split `val`, replanning every {n_action_steps} control steps); the weights kept are those of the round \
-marked `best`:
+Validation (split `val`, {n_action_steps} actions of each chunk executed); the shipped weights are the round marked \
+`best`:
 
 {validation}
 """
 
 
-def model_card(record: TrainingMetadata, spec: PolicySpec, n_action_steps: int) -> str:
-    """Markdown of a training's record.
+def model_card(metadata: TrainingMetadata, spec: PolicySpec, n_action_steps: int) -> str:
+    """Markdown of a training's metadata.
 
     Args:
-        spec: what the policy sees.
-        replan: control steps between two validation answers.
+        spec: of the policy: what it sees.
+        n_action_steps: actions of each chunk that validation executed.
     """
-    budgets = " and of ".join(f"{budget:g}" for budget in record.earlier_budgets)
-    threads = f" ({record.threads} threads)" if record.device == "cpu" else ""
+    config = metadata.config
+    budgets = " and of ".join(f"{budget:g}" for budget in metadata.earlier_budgets)
+    threads = f" ({metadata.threads} threads)" if metadata.device == "cpu" else ""
+    changes = {name.partition(".")[2]: value for name, value in config.changes().items() if "." in name}
     return CARD.format(
-        record=record,
-        name=f"{record.expert}, seed {record.seed}",
-        parameters=record.parameters / 1e6,
+        metadata=metadata,
+        config=config,
+        name=f"{config.expert}, seed {config.seed}",
+        parameters=metadata.parameters / 1e6,
+        start="random weights" if config.llava3d is None else f"`{config.llava3d}`",
         cameras=" and ".join(f"{name} ({size[0]}x{size[1]})" for name, size in spec.cameras.items()),
-        look=f", drawn `{spec.render}`" if spec.render else "",
+        render=f", rendered `{spec.render}`" if spec.render else "",
         proprio=", ".join(spec.proprio),
-        overrides=", ".join(f"`{change}`" for change in record.overrides) or f"`{record.size}` unchanged",
-        device=record.device + threads,
+        network=", ".join(f"`{name}={value}`" for name, value in changes.items()) or f"`{metadata.size}` unchanged",
+        device=metadata.device + threads,
         lengthened=f"; a budget of {budgets} was lengthened" if budgets else "",
-        versions=", ".join(f"{name} {version}" for name, version in record.versions.items()),
-        demonstrations=_table(
+        versions=", ".join(f"{name} {version}" for name, version in metadata.versions.items()),
+        demonstrations=markdown(
             ["task", "episodes", "windows"],
-            [[task, str(count), str(record.windows[task])] for task, count in record.demonstrations.items()],
+            [[task, str(count), str(metadata.windows[task])] for task, count in metadata.demonstrations.items()],
         ),
         n_action_steps=n_action_steps,
-        validation=_validation(record),
+        validation=_validation(metadata),
     )
 
 
-def _validation(record: TrainingMetadata) -> str:
-    if not record.rounds:
+def _validation(metadata: TrainingMetadata) -> str:
+    if not metadata.rounds:
         return "none was run; the weights are the last ones."
-    tasks = list(record.rounds[0].success)
+    tasks = list(metadata.rounds[0].success)
     many = len(tasks) > LISTED
     columns = _families(tasks) if many else {task: [task] for task in tasks}
     rows = [
@@ -72,11 +78,11 @@ def _validation(record: TrainingMetadata) -> str:
             f"{entry.minutes:.1f}",
             *(_score([entry.success[task] for task in together]) for together in columns.values()),
             *([f"{entry.rate:.1%}"] if many else []),
-            "best" if index == record.best else "",
+            "best" if index == metadata.best else "",
         ]
-        for index, entry in enumerate(record.rounds)
+        for index, entry in enumerate(metadata.rounds)
     ]
-    return _table(["step", "minutes", *columns, *(["mean of tasks"] if many else []), ""], rows)
+    return markdown(["step", "minutes", *columns, *(["mean of tasks"] if many else []), ""], rows)
 
 
 def _families(tasks: list[str]) -> dict[str, list[str]]:
@@ -90,8 +96,3 @@ def _families(tasks: list[str]) -> dict[str, list[str]]:
 def _score(counts: list[tuple[int, int]]) -> str:
     """Successes and episodes of several tasks together."""
     return "/".join(str(sum(each)) for each in zip(*counts, strict=True))
-
-
-def _table(columns: list[str], rows: list[list[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,9 +1,9 @@
-"""Runs of the same episodes against each other: which may be paired, and what the pairs say."""
+"""Statistics of ``compare``: which runs may be paired, and how pairs of runs differ on the same episodes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import chain, combinations, zip_longest
 from string import ascii_uppercase
 from typing import TYPE_CHECKING
@@ -18,11 +18,12 @@ from sim_eval.reporting.intervals import (
     paired_difference_interval,
     paired_p_value,
 )
-from sim_eval.reporting.summary import Tally, parts
+from sim_eval.reporting.runs import partial, protocol_fields
+from sim_eval.reporting.summary import Part, Tally, parts
 
 if TYPE_CHECKING:
     from sim_eval.core.types import EpisodeKey
-    from sim_eval.evaluation.engine import EpisodeResult, RolloutProtocol
+    from sim_eval.evaluation.engine import EpisodeResult
     from sim_eval.evaluation.run_folder import Run
 
 ALL_TASKS = "all tasks"
@@ -42,8 +43,8 @@ class Contrast:
         interval: Tango's 95 % interval of the difference.
         p_value: exact McNemar.
         p_holm: corrected for all contrasts of one table.
-        needed: episodes in all for a power of 80 % at 5 %, if the rates are as observed, this contrast alone; None:
-            nothing points to a difference, or more than 100,000.
+        needed: the number of episodes at which this contrast alone has a power of 80 % at 5 %, if the rates are as
+            observed; None: no difference was observed, or more than 100,000 are needed.
     """
 
     task: str
@@ -60,6 +61,10 @@ class Contrast:
     needed: int | None
 
     @property
+    def part(self) -> Part:
+        return self.task, self.goal
+
+    @property
     def of_suite(self) -> bool:
         return self.task in suites()
 
@@ -69,7 +74,7 @@ class Contrast:
 
     @property
     def more(self) -> int | None:
-        """Episodes beyond those there are that would separate the two; 0: they are separated."""
+        """How many more episodes would separate the two; 0: they are separated."""
         if self.separated:
             return 0
         return None if self.needed is None else max(0, self.needed - self.first.episodes)
@@ -89,24 +94,27 @@ def lettered(runs: Sequence[Run]) -> dict[str, Run]:
     return dict(zip(ascii_uppercase, runs, strict=False))
 
 
+def covered(across: Sequence[str], field: str) -> bool:
+    """Whether a field of the protocol may differ: it is named, or the table that it is part of."""
+    return any(field == name or field.startswith(f"{name}.") for name in across)
+
+
 def check_pairable(runs: Mapping[str, Run], across: Sequence[str] = ()) -> None:
-    """Refuses runs that are not of the same episodes under the same protocol, or not whole.
+    """Refuses runs that are partial, or not of the same episodes under the same protocol.
 
     Args:
-        across: fields of the protocol that may differ, since they are what is compared.
+        across: fields of the protocol that may differ, because they are compared; "render" stands for all of its own.
 
     Raises:
         SimEvalError: names every difference.
     """
     letters = list(runs)
-    known = protocol_fields(runs[letters[0]].protocol)
-    if unknown := [name for name in across if name not in known]:
-        raise SimEvalError(f"--across {unknown[0]}: the protocol has no such field; it has {', '.join(known)}")
+    fields = list(protocol_fields(runs[letters[0]].protocol))
+    for name in across:
+        if not any(covered([name], field) for field in fields):
+            raise SimEvalError(f"--across {name}: the protocol has no such field; it has {', '.join(fields)}")
     problems = [
-        f"{letter} ({run.folder}) is partial, {len(run.episodes)} of {len(run.manifest.keys)} episodes: "
-        f"resume it by rollout --out {run.folder}"
-        for letter, run in runs.items()
-        if not run.complete
+        f"{letter} ({run.folder}) is partial, {partial(run)}" for letter, run in runs.items() if not run.complete
     ]
     for letter in letters[1:]:
         problems += differences((letters[0], letter), runs, across)
@@ -117,59 +125,54 @@ def check_pairable(runs: Mapping[str, Run], across: Sequence[str] = ()) -> None:
 def differences(pair: Pair, runs: Mapping[str, Run], across: Sequence[str]) -> Iterator[str]:
     """Why two runs cannot be paired, one clause each."""
     a, b = pair
-    for here, there in (pair, (b, a)):
-        if alone := sorted(set(runs[here].manifest.keys) - set(runs[there].manifest.keys)):
+    for one, other in (pair, (b, a)):
+        if alone := sorted(set(runs[one].manifest.keys) - set(runs[other].manifest.keys)):
             last = f" to {alone[-1]}" if len(alone) > 1 else ""
             yield (
-                f"{len(alone)} episodes of {here} ({runs[here].folder}) are not in {there} ({runs[there].folder}), "
+                f"{len(alone)} episodes of {one} ({runs[one].folder}) are not in {other} ({runs[other].folder}), "
                 f"{alone[0]}{last}: roll out both with the same --task, --split, --first and --episodes"
             )
-    mine, theirs = protocol_fields(runs[a].protocol), protocol_fields(runs[b].protocol)
-    for name in mine:
-        if mine[name] != theirs[name] and name not in across:
+    first, second = protocol_fields(runs[a].protocol), protocol_fields(runs[b].protocol)
+    for name in first:
+        if first[name] != second[name] and not covered(across, name):
             yield (
-                f"{name} is {mine[name]} in {a} ({runs[a].folder}) and {theirs[name]} in {b} ({runs[b].folder}): "
+                f"{name} is {first[name]} in {a} ({runs[a].folder}) and {second[name]} in {b} ({runs[b].folder}): "
                 f"roll out both alike, or compare --across {name}"
             )
 
 
-def protocol_fields(protocol: RolloutProtocol) -> dict[str, object]:
-    """The protocol's fields and the simulator options', by name."""
-    values = asdict(protocol)
-    shown = values.pop("render")
-    return {**values, **shown}
-
-
 def contrasts(runs: Mapping[str, Run], at_end: bool = False) -> tuple[Contrast, ...]:
-    """Every pair of runs: on all episodes of each suite that is whole and of the suites of which it is made, on each
-    task, on each goal of a task that has several, and on all tasks if these are several and no suite.
+    """Every pair of runs: on each whole suite and the suites of which it is made, on each task, on each goal of a task
+    that has several, and on all tasks if these are several and no suite.
 
     Args:
         runs: by letter, of the same episodes.
         at_end: count success at the last step, not at any.
     """
-    manifest = next(iter(runs.values())).manifest
-    keys, tasks = manifest.keys, manifest.tasks
+    first = next(iter(runs.values()))
+    tasks = first.manifest.tasks
     inside = {suite: suite_tasks(suite) for suite in outer_suites(tasks)}
-    chosen = [((suite, ""), [key for key in keys if key.task in mine]) for suite, mine in inside.items()]
-    chosen += parts(keys)
+    chosen: dict[Part, Sequence[EpisodeResult]] = {
+        (suite, ""): [result for result in first.episodes if result.key.task in mine] for suite, mine in inside.items()
+    }
+    chosen |= parts(first.episodes)
     if len(tasks) > 1 and not any(set(mine) == set(tasks) for mine in inside.values()):
-        chosen.append(((ALL_TASKS, ""), list(keys)))
+        chosen[ALL_TASKS, ""] = first.episodes
     won = {letter: {each.key: succeeded(each, at_end) for each in run.episodes} for letter, run in runs.items()}
-    found = [
-        contrast(part, pair, [[won[letter][key] for key in mine] for letter in pair])
-        for part, mine in chosen
+    single = [
+        contrast(part, pair, [[won[letter][result.key] for result in results] for letter in pair])
+        for part, results in chosen.items()
         for pair in combinations(runs, 2)
     ]
-    corrected = holm([each.p_value for each in found])
-    return tuple(replace(each, p_holm=p) for each, p in zip(found, corrected, strict=True))
+    corrected = holm([each.p_value for each in single])
+    return tuple(replace(each, p_holm=p) for each, p in zip(single, corrected, strict=True))
 
 
 def succeeded(result: EpisodeResult, at_end: bool) -> bool:
     return result.success_end if at_end else result.success
 
 
-def contrast(part: tuple[str, str], pair: Pair, won: Sequence[Sequence[bool]]) -> Contrast:
+def contrast(part: Part, pair: Pair, won: Sequence[Sequence[bool]]) -> Contrast:
     """One contrast, as if it stood alone.
 
     Args:
@@ -193,7 +196,7 @@ def contrast(part: tuple[str, str], pair: Pair, won: Sequence[Sequence[bool]]) -
 
 
 def disagreements(first: Run, second: Run) -> list[EpisodeKey]:
-    """The episodes that only one of two runs won, those of the first and those of the second by turns."""
+    """The episodes that only one of two runs won, alternating between those of the first and of the second."""
     won = {each.key: each.success for each in second.episodes}
     alone = [
         [each.key for each in first.episodes if each.success is wins and won[each.key] is not wins]

@@ -1,4 +1,4 @@
-"""Videos of episodes that two runs ended differently: left the one, right the other, captions with the outcome."""
+"""Videos of episodes that two runs ended differently: one run left, the other right, captions with the outcome."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sim_eval.evaluation.run_folder import VIDEOS
 from sim_eval.evaluation.trajectory import read_trajectory, trajectory_path
 from sim_eval.evaluation.verification import RecordedPolicy
 from sim_eval.policies.policy import PolicySpec
-from sim_eval.reporting.tables import policy_label
+from sim_eval.reporting.runs import policy_label
 from sim_eval.reporting.video import (
     GREEN,
     INK,
@@ -46,8 +46,8 @@ class Side:
     """One half of a picture.
 
     Attributes:
-        letter: how the run is called.
-        run: whose episode.
+        letter: names the run in the comparison.
+        run: the run of the episode.
     """
 
     letter: str
@@ -57,26 +57,26 @@ class Side:
         return next(each for each in self.run.episodes if each.key == key)
 
     def caption(self, key: EpisodeKey) -> str:
-        """Who it is and what came of the episode, in one line."""
+        """The run and the outcome of the episode, in one line."""
         result = self.result(key)
         if result.error is not None:
-            came = f"error: {result.error}"
+            outcome = f"error: {result.error}"
         elif result.first_success is None:
-            came = f"failure after {result.steps} steps, furthest phase: {result.phase}"
+            outcome = f"failure after {result.steps} steps, furthest phase: {result.phase}"
         else:
-            came = f"success at step {result.first_success}" + ("" if result.success_end else ", lost at the end")
-        return f"{self.letter}  {came}  -  {policy_label(self.run)}"
+            outcome = f"success at step {result.first_success}" + ("" if result.success_end else ", lost at the end")
+        return f"{self.letter}  {outcome}  -  {policy_label(self.run)}"
 
 
 class SideBySide:
     """Writes ``<task>_<split>_<index>_<A>-<outcome>_<B>-<outcome>.mp4``; close it in the end.
 
-    A side comes from the run's own video, or, where it kept none, from its recorded actions played back in the
+    A side comes from the run's own video or, where it kept none, from its recorded actions played back in the
     simulator. The side that ends first stays at its last picture.
 
     Args:
         folder: for the videos.
-        scratch: for what is played back; the caller removes it.
+        scratch: for videos of episodes that are played back; the caller removes it.
     """
 
     def __init__(self, folder: Path, scratch: Path) -> None:
@@ -92,7 +92,7 @@ class SideBySide:
         """The video of one episode.
 
         Raises:
-            SimEvalError: a run kept neither video nor trajectory of it, or played back it ends otherwise.
+            SimEvalError: a run kept neither video nor trajectory of it, or playing it back ends differently.
         """
         ends = [f"{side.letter}-{_outcome(side.result(key))}" for side in sides]
         path = self._folder / f"{'_'.join([key.stem, *ends])}.mp4"
@@ -135,7 +135,7 @@ def _outcome(result: EpisodeResult) -> str:
 
 
 def read_video(path: Path) -> tuple[float, Iterator[Picture]]:
-    """A video's pictures a second, and the pictures, uint8 [H, W, 3].
+    """A video's frame rate in Hz, and its frames, uint8 [H, W, 3].
 
     Raises:
         SimEvalError: it cannot be read.
@@ -152,7 +152,7 @@ def read_video(path: Path) -> tuple[float, Iterator[Picture]]:
 
 
 def captioned(frames: Iterator[Picture], caption: str, success: bool) -> Iterator[Picture]:
-    """Pictures below a line of text on green or red."""
+    """Pictures [H, W, 3] below a line of text on green or red."""
     from PIL import Image, ImageDraw
 
     band: Picture | None = None
@@ -166,7 +166,7 @@ def captioned(frames: Iterator[Picture], caption: str, success: bool) -> Iterato
 
 
 def beside(left: Iterator[Picture], right: Iterator[Picture]) -> Iterator[Picture]:
-    """Both in one picture until both have ended; the lower one is filled up with black."""
+    """Both in one picture until both have ended; black fills the space below the lower one."""
     pictures = [next(left), next(right)]
     height = max(len(picture) for picture in pictures)
     while True:

@@ -1,4 +1,4 @@
-"""A figure of runs on the tasks of a suite, a row a task, for a README or a paper. Counts nothing."""
+"""A figure of runs on the tasks of a suite, one row for each task, for a README or a paper. No counting."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ ONE_COLUMN = 32  # rows and heads that stand below each other
 
 
 def draw_suite(path: Path, suite: str, scores: Sequence[SuiteScore], conditions: str) -> None:
-    """Marks and whiskers, one a run, in a row a task, under the groups of which the suite is made.
+    """Marks and whiskers, one for each run, in a row for each task, under the groups of which the suite is made.
 
     Args:
-        scores: one a run; as many are drawn as there are colours, and the first sorts the tasks of a group.
+        scores: one for each run; at most as many are drawn as there are colours. The first sorts a group's tasks.
         conditions: of the runs, in words.
 
     Raises:
-        SimEvalError: matplotlib is not installed, or the file cannot be written.
+        SimEvalError: the file cannot be written.
     """
     shown = scores[: len(STYLES)]
     made_of = groups(suite)
@@ -75,12 +75,12 @@ def draw_suite(path: Path, suite: str, scores: Sequence[SuiteScore], conditions:
 
 
 def _by_success(suite: str, scores: Sequence[SuiteScore]) -> list[str]:
-    """Its tasks, best first by the first run, equals by the next."""
+    """The suite's tasks, best first by the first run; ties are broken by the next run."""
     return sorted(suite_tasks(suite), key=lambda task: [-score.tasks[task].rate for score in scores])
 
 
 def _in_columns(blocks: list[tuple[str, list[str]]]) -> list[list[tuple[str, list[str]]]]:
-    """Groups below each other, or if they are long in two columns of about one length."""
+    """Groups below each other or, if they are long, in two columns of about the same length."""
     lengths = [len(tasks) + 1 for _, tasks in blocks]
     if sum(lengths) <= ONE_COLUMN or len(blocks) == 1:
         return [blocks]
@@ -94,7 +94,7 @@ def _short(name: str, suite: str) -> str:
 
 
 def _legend(figure: Figure, suite: str, scores: Sequence[SuiteScore]) -> None:
-    """Each run's mark, name and means, one line a run."""
+    """One line for each run: mark, name and means."""
     from matplotlib.lines import Line2D
 
     width, page = (PIXELS * size for size in figure.get_size_inches())
@@ -112,7 +112,7 @@ def _legend(figure: Figure, suite: str, scores: Sequence[SuiteScore]) -> None:
 
 
 def _dress(axes: Axes, height: float) -> None:
-    """Axes whose y is pixels from their top."""
+    """Sets up axes whose y is in pixels from the top."""
     from matplotlib.ticker import FixedLocator, PercentFormatter
 
     axes.set_ylim(height, 0)

@@ -1,44 +1,35 @@
-"""What the episodes of a run add up to, and how that stands in a table."""
+"""What the episodes of a run add up to: for each task and goal, and for each suite."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from statistics import median
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from sim_eval.core.errors import SimEvalError
 from sim_eval.envs.tasks import get_task, groups, suite_tasks, task_names, whole_suites
 from sim_eval.reporting.intervals import Share, mean_interval, success_interval
-from sim_eval.reporting.tables import Grid, counted, interval, limits, percent, rate
+from sim_eval.reporting.tables import Column, Table, estimate, limits, percent
 
 if TYPE_CHECKING:
-    from sim_eval.core.types import EpisodeKey
+    from sim_eval.core.types import Task
     from sim_eval.evaluation.engine import EpisodeResult
 
 Part: TypeAlias = tuple[str, str]  # task and goal; goal "" is the whole task
 NOTHING = "none"  # the furthest phase of an episode that reached none
 
-# What a summary says in every table: its `summary_cells`.
-COLUMNS = (
-    "success / planned",
-    "rate",
-    "95 % interval",
-    "success / completed",
-    "at the end",
-    "steps to success",
-    "errors",
-)
 COLUMNS_NOTE = (
-    "Intervals are Clopper-Pearson's 95 %. Rates are over all planned episodes, one that broke off with an error being "
-    "a failure; completed ones had no error. Success counts at any step; at the end: at the last one. "
+    "Intervals are Clopper-Pearson's 95 %. Rates are over all planned episodes, and an episode that broke off with an "
+    "error is a failure; completed episodes had no error. Success counts at any step; at the end: at the last step. "
     "Steps to success: the median over the successes."
 )
 MEANS_NOTE = (
-    "A suite's mean of tasks counts each task alike, its mean of groups each of the suites alike that it is made of, "
-    "as the mean of that one's tasks. Their 95 % intervals take the tasks as fixed: Clopper-Pearson's over episodes "
-    "that weigh alike, combined by Zou, Huang and Zhang's method where groups differ in size."
+    "A suite's mean of tasks weighs each task alike. Its mean of groups weighs each of the suites alike of which it is "
+    "made, each as the mean of its tasks. Their 95 % intervals take the tasks as fixed: Clopper-Pearson's over "
+    "episodes of equal weight, combined by Zou, Huang and Zhang's method where groups differ in size."
 )
 
 
@@ -58,26 +49,34 @@ class Tally:
         """Clopper and Pearson's 95 % interval of the rate."""
         return success_interval(self.successes, self.episodes)
 
+    def __str__(self) -> str:
+        return estimate(self.rate, self.interval)
+
+
+def tally(results: Sequence[EpisodeResult]) -> Tally:
+    """Successes at any step among one or more episodes."""
+    return Tally(sum(result.success for result in results), len(results))
+
 
 @dataclass(frozen=True)
 class TaskSummary:
-    """What the episodes of one task, or of one goal of it, add up to. Intervals are Clopper and Pearson's 95 %.
+    """The counts of one task's episodes, or of those of one goal. Intervals are Clopper and Pearson's 95 %.
 
     Attributes:
         task: the task's name.
         goal: one of the sentences that ask for the goal; empty: all goals together.
         successes: episodes in which the task's rule held at some step.
-        episodes: all that were planned; an episode with an error is a failure among them.
-        rate, interval: of the successes among all episodes.
+        episodes: all that were planned; an episode with an error counts as a failure.
+        rate, interval: successes among all episodes.
         completed: episodes without an error.
-        rate_completed, interval_completed: of the successes among those; the rate is None when there are none.
+        rate_completed, interval_completed: successes among those; the rate is None if every episode had an error.
         successes_end: episodes in which the rule held at the last step.
-        rate_end, interval_end: of those among all episodes.
+        rate_end, interval_end: those among all episodes.
         errors: episodes that broke off.
-        steps_to_success: control steps to the first success, the median over the successes; None: there are none.
-        phases: phase -> episodes that came no further, along the way; first "none".
-        mean_steps: control steps an episode took on average.
-        episodes_per_minute: while episodes ran, loading not counted.
+        steps_to_success: control steps to the first success, the median over the successes; None without successes.
+        phases: phase -> episodes for which it was the furthest, in the task's order; the first is "none".
+        mean_steps: control steps of an episode on average.
+        episodes_per_minute: while episodes ran, without loading.
     """
 
     task: str
@@ -97,6 +96,10 @@ class TaskSummary:
     phases: Mapping[str, int]
     mean_steps: float
     episodes_per_minute: float
+
+    @property
+    def part(self) -> Part:
+        return self.task, self.goal
 
 
 def summarize(task: str, results: Sequence[EpisodeResult], goal: str = "") -> TaskSummary:
@@ -126,28 +129,72 @@ def summarize(task: str, results: Sequence[EpisodeResult], goal: str = "") -> Ta
     )
 
 
+def known_task(name: str) -> Task | None:
+    """The task, or None where what it needs is not installed: a table of its episodes needs no simulator."""
+    try:
+        return get_task(name) if name in task_names() else None
+    except SimEvalError:  # a plugin that cannot be loaded
+        return None
+
+
 def furthest_phases(task: str, results: Iterable[EpisodeResult]) -> dict[str, int]:
-    """Phase -> episodes that came no further; in the task's order, if this installation knows the task."""
+    """Phase -> episodes for which it was the furthest; in the task's order where the task is known."""
     counts = Counter(result.phase for result in results)
-    known = get_task(task).phases if task in task_names() else ()
-    return {phase: counts[phase] for phase in dict.fromkeys((NOTHING, *known, *counts))}
+    known = known_task(task)
+    return {phase: counts[phase] for phase in dict.fromkeys((NOTHING, *(known.phases if known else ()), *counts))}
 
 
-def parts(keys: Sequence[EpisodeKey]) -> Iterator[tuple[Part, list[EpisodeKey]]]:
-    """The episodes of each task, in the order of the keys; after a task with several goals, those of each goal."""
-    for name in dict.fromkeys(key.task for key in keys):
-        task, mine = get_task(name), [key for key in keys if key.task == name]
-        yield (name, ""), mine
-        for index, sentences in enumerate(task.goals if len(task.goals) > 1 else ()):
-            if chosen := [key for key in mine if task.goal(key) == index]:
-                yield (name, sentences[0]), chosen
+def parts(results: Sequence[EpisodeResult]) -> dict[Part, list[EpisodeResult]]:
+    """The episodes of each task, in the order of the results; after a task with several goals, those of each goal.
+
+    For a task that is not installed here, each instruction that its episodes were given counts as a goal.
+    """
+    split: dict[Part, list[EpisodeResult]] = {}
+    for name, mine in by_task(results).items():
+        split[name, ""] = mine
+        task = known_task(name)
+        if task:
+            goals = [task.goals[task.goal(result.key)][0] for result in mine]
+            order = [sentences[0] for sentences in task.goals]
+        else:
+            goals = [result.instruction for result in mine]
+            order = list(dict.fromkeys(goals))
+        for goal in order if len(order) > 1 else ():
+            if chosen := [result for result, its_goal in zip(mine, goals, strict=True) if its_goal == goal]:
+                split[name, goal] = chosen
+    return split
 
 
-def summaries(results: Sequence[EpisodeResult]) -> Iterator[TaskSummary]:
-    """One a task, in the order of the results; after a task with several goals, one a goal."""
-    by_key = {result.key: result for result in results}
-    for (task, goal), keys in parts(list(by_key)):
-        yield summarize(task, [by_key[key] for key in keys], goal)
+def summaries(results: Sequence[EpisodeResult]) -> list[TaskSummary]:
+    """One for each of the :func:`parts`."""
+    return [summarize(task, mine, goal) for (task, goal), mine in parts(results).items()]
+
+
+def part_name(part: Part) -> str:
+    """A task, or a goal indented below it, in a table's first column."""
+    task, goal = part
+    return f"  {goal}" if goal else task
+
+
+COLUMNS: tuple[Column[TaskSummary], ...] = (
+    Column("success / planned", lambda each: f"{each.successes} / {each.episodes}"),
+    Column("rate", lambda each: percent(each.rate)),
+    Column("95 % interval", lambda each: limits(each.interval)),
+    Column("success / completed", lambda each: f"{each.successes} / {each.completed}"),
+    Column("at the end", lambda each: estimate(each.rate_end, each.interval_end)),
+    Column("steps to success", lambda each: "-" if each.steps_to_success is None else f"{each.steps_to_success:g}"),
+    Column("errors", lambda each: str(each.errors)),
+)
+
+
+def phase_table(labels: Sequence[str], rows: Sequence[tuple[Sequence[str], TaskSummary]]) -> Table:
+    """How many episodes had each phase as their furthest; "-" where a task has no such phase."""
+
+    def column(phase: str) -> Column[TaskSummary]:
+        return Column(phase, lambda each: str(each.phases.get(phase, "-")))
+
+    phases = dict.fromkeys(phase for _, summary in rows for phase in summary.phases)
+    return Table.of(labels, [column(phase) for phase in phases], rows)
 
 
 @dataclass(frozen=True)
@@ -158,7 +205,7 @@ class SuiteMean:
         suite: the suite's name.
         of: what is averaged: the suite's tasks, or the suites ("groups") of which it is made, each as the mean of its
             tasks.
-        count: how many of them there are.
+        count: the number of tasks or groups.
         episodes: of all tasks together.
         rate, interval: success at any step.
         rate_end, interval_end: success at the last step.
@@ -178,21 +225,26 @@ class SuiteMean:
         return f"mean of {self.count} {self.of}"
 
     @property
-    def at_end(self) -> SuiteMean:
-        """The same of success at the last step, as its rate and interval."""
-        return replace(self, rate=self.rate_end, interval=self.interval_end)
-
-    @property
     def cell(self) -> str:
-        return f"{percent(self.rate)} {limits(self.interval)}"
+        return estimate(self.rate, self.interval)
 
 
-def suite_means(results: Sequence[EpisodeResult]) -> Iterator[SuiteMean]:
+MEAN_COLUMNS: tuple[Column[SuiteMean], ...] = (
+    Column("suite", lambda mean: mean.suite),
+    Column("", lambda mean: mean.name),
+    Column("episodes", lambda mean: str(mean.episodes)),
+    Column("rate", lambda mean: percent(mean.rate)),
+    Column("95 % interval", lambda mean: limits(mean.interval)),
+    Column("at the end", lambda mean: estimate(mean.rate_end, mean.interval_end)),
+)
+
+
+def suite_means(results: Iterable[EpisodeResult]) -> Iterator[SuiteMean]:
     """Of every suite all of whose tasks have results: the mean of its tasks, and of its groups if it is made of any."""
-    by_task = _by_task(results)
-    for suite in whole_suites(by_task):
+    tasks_results = by_task(results)
+    for suite in whole_suites(tasks_results):
         tasks = suite_tasks(suite)
-        mine = {task: by_task[task] for task in tasks}
+        mine = {task: tasks_results[task] for task in tasks}
         yield _mean(suite, "tasks", [(task,) for task in tasks], mine)
         if made_of := groups(suite):
             yield _mean(suite, "groups", [suite_tasks(group) for group in made_of], mine)
@@ -200,10 +252,10 @@ def suite_means(results: Sequence[EpisodeResult]) -> Iterator[SuiteMean]:
 
 @dataclass(frozen=True)
 class SuiteScore:
-    """What one run's episodes of a suite add up to.
+    """The score of one run on a suite.
 
     Attributes:
-        label: whose run it is.
+        label: names the run.
         tasks: task -> its tally, in the suite's order.
         means: of the suite, and of the suites of which it is made.
     """
@@ -218,20 +270,19 @@ class SuiteScore:
 
 
 def suite_score(label: str, suite: str, results: Sequence[EpisodeResult]) -> SuiteScore:
-    """Adds up a run's episodes; every task of the suite has one or more."""
-    by_task = _by_task(results)
-    tasks = {
-        task: Tally(sum(result.success for result in by_task[task]), len(by_task[task])) for task in suite_tasks(suite)
-    }
+    """The score of a run that has one or more episodes of every task of the suite."""
+    mine = by_task(results)
+    tasks = {task: tally(mine[task]) for task in suite_tasks(suite)}
     wanted = (suite, *groups(suite))
     return SuiteScore(label, tasks, tuple(mean for mean in suite_means(results) if mean.suite in wanted))
 
 
-def _by_task(results: Iterable[EpisodeResult]) -> dict[str, list[EpisodeResult]]:
-    by_task: dict[str, list[EpisodeResult]] = {}
+def by_task(results: Iterable[EpisodeResult]) -> dict[str, list[EpisodeResult]]:
+    """Task -> its episodes, in the order of the results."""
+    split: dict[str, list[EpisodeResult]] = {}
     for result in results:
-        by_task.setdefault(result.key.task, []).append(result)
-    return by_task
+        split.setdefault(result.key.task, []).append(result)
+    return split
 
 
 def _mean(
@@ -256,51 +307,3 @@ def _mean(
 
     episodes = sum(len(mine) for mine in results.values())
     return SuiteMean(suite, of, len(parts), episodes, *scored(at_end=False), *scored(at_end=True))
-
-
-def means_grid(means: Sequence[SuiteMean]) -> Grid:
-    """A row a mean."""
-    rows = [
-        (
-            mean.suite,
-            mean.name,
-            str(mean.episodes),
-            percent(mean.rate),
-            limits(mean.interval),
-            f"{percent(mean.rate_end)} {limits(mean.interval_end)}",
-        )
-        for mean in means
-    ]
-    return Grid(("suite", "", "episodes", "rate", "95 % interval", "at the end"), tuple(rows))
-
-
-def summary_cells(summary: TaskSummary) -> tuple[str, ...]:
-    """Cells under :data:`COLUMNS`."""
-    return (
-        f"{summary.successes} / {summary.episodes}",
-        rate(summary.successes, summary.episodes),
-        interval(summary.successes, summary.episodes),
-        f"{summary.successes} / {summary.completed}",
-        counted(summary.successes_end, summary.episodes),
-        "-" if summary.steps_to_success is None else f"{summary.steps_to_success:g}",
-        str(summary.errors),
-    )
-
-
-def phase_grid(head: Sequence[str], rows: Sequence[tuple[Sequence[str], TaskSummary]]) -> Grid:
-    """A table of the furthest phase: cells under the head, then how many episodes came so far and no further.
-
-    "-" stands where a task has no such phase.
-    """
-    phases = list(dict.fromkeys(phase for _, summary in rows for phase in summary.phases))
-    cells = [
-        (*left, *(str(summary.phases[phase]) if phase in summary.phases else "-" for phase in phases))
-        for left, summary in rows
-    ]
-    return Grid((*head, *phases), tuple(cells))
-
-
-def part_name(part: Part) -> str:
-    """A task, or beneath it a goal, in a table's first column."""
-    task, goal = part
-    return f"  {goal}" if goal else task

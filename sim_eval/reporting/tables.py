@@ -1,24 +1,114 @@
-"""Tables for the terminal and in Markdown, and how numbers are written in them."""
+"""The one model of a table: aligned text for a terminal, Markdown for a page, and how numbers are written in both."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from shutil import get_terminal_size
+from typing import Generic, TypeVar
 
 from sim_eval.reporting.intervals import success_interval
 
-if TYPE_CHECKING:
-    from sim_eval.evaluation.run_folder import Run
-
-
 LONG = 25  # rows that a page shows at once
+FOLDED = 10  # characters to which a column of words may shrink on a narrow screen
+UNBOUNDED = 10_000  # characters of a line that is not read on a screen
+RULE = "    \n    \n -  \n    \n    \n    \n    \n    \n"  # rich's drawing of a border: only a line below the header
+
+Row = TypeVar("Row")
+Value = TypeVar("Value")
 
 
-class Grid(NamedTuple):
-    """A table's header and its rows, cell by cell."""
+@dataclass(frozen=True)
+class Column(Generic[Row]):
+    """A column: its name, and the text that stands in it for a row."""
 
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    head: str
+    cell: Callable[[Row], str]
+
+    def of(self, get: Callable[[Value], Row]) -> Column[Value]:
+        """The same column for rows that hold this column's row."""
+        return Column(self.head, lambda value: self.cell(get(value)))
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells of text in columns. ``str()`` is made for the terminal.
+
+    Attributes:
+        header: a name for each column.
+        rows: a cell for each column.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    @classmethod
+    def of(
+        cls, labels: Sequence[str], columns: Sequence[Column[Row]], rows: Iterable[tuple[Sequence[str], Row]]
+    ) -> Table:
+        """A table of labels and columns.
+
+        Args:
+            labels: names of the first columns.
+            columns: those that follow.
+            rows: the first cells of a row, and the value from which the columns make the others.
+        """
+        header = (*labels, *(column.head for column in columns))
+        return cls(header, tuple((*first, *(column.cell(row) for column in columns)) for first, row in rows))
+
+    def __str__(self) -> str:
+        return self.text(get_terminal_size().columns if sys.stdout.isatty() else UNBOUNDED)
+
+    def text(self, width: int = UNBOUNDED) -> str:
+        """Aligned columns, at most ``width`` characters wide if the numbers allow that.
+
+        Where the table would be wider, headers and columns of words wrap; cells with numbers never do.
+        """
+        from rich.box import Box
+        from rich.console import Console
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        columns = list(zip(self.header, *self.rows, strict=True))
+        words = [all(cell.strip()[:1].isalpha() for cell in cells) for _, *cells in columns]
+        whole = [max(map(len, [*cells, *head.split()]), default=0) for head, *cells in columns]
+        least = [min(size, FOLDED) if fold else size for size, fold in zip(whole, words, strict=True)]
+        gaps = 2 * (len(columns) - 1)
+        wide = sum(max(size, len(head)) for size, head in zip(whole, self.header, strict=True)) + gaps > width
+        table = RichTable(box=Box(RULE, ascii=True), show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        for head, size, fold in zip(self.header, whole, words, strict=True):
+            table.add_column(Text(head), width=size if wide and not fold else None, overflow="fold")
+        for row in self.rows:
+            table.add_row(*(Text(cell) for cell in row))
+        screen = Console(file=StringIO(), width=max(width, sum(least) + gaps), color_system=None)
+        with screen.capture() as drawn:
+            screen.print(table, crop=False)
+        return "\n".join(line.rstrip() for line in drawn.get().splitlines())
+
+    def markdown(self) -> str:
+        lines = []
+        for cells in (self.header, ["---"] * len(self.header), *self.rows):
+            text = " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells)
+            lines.append(f"| {text} |")
+        return "\n".join(lines)
+
+    def folded(self) -> str:
+        """Markdown in which a long table is shown when the reader opens it."""
+        if len(self.rows) <= LONG:
+            return self.markdown()
+        return f"<details><summary>{len(self.rows)} rows</summary>\n\n{self.markdown()}\n\n</details>"
+
+
+def terminal(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of ready cells, for the terminal."""
+    return str(Table(header, rows))
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of ready cells, in Markdown."""
+    return Table(header, rows).markdown()
 
 
 def percent(share: float) -> str:
@@ -26,7 +116,7 @@ def percent(share: float) -> str:
 
 
 def rate(successes: int, episodes: int) -> str:
-    return f"{100 * successes / episodes:.1f} %" if episodes else "-"
+    return percent(successes / episodes) if episodes else "-"
 
 
 def interval(successes: int, episodes: int) -> str:
@@ -39,31 +129,6 @@ def limits(bounds: tuple[float, float]) -> str:
     return f"[{low:.1f}, {high:.1f}]"
 
 
-def counted(successes: int, episodes: int) -> str:
+def estimate(share: float, bounds: tuple[float, float]) -> str:
     """A rate with its interval."""
-    return f"{rate(successes, episodes)} {interval(successes, episodes)}"
-
-
-def policy_label(run: Run) -> str:
-    """Whose run it is: name, weights, how it was run otherwise than its checkpoint says, and whether it sees all."""
-    weights = f"@{run.digest[:8]}" if run.digest else ""
-    variant = f", {run.variant}" if run.variant else ""
-    return f"{run.policy}{weights}{variant}{' (privileged)' if run.privileged else ''}"
-
-
-def terminal(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell, two spaces apart."""
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    lines = [header, ["-" * width for width in widths], *rows]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
-
-
-def folded(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """In Markdown; a long table shows when a reader opens it."""
-    table = markdown(header, rows)
-    return table if len(rows) <= LONG else f"<details><summary>{len(rows)} rows</summary>\n\n{table}\n\n</details>"
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return f"{percent(share)} {limits(bounds)}"

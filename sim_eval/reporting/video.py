@@ -1,4 +1,4 @@
-"""A video of an episode: every camera's picture beside its depth, and what the reader must know, in the picture."""
+"""A video of an episode: every camera's picture beside its depth, with instruction, outcome, step and phase."""
 
 from __future__ import annotations
 
@@ -27,14 +27,9 @@ VideoChoice: TypeAlias = Literal["none", "failures", "all"]
 Picture: TypeAlias = NDArray[np.uint8]
 
 PANEL = 256  # pixels a picture is wide in the video
-LINE, MARGIN = 24, 8  # pixels from one line of text to the next, and beside text
+LINE, MARGIN = 24, 8  # pixels: from one line of text to the next, and beside text
 INK, PAPER = (235, 235, 235), (24, 24, 27)
 GREEN, RED = (34, 139, 74), (190, 48, 48)
-# Viridis at five equally spaced places (CC0), dark to bright.
-_VIRIDIS = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], dtype=np.float64)
-COLOURS: Picture = np.stack(
-    [np.interp(np.arange(256) / 255, np.linspace(0, 1, len(_VIRIDIS)), channel) for channel in _VIRIDIS.T], axis=-1
-).astype(np.uint8)
 
 
 def depth_range(view: CameraView, workspace: WorkspaceBox) -> tuple[float, float]:
@@ -47,16 +42,19 @@ def depth_range(view: CameraView, workspace: WorkspaceBox) -> tuple[float, float
 
 
 def colour_depth(depth: NDArray[np.float32], near: float, far: float) -> Picture:
-    """Depth [H, W] in metres as uint8 [H, W, 3], near bright and far dark."""
+    """Depth [H, W] in metres as uint8 [H, W, 3] in viridis, near bright and far dark."""
+    from matplotlib import colormaps
+
     closeness = (far - np.clip(np.nan_to_num(depth, nan=far), near, far)) / (far - near)
-    return COLOURS[(255 * closeness).astype(np.uint8)]
+    colours: Picture = colormaps["viridis"](closeness, bytes=True)[..., :3]
+    return colours
 
 
 class VideoRecorder(Recorder):
     """Writes ``<task>_<split>_<index>_<success|failure>.mp4`` with T + 1 frames for T control steps.
 
     H.264, yuv420p, at the control rate, so that a browser plays it in real time. With ``failures`` only failures are
-    written; frames are rendered for every episode all the same, since nobody knows its outcome before.
+    written, but the frames of every episode are rendered, since its outcome is known only at its end.
     """
 
     def __init__(self, folder: Path, policy: str, choice: VideoChoice) -> None:
@@ -104,9 +102,9 @@ def text_font() -> FreeTypeFont | ImageFont:
 
 
 class Layout:
-    """Where things stand in an episode's frames; what does not change from frame to frame is drawn once.
+    """The layout of an episode's frames; everything that does not change from frame to frame is drawn once.
 
-    Lines of text, the outcome, then a row a camera: RGB beside depth.
+    Lines of text, the outcome, then a row for each camera: RGB beside depth.
 
     Args:
         sizes: camera name -> (height, width) of its panel of two pictures.
@@ -156,7 +154,7 @@ def shorten(line: str, width: int) -> str:
 
 
 def write_video(path: Path, frames: Iterable[Picture], fps: float) -> None:
-    """H.264 in yuv420p with its index in front, from uint8 frames [H, W, 3] of one even size."""
+    """Writes uint8 frames [H, W, 3] of one even size as H.264 in yuv420p, with the index in front."""
     import imageio_ffmpeg
 
     writer = None

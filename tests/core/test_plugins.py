@@ -72,7 +72,7 @@ def test_a_policy_of_another_package_is_given_its_argument(tmp_path: Path) -> No
     assert "acme_policy" not in sys.modules
     policy = load_policy("constant:0.5", "cpu")
     assert policy.spec.name == "constant 0.5 on cpu"
-    action = ActionSpec(("dx", "dy"), (-1.0, -1.0), (1.0, 1.0), "", 20.0)
+    action = ActionSpec(("dx", "dy"), (-1.0, -1.0), (1.0, 1.0), "ee_delta_position", 20.0)
     key = EpisodeKey("acme/Push", "test", 0)
     (chunk,) = policy.predict([PolicyRequest(None, key, 0, action)])  # type: ignore[arg-type]
     assert np.array_equal(chunk.actions, np.full((4, action.dim), 0.5))

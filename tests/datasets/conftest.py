@@ -1,5 +1,6 @@
 """Small synthetic episodes: real arrays with the right meaning, no simulator."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeAlias
@@ -13,7 +14,16 @@ from sim_eval.datasets.episode_file import Episode
 EpisodeMaker: TypeAlias = Callable[..., Episode]
 
 WORKSPACE = WorkspaceBox((-0.2, -0.2, 0.81), (0.2, 0.2, 1.1))
-ACTION = ActionSpec(tuple("abc"), (-1.0,) * 3, (1.0,) * 3, "delta, world frame, 0.05 m", 20.0)
+ACTION = ActionSpec(
+    tuple("abc"), (-1.0,) * 3, (1.0,) * 3, "ee_delta_position", 20.0, frame="world", metres_per_unit=0.05
+)
+
+
+@pytest.fixture(autouse=True)
+def _denormal_numbers() -> None:
+    """A policy that an earlier test loaded made torch flush them to zero in this process."""
+    if torch := sys.modules.get("torch"):
+        torch.set_flush_denormal(False)
 
 
 def _view(rng: np.random.Generator, height: int, width: int) -> CameraView:

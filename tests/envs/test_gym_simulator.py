@@ -19,7 +19,7 @@ from sim_eval.envs.robosuite_sim import ACTION as ROBOSUITE_ACTION
 from sim_eval.envs.tasks import get_task
 
 BOX = WorkspaceBox((-2.0, -2.0, -1.0), (2.0, 2.0, 1.0))
-ACTION = ActionSpec(("dx",), (-1.0,), (1.0,), "0.1 m a step", 10.0)
+ACTION = ActionSpec(("dx",), (-1.0,), (1.0,), "ee_delta_position", 10.0)
 TASK = Task(
     "acme/Line",
     (("go left", "to the left"), ("go right",)),

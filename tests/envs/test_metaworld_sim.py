@@ -43,7 +43,9 @@ def digests(simulator: Simulator, index: int) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("task", MT50)
+@pytest.mark.parametrize(
+    "task", [pytest.param(task, marks=[] if task in MT50[::6] else pytest.mark.slow) for task in MT50]
+)
 def test_an_episode_does_not_depend_on_what_ran_before_it(task: str):
     with closing(get_task(task).make()) as used, closing(get_task(task).make()) as fresh:
         first, other = digests(used, 0), digests(used, 1)

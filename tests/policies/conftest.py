@@ -54,6 +54,7 @@ def _one_thread() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_num_threads(before)
+    torch.set_flush_denormal(False)  # loading a checkpoint sets it for the whole process
 
 
 @pytest.fixture
@@ -158,7 +159,7 @@ def processor() -> SpatialVLAProcessor:
         robot="Panda",
         cameras={"agentview": (SIZE, SIZE), "wrist": (SIZE, SIZE)},
         proprio={"eef_pos": 3, "eef_quat": 4, "gripper_qpos": 2},
-        action=ActionSpec(names, (-1.0,) * 7, (1.0,) * 7, "OSC_POSE", 20.0),
+        action=ActionSpec(names, (-1.0,) * 7, (1.0,) * 7, "ee_delta_pose", 20.0),
         tasks=("robosuite/Lift",),
     )
     fields = {

@@ -177,6 +177,7 @@ def test_loss_ignores_what_lies_past_the_end(any_model: Model, some: Inputs) -> 
     assert torch.equal(any_model(some, actions, valid, noise, time), any_model(some, changed, valid, noise, time))
 
 
+@pytest.mark.slow
 def test_overfitted_batch_is_reproduced_by_sampling(
     each_config: SpatialVLAConfig, make_model: Make, inputs: Inputs
 ) -> None:

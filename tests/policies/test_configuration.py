@@ -1,4 +1,4 @@
-"""Overrides name what is wrong, and old files are read by new code."""
+"""The network's options say what is wrong, and old files are read by new code."""
 
 from __future__ import annotations
 
@@ -7,85 +7,135 @@ from dataclasses import replace
 
 import pytest
 
+from sim_eval.configs import TrainConfig
+from sim_eval.console import parse
 from sim_eval.core.errors import SimEvalError
 from sim_eval.policies.registry import CHECKPOINTS
-from sim_eval.policies.spatialvla.configuration_spatialvla import SIZES, SpatialVLAConfig, with_overrides
+from sim_eval.policies.spatialvla.configuration_spatialvla import (
+    SIZES,
+    ActionExpertType,
+    ExpertConfig,
+    PositionConfig,
+    SpatialVLAConfig,
+    TextConfig,
+    VisionConfig,
+)
 
 TINY = SIZES["tiny"]["deep_llama"]
+OPEN = replace(TINY, vision=replace(TINY.vision, image_size=0), expert=replace(TINY.expert, state_dim=0, action_dim=0))
 
 
-def test_overrides_set_fields_by_their_types() -> None:
-    found = with_overrides(
-        TINY,
-        [
-            "frame=world",
-            "position.kind=2d",
-            "expert.context_projection=expert",
-            "voxel_size=null",
-            "vision.prune=false",
-            "text.norm_eps=1e-5",
-            " expert.chunk_size = 16 ",
-        ],
+def network(*options: str, expert: ActionExpertType = "deep_llama") -> SpatialVLAConfig:
+    """Of the training with these options, "frame world"; the order of the options does not matter."""
+    orders = [[word for each in order for word in f"--network.{each}".split()] for order in (options, options[::-1])]
+    forwards, backwards = (parse(TrainConfig, "train", ["--expert", expert, *words]).network for words in orders)
+    assert forwards == backwards
+    return forwards
+
+
+def test_options_set_fields_by_their_types() -> None:
+    found = network(
+        "frame world",
+        "position.kind 2d",
+        "expert.context-projection expert",
+        "voxel-size None",
+        "vision.prune False",
+        "text.norm-eps 1e-5",
+        "expert.chunk-size 16",
     )
     assert found == replace(
-        TINY,
+        OPEN,
         frame="world",
         voxel_size=None,
-        vision=replace(TINY.vision, prune=False),
-        text=replace(TINY.text, norm_eps=1e-5),
-        position=replace(TINY.position, kind="2d"),
-        expert=replace(TINY.expert, context_projection="expert", chunk_size=16),
+        vision=replace(OPEN.vision, prune=False),
+        text=replace(OPEN.text, norm_eps=1e-5),
+        position=replace(OPEN.position, kind="2d"),
+        expert=replace(OPEN.expert, context_projection="expert", chunk_size=16),
     )
-    assert with_overrides(TINY, []) == TINY
-    assert with_overrides(found, ["voxel_size=0.04"]).voxel_size == 0.04
+    assert network() == OPEN
+    assert network("voxel-size 0.04").voxel_size == 0.04
 
 
 def test_only_the_result_has_to_fit() -> None:
-    deeper = ["text.layers=3", "expert.layers=3"]
-    assert with_overrides(TINY, deeper) == with_overrides(TINY, reversed(deeper))
-    assert with_overrides(TINY, ["expert.layers=4", "action_expert_type=late_gemma"]).expert.layers == 4
+    assert network("text.layers 3", "expert.layers 3").expert.layers == 3
+    late = network("expert.layers 4", expert="late_gemma")
+    assert (late.expert.layers, late.text.layers, late.action_expert_type) == (4, 2, "late_gemma")
 
 
 @pytest.mark.parametrize(
-    ("assignment", "told"),
+    ("option", "says"),
     [
-        ("frmae=world", ["'frmae'", "frame", "position.kind"]),
-        ("position.king=2d", ["'position.king'", "position.kind", "position.scale"]),
-        ("position=2d", ["'position'", "position.kind"]),
-        ("frame.x=2d", ["'frame.x'", "frame,"]),
-        ("text.head_dim=8", ["'text.head_dim'", "text.width"]),
-        ("frame=elbow", ["frame must", "gripper", "world", "elbow"]),
-        ("position.kind=2D", ["position.kind", "3d, 2d"]),
-        ("action_expert_type=gemma", ["action_expert_type", "deep_llama, late_gemma"]),
-        ("vision.prune=1", ["vision.prune", "true or false"]),
-        ("expert.chunk_size=8.5", ["expert.chunk_size", "whole number"]),
-        ("expert.chunk_size=null", ["expert.chunk_size", "whole number"]),
-        ("expert.chunk_size=0", ["expert.chunk_size", "at least 1"]),
-        ("expert.width=0", ["expert.width", "at least 1"]),
-        ("voxel_size=fine", ["voxel_size", "number or null"]),
-        ("voxel_size=-1", ["voxel_size", "positive"]),
-        ("position.scale=nan", ["position.scale", "finite"]),
-        ("position.scale=null", ["position.scale", "a number"]),
-        ("expert.layers=3", ["expert.layers", "text.layers"]),
-        ("position.points=0", ["position.points", "square"]),
-        ("position.points=2", ["position.points", "square"]),
-        ("position.points=9", ["position.points 9", "3 x 3", "vision.patch_size 8"]),
-        ("voxel_size", ["'voxel_size'", "field=value"]),
-        ("", ["field=value"]),
+        ("frmae world", ["--network.frmae", "similar: --network.frame"]),
+        ("position.king 2d", ["--network.position.king", "similar: --network.position.kind"]),
+        ("position 2d", ["--network.position"]),
+        ("frame.x 2d", ["--network.frame.x"]),
+        ("text.head-dim 8", ["--network.text.head-dim", "--network.expert.head-dim"]),
+        ("frame elbow", ["--network.frame", "gripper", "world", "elbow"]),
+        ("position.kind 2D", ["--network.position.kind", "'3d', '2d'"]),
+        ("action-expert-type gemma", ["--network.action-expert-type", "'deep_llama', 'late_gemma'"]),
+        ("vision.prune 1", ["--network.vision.prune", "'True', 'False'"]),
+        ("expert.chunk-size 8.5", ["--network.expert.chunk-size", "int"]),
+        ("expert.chunk-size None", ["--network.expert.chunk-size", "int"]),
+        ("expert.chunk-size 0", ["expert: 'chunk_size'", "greater than or equal to 1"]),
+        ("expert.width 0", ["expert: 'width'", "greater than or equal to 1"]),
+        ("expert.heads 0", ["expert: 'heads'", "greater than or equal to 1"]),
+        ("voxel-size fine", ["--network.voxel-size", "{None}|FLOAT", "fine"]),
+        ("voxel-size -1", ["--network.voxel-size", "greater than 0"]),
+        ("position.scale nan", ["position: 'scale'", "finite"]),
+        ("position.scale None", ["--network.position.scale", "float"]),
+        ("expert.layers 3", ["expert.layers", "text.layers"]),
+        ("position.points 0", ["position: 'points'", "greater than or equal to 1"]),
+        ("position.points 2", ["position.points", "square"]),
+        ("position.points 9", ["position.points 9", "3 x 3", "vision.patch_size 8"]),
+        ("voxel-size", ["--network.voxel-size", "Missing value"]),
+        ("", ["--network."]),
     ],
 )
-def test_bad_overrides_are_named_in_one_line(assignment: str, told: list[str]) -> None:
+def test_bad_options_are_named_in_one_line(option: str, says: list[str]) -> None:
     with pytest.raises(SimEvalError) as caught:
-        with_overrides(TINY, [assignment])
+        network(option)
     message = str(caught.value)
     assert "\n" not in message
-    for part in told:
+    for part in says:
         assert part in message, message
 
 
-def test_an_override_without_effect_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ({"frmae": "world"}, "unknown field 'frmae': the fields are vision, text"),
+        ({"position": {"king": "2d"}}, "unknown field 'position.king': the fields are depth_sampling, frequencies"),
+        ({"text": 3}, "'text': input should be an object, not 3"),
+        ({"frame": "elbow"}, "'frame': input should be 'gripper' or 'world', not 'elbow'"),
+        ({"text": {"layers": "2"}}, "'text.layers': input should be a valid integer, not '2'"),
+        ({"text": {"heads": 0}}, "'text.heads': input should be greater than or equal to 1, not 0"),
+        ({"vision": {"prune": 1}}, "'vision.prune': input should be a valid boolean, not 1"),
+        ({"vision": {"feature_layer": 0}}, "vision.feature_layer 0 must lie between -2 and -1"),
+        ({"voxel_size": 0}, "'voxel_size': input should be greater than 0, not 0"),
+    ],
+)
+def test_a_bad_file_is_named_in_one_line(table: dict[str, object], says: str) -> None:
+    with pytest.raises(SimEvalError) as caught:
+        SpatialVLAConfig.from_dict(table)
+    assert str(caught.value).startswith(f"network: {says}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bound_holds_however_a_part_was_made() -> None:
+    for part in (
+        {"text": TextConfig(heads=0)},
+        {"vision": VisionConfig(patch_size=0)},
+        {"expert": ExpertConfig(width=-2)},
+        {"position": PositionConfig(near=float("inf"))},
+    ):
+        (name,) = part
+        with pytest.raises(SimEvalError, match=f"^{name}: '.*': input should be "):
+            SpatialVLAConfig(**part)  # type: ignore[arg-type]
+
+
+def test_an_option_without_effect_is_refused() -> None:
     with pytest.raises(SimEvalError, match="late_gemma"):
-        with_overrides(TINY, ["action_expert_type=late_gemma", "expert.context_projection=expert"])
+        network("expert.context-projection expert", expert="late_gemma")
 
 
 def test_a_file_from_before_a_field_existed_means_its_default() -> None:
@@ -96,8 +146,8 @@ def test_a_file_from_before_a_field_existed_means_its_default() -> None:
     assert SpatialVLAConfig.from_dict(shipped["network"]).position.kind == "3d"
 
 
-@pytest.mark.parametrize("other", ["position.kind=2d", "position.depth_sampling=center"])
+@pytest.mark.parametrize("other", ["position.kind 2d", "position.depth-sampling center"])
 def test_several_points_are_cells_in_space(other: str) -> None:
-    assert with_overrides(TINY, ["position.points=4"]).position.points_a_side == 2
-    with pytest.raises(SimEvalError, match=other.split("=")[0]):
-        with_overrides(TINY, ["position.points=4", other])
+    assert network("position.points 4").position.points_a_side == 2
+    with pytest.raises(SimEvalError, match=other.split()[0].replace("-", "_")):
+        network("position.points 4", other)

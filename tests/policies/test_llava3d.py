@@ -14,7 +14,7 @@ import torch
 from sim_eval.core import cameras
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import Observation
-from sim_eval.policies.spatialvla.configuration_spatialvla import SpatialVLAConfig
+from sim_eval.policies.spatialvla.configuration_spatialvla import DepthSampling, SpatialVLAConfig
 from sim_eval.policies.spatialvla.modeling_llava3d import (
     IMAGE_TOKEN,
     Geometry,
@@ -379,6 +379,36 @@ def test_without_crop_and_mask_every_patch_is_kept_where_its_depth_says(
     assert found[False, True][1][1:].all()
     assert torch.equal(found[True, True][1], found[True, False][1]), "the camera stands outside the workspace"
     assert found[True, True][1].sum() < kept.sum()
+
+
+@pytest.mark.parametrize("sampling", ["mean", "center"])
+@pytest.mark.parametrize("hole", [math.inf, -math.inf, math.nan])
+def test_without_crop_and_mask_pixels_that_are_infinitely_far_never_count(
+    config: SpatialVLAConfig, make_model: Make, inputs: SpatialVLAInputs, hole: float, sampling: DepthSampling
+) -> None:
+    """As published, LLaVA-3D neither crops nor masks; a far plane at infinity must not break its voxels."""
+    assert inputs.geometry is not None
+    depths = inputs.geometry.depths.clone()
+    depths[0, 0, 8:16, 8:24] = hole  # two whole patches
+    depths[1, 1, ::2] = hole  # half of each patch; the other half and the centres stay
+    open_config = replace(
+        config, position=replace(config.position, depth_sampling=sampling, near=0.0, crop=False, mask_depth=False)
+    )
+    vlm = make_model(open_config).vlm
+    pitted = standing(inputs, depths=depths)
+    positions, kept = vlm.locate_patches(pitted.geometry)  # type: ignore[arg-type]
+    expected = torch.ones_like(kept)
+    expected[0, 5:7] = False
+    if sampling == "center":  # the fourth of eight rows is among those that are missing
+        expected[3] = False
+    assert torch.equal(kept, expected)
+    assert positions.isfinite().all()
+    if sampling == "mean":
+        points = vlm.locate_pixels(inputs.geometry)[0][3]
+        torch.testing.assert_close(positions[3, 0], points[:, 1:8:2, :8].mean((1, 2)))
+    tokens, _ = vlm.embed_scene(pitted)
+    assert tokens.isfinite().all()
+    assert vlm(pitted).hidden_states[-1].isfinite().all()
 
 
 def embedded_points(

@@ -27,7 +27,14 @@ def run(out: Path, expert: str, kind: str, processes: int) -> dict[str, object]:
     return found
 
 
-@pytest.mark.parametrize(("expert", "kind"), [("deep_llama", "shard"), ("late_gemma", "shard"), ("deep_llama", "copy")])
+@pytest.mark.parametrize(
+    ("expert", "kind"),
+    [
+        ("deep_llama", "shard"),
+        pytest.param("late_gemma", "shard", marks=pytest.mark.slow),
+        pytest.param("deep_llama", "copy", marks=pytest.mark.slow),  # test_train_at_size.py has one by command line
+    ],
+)
 def test_two_processes_equal_one(expert: str, kind: str, tmp_path: Path) -> None:
     one, two = run(tmp_path / "one", expert, kind, 1), run(tmp_path / "two", expert, kind, 2)
     assert (one["processes"], two["processes"]) == (1, 2)

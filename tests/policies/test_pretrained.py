@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +15,11 @@ from transformers import AutoModel, CLIPConfig, CLIPModel, GemmaConfig, GemmaFor
 
 from sim_eval.core.errors import SimEvalError
 from sim_eval.policies.registry import CHECKPOINTS, load_policy
-from sim_eval.policies.spatialvla.checkpoint import SpatialVLAPolicy
+from sim_eval.policies.spatialvla.checkpoint import SpatialVLAPolicy, load_checkpoint, save_checkpoint
 from sim_eval.policies.spatialvla.configuration_spatialvla import ACTION_EXPERTS, ExpertConfig
 from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from sim_eval.policies.spatialvla.pretrained import from_llava3d
+from sim_eval.policies.spatialvla.processing_spatialvla import SpatialVLAProcessor
 
 GOLDEN = Path(__file__).parent / "golden" / "llava3d" / "square"
 TOWER = "model.vision_tower.vision_tower."
@@ -69,7 +71,7 @@ def same(one: SpatialVLAForConditionalGeneration, other: SpatialVLAForConditiona
 
 
 def test_the_deep_expert_starts_as_the_vlms_layers(published: Path) -> None:
-    model = SpatialVLAForConditionalGeneration.from_llava3d(published, "deep_llama")
+    model = from_llava3d(published, "deep_llama")
     state = model.state_dict()
     for name, value in load_file(published / "model.safetensors").items():
         if name.startswith(("model.layers.", "model.norm.")):
@@ -152,9 +154,33 @@ def test_another_width_than_the_weights_is_named(published: Path, change: dict[s
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        (
+            "config.json",
+            {"hidden_size": "64"},
+            "LLaVA-3D's config.json: 'width': input should be a valid integer, not '64'",
+        ),
+        ("config.json", {"rope_parameters": 3, "rope_theta": None}, "LLaVA-3D's config.json: 'rope_theta'"),
+        ("config.json", {"mm_vision_select_layer": "last"}, "the CLIP's config.json: 'feature_layer'"),
+        ("vision_tower/config.json", {"vision_config": [1]}, "the CLIP's config.json is damaged"),
+        ("model.safetensors.index.json", {"weight_map": ["model.safetensors"]}, "index.json: input should be"),
+        ("model.safetensors.index.json", {"weight_map": {"x": 3}}, "index.json: 'x': input should be a valid string"),
+    ],
+)
+def test_forged_settings_are_one_line(published: Path, file: str, change: dict[str, object], words: str) -> None:
+    path = published / file
+    path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **change}))
+    with pytest.raises(SimEvalError) as told:
+        from_llava3d(published, "deep_llama")
+    assert words in str(told.value)
+    assert "\n" not in str(told.value)
+
+
 def test_damage_and_absence_are_named(published: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SimEvalError, match=r"config\.json is missing"):
+    with pytest.raises(SimEvalError, match=r"config\.json cannot be read \(No such file"):
         from_llava3d(tmp_path / "empty", "deep_llama")
     weights = published / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
@@ -185,3 +211,55 @@ def test_transformers_reads_what_is_shipped(name: str) -> None:
     policy = load_policy(name, "cpu")
     assert isinstance(policy, SpatialVLAPolicy)
     assert same(policy.model, AutoModel.from_pretrained(CHECKPOINTS / name))
+
+
+@pytest.mark.parametrize("loader", [SpatialVLAForConditionalGeneration, AutoModel, load_checkpoint])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"action_expert.time_mlp.0.weight": None},
+            r"1 tensors are missing, among them action_expert\.time_mlp\.0\.weight",
+        ),
+        ({"vlm.lens.weight": torch.zeros(3)}, r"1 tensors do not belong to the model, among them vlm\.lens\.weight"),
+        ({"action_expert.state_in_proj.bias": torch.zeros(5)}, r"state_in_proj\.bias has shape \(5,\), .* \(24,\)"),
+    ],
+)
+def test_weights_that_are_not_exactly_the_networks_are_refused(
+    model: SpatialVLAForConditionalGeneration,
+    processor: SpatialVLAProcessor,
+    tmp_path: Path,
+    loader: Any,
+    change: dict[str, Tensor | None],
+    words: str,
+) -> None:
+    """Transformers would leave a tensor that is missing as whatever the memory held before, and log a line."""
+    save_checkpoint(tmp_path, model, processor)
+    rewrite(tmp_path, change)
+    with pytest.raises(SimEvalError, match=words) as told:
+        loader(tmp_path) if loader is load_checkpoint else loader.from_pretrained(tmp_path)
+    assert str(told.value).startswith(str(tmp_path))
+    assert "\n" not in str(told.value)
+
+
+def test_loading_still_tells_what_it_did_when_asked(model: SpatialVLAForConditionalGeneration, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    loaded, info = SpatialVLAForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)  # type: ignore[misc]
+    assert same(model, loaded)
+    assert not any(info.values())
+
+
+def test_weights_in_shards_are_read_whole_or_refused(model: SpatialVLAForConditionalGeneration, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path, max_shard_size="30KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    assert same(model, AutoModel.from_pretrained(tmp_path))
+    index = tmp_path / "model.safetensors.index.json"
+    places = json.loads(index.read_text())
+    lost = next(iter(places["weight_map"]))
+    del places["weight_map"][lost]
+    file = tmp_path / next(iter(places["weight_map"].values()))
+    index.write_text(json.dumps(places))
+    tensors = {name: value for name, value in load_file(file).items() if name != lost}
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(SimEvalError, match="tensors are missing, among them"):
+        AutoModel.from_pretrained(tmp_path)

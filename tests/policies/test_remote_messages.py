@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,10 @@ from sim_eval.policies.remote.messages import (
 )
 from sim_eval.policies.remote.wire import Message, pack, unpack
 
-ACTION = ActionSpec(("dx", "grip"), (-1.0, 0.1), (1.0, 1 / 3), "deltas", 20.0)
-SPEC = PolicySpec("mine", "Panda", {"top/left": (4, 6)}, {"eef_pos": 3, "q": 2}, ACTION, ("a/B",), True, "abc", "fast")
+ACTION = ActionSpec(("dx", "grip"), (-1.0, 0.1), (1.0, 1 / 3), "ee_delta_position", 20.0, "base", 0.05)
+SPEC = PolicySpec(
+    "mine", "Panda", {"top/left": (4, 6)}, {"eef_pos": 3, "q": 2}, ACTION, ("a/B",), True, "abc", "2 steps", "fast"
+)
 
 
 def request() -> PolicyRequest:
@@ -71,10 +73,12 @@ def test_a_question_arrives_bit_by_bit() -> None:
 
 
 def test_an_answer_and_a_spec_arrive_as_they_were() -> None:
-    chunk = ActionChunk(np.random.default_rng(0).normal(size=(8, 2)), np.array([0.1, 0.0]))
+    chunk = ActionChunk(np.random.default_rng(0).normal(size=(8, 2)), np.array([0.1, 0.0]), 0.15)
     got = to_chunk(unpack(pack(from_chunk(chunk, 3.0))))
     assert got.disturbance is not None
     assert (got.actions.tobytes(), got.disturbance.tolist()) == (chunk.actions.tobytes(), [0.1, 0.0])
+    assert got.disturbed_share == 0.15
+    assert to_chunk(unpack(pack(from_chunk(ActionChunk(chunk.actions), 3.0)))).disturbance is None
     for spec in (SPEC, PolicySpec("zero")):
         assert from_metadata(unpack(pack(to_metadata(spec)))) == spec
 
@@ -106,7 +110,7 @@ def drop(name: str) -> Callable[[Message], None]:
         (drop("workspace"), "lacks 'workspace'"),
         (drop("prompt"), "lacks 'prompt'"),
         (drop("episode"), "lacks 'episode'"),
-        (drop("replan"), "lacks 'replan'"),
+        (drop("policy_call"), "lacks 'policy_call'"),
         (put("views/top/left/rgb", np.zeros((4, 6, 3))), "must be uint8 [any, any, 3], not float64 [4, 6, 3]"),
         (put("views/top/left/rgb", np.zeros((6, 4, 3), np.uint8)), "'views/top/left/depth' must be float32 [6, 4]"),
         (put("views/top/left/depth", np.zeros((4, 6), complex)), "must be float32 [4, 6], not complex128"),
@@ -114,11 +118,23 @@ def drop(name: str) -> Callable[[Message], None]:
         (put("proprio/q", [0.0, 0.0]), "'proprio/q' must be of type ndarray, not list"),
         (put("workspace", np.zeros(6)), "must be float64 [2, 3]"),
         (put("prompt", b"lift"), "'prompt' must be of type str, not bytes"),
-        (put("replan", True), "'replan' must be of type int, not bool"),
+        (put("policy_call", True), "'policy_call' must be of type int, not bool"),
         (put("episode", {"task": "a", "split": "exam", "index": 0}), "unknown split 'exam'"),
-        (put("episode", {"task": "a", "split": "test", "index": "0"}), "'index' must be of type int"),
-        (put("episode", {"task": "a", "split": "test"}), "lacks 'index'"),
-        (put("action", {"names": ["x"]}), "'action': missing low"),
+        (
+            put("episode", {"task": "a", "split": "test", "index": "0"}),
+            "'episode': 'index': input should be a valid int",
+        ),
+        (put("episode", {"task": "a", "split": "test"}), "'episode': missing field 'index'"),
+        (put("action", {"names": ["x"]}), "'action': missing field 'low'"),
+        (
+            put("action", {**vars(ACTION), "rotation": "rodrigues"}),
+            "'action': 'rotation': input should be 'axis_angle'",
+        ),
+        (put("action", {**vars(ACTION), "low": [0, 1]}), "'action': action 'grip' has the bounds 1.0 to 0.33"),
+        (put("action", {**vars(ACTION), "low": [0, float("nan")]}), "'action': action 'grip' has the bounds nan to"),
+        (put("action", {**vars(ACTION), "names": [["x"], "y"]}), "'action': 'names.0': input should be a valid str"),
+        (put("action", {**vars(ACTION), "frame": b"base"}), "'action': not a table of fields (no place for bytes"),
+        (put("action", {**vars(ACTION), "low": np.zeros(2)}), "'action': not a table of fields (no place for ndarray"),
         (put("action", {**vars(ACTION), "low": [0]}), "2 names, 1 low and 2 high bounds"),
         (put("privileged/cube", 3), "'privileged/cube' must be of type ndarray"),
     ],
@@ -143,10 +159,16 @@ def test_who_knows_what_its_actions_mean_need_not_be_told() -> None:
 @pytest.mark.parametrize(
     ("metadata", "words"),
     [
-        ({"sim_eval": {"protocol": 2}}, "version 2 of sim_eval's messages, this is 1"),
-        ({"sim_eval": {"protocol": 1}}, "missing policy"),
-        ({"sim_eval": 3}, "damaged"),
-        ({"sim_eval": {"protocol": 1, "policy": {"action": None, "name": "x", "robot": None}}}, "missing cameras"),
+        ({"sim_eval": {"protocol": 1}}, "version 1 of sim_eval's messages, this is 2"),
+        ({"sim_eval": {"protocol": 2}}, "lacks 'policy'"),
+        ({"sim_eval": {"policy": {}}}, "lacks 'protocol'"),
+        ({"sim_eval": 3}, "'sim_eval' must be of type dict, not int"),
+        (
+            {"sim_eval": {"protocol": 2, "policy": {"action": None, "name": "x", "robot": None}}},
+            "missing field 'cameras'",
+        ),
+        ({"sim_eval": {"protocol": 2, "policy": {**asdict(SPEC), "privileged": 0}}}, "'privileged': input should be"),
+        ({"sim_eval": {"protocol": 2, "policy": {**asdict(SPEC), "weights": "w"}}}, "unknown field 'weights'"),
     ],
 )
 def test_a_wrong_introduction_is_told(metadata: Message, words: str) -> None:
@@ -167,7 +189,7 @@ KEYS: dict[str, Any] = {
     },
     "cameras": {"agentview": [4, 6], "wrist": [2, 2]},
     "proprio": {"eef_pos": 3, "eef_quat": 4, "gripper_qpos": 2},
-    "action": {"names": ["dx"], "low": [-1], "high": [1], "controller": "OSC", "control_hz": 20},
+    "action": {"names": ["dx"], "low": [-1], "high": [1], "control_mode": "ee_delta_pose", "control_hz": 20},
 }
 TOML = """
 name = "pi05_libero"
@@ -191,7 +213,7 @@ gripper_qpos = 2
 names = ["dx"]
 low = [-1]
 high = [1]
-controller = "OSC"
+control_mode = "ee_delta_pose"
 control_hz = 20
 """
 
@@ -237,7 +259,7 @@ def test_keys_that_come_along_are_known_by_name(tmp_path: Path, monkeypatch: pyt
     for name, file in SHIPPED.items():
         mapping = read_keys(Path(name))
         assert mapping == read_keys(file)
-        assert mapping.spec.name == name
+        assert mapping.name == name
 
 
 def test_axis_angle_goes_on_smoothly_past_half_a_turn() -> None:
@@ -254,15 +276,38 @@ def test_axis_angle_goes_on_smoothly_past_half_a_turn() -> None:
 
 def test_a_foreign_servers_fit_is_checked_and_its_identity_is_file_and_introduction(tmp_path: Path) -> None:
     mapping = read_keys(keys_file(tmp_path, KEYS))
-    spec = mapping.served_by(b"one")
+    spec = mapping.spec(b"one")
     assert spec.cameras == {"agentview": (4, 6), "wrist": (2, 2)}
-    assert spec.digest not in ("", mapping.served_by(b"two").digest)
+    assert spec.digest not in ("", mapping.spec(b"two").digest)
     other = read_keys(keys_file(tmp_path, {**KEYS, "action": {**KEYS["action"], "control_hz": 15}}))
-    assert other.served_by(b"one").digest != spec.digest
-    environment = EnvironmentSpec("Panda", spec.cameras, spec.proprio, mapping.spec.action or ACTION)
+    assert other.spec(b"one").digest != spec.digest
+    environment = EnvironmentSpec("Panda", spec.cameras, spec.proprio, mapping.action)
     assert differences(spec, environment) == []
-    (found,) = differences(other.spec, environment)
-    assert "control_hz: the policy means 15.0, the environment takes 20.0" in found
+    (found,) = differences(other.spec(b"one"), environment)
+    assert "control_hz: the policy commands 15.0, the environment takes 20.0" in found
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("names", ("dy", "grip")),
+        ("low", (-2.0, 0.1)),
+        ("high", (2.0, 1 / 3)),
+        ("control_mode", "ee_target_delta_position"),
+        ("control_hz", 10.0),
+        ("frame", "world"),
+        ("metres_per_unit", 1.0),
+        ("radians_per_unit", 0.5),
+        ("rotation", "euler_xyz"),
+        ("gripper", "opens"),
+        ("description", "turns a screw"),
+    ],
+)
+def test_each_part_of_what_actions_mean_is_compared_and_named(part: str, value: object) -> None:
+    environment = EnvironmentSpec("Panda", SPEC.cameras, SPEC.proprio, replace(ACTION, **{part: value}))  # type: ignore[arg-type]
+    (reason,) = differences(SPEC, environment)
+    mine = getattr(ACTION, part)
+    assert reason == f"action {part}: the policy commands {mine}, the environment takes {value}"
 
 
 def changed(*path: str, value: object = None) -> dict[str, Any]:
@@ -280,19 +325,26 @@ def changed(*path: str, value: object = None) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ({"name": "x"}, "lacks observation, cameras, proprio, action: a server that is not sim_eval's own"),
-        (changed("cameras"), "lacks cameras"),
-        (changed("proprio"), "lacks proprio"),
-        (changed("action"), "lacks action"),
-        (changed("action", "control_hz"), "missing control_hz"),
-        (changed("action", "names"), "missing names"),
-        (changed("action", "low"), "missing low"),
+        ({"name": "x"}, "missing field 'observation' (and 3 more)"),
+        (changed("cameras"), "missing field 'cameras'"),
+        (changed("proprio"), "missing field 'proprio'"),
+        (changed("action"), "missing field 'action'"),
+        (changed("action", "control_hz"), "missing field 'action.control_hz'"),
+        (changed("action", "names"), "missing field 'action.names'"),
+        (changed("action", "low"), "missing field 'action.low'"),
         (changed("action", "high", value=[1, 1]), "1 names, 1 low and 2 high bounds"),
-        (changed("action", "control_hz", value="fast"), "a field is damaged"),
-        (changed("cameras", "agentview", value=[4]), "a field is damaged"),
-        (changed("cameras", "agentview", value=[-4, 4]), "must be 1 or more"),
+        (
+            changed("action", "control_hz", value="fast"),
+            "'action.control_hz': input should be a valid number, not 'fast'",
+        ),
+        (changed("action", "frame", value="moon"), "'action.frame': input should be 'base', 'world' or 'end_effector'"),
+        (changed("cameras", "agentview", value=[4]), "missing field 'cameras.agentview.1'"),
+        (
+            changed("cameras", "agentview", value=[-4, 4]),
+            "'cameras.agentview.0': input should be greater than or equal",
+        ),
         (changed("camera", value=[4]), "unknown field 'camera'"),
-        (changed("observation", value=["prompt"]), "observation must be a table"),
+        (changed("observation", value=["prompt"]), "'observation': input should be an object"),
         (changed("cameras", "wrist"), "'wrist' reads 'views/wrist/rgb', which is none of views/agentview/rgb"),
         (changed("proprio", "eef_quat"), "'observation/state' reads 'proprio/eef_quat', which is none of"),
         (changed("proprio", "eef_quat", value=3), "'proprio/eef_quat' cannot be changed by axis_angle"),
@@ -301,7 +353,7 @@ def changed(*path: str, value: object = None) -> dict[str, Any]:
         (changed("observation", "prompt", value=["prompt"]), "only vectors can be joined"),
         (changed("observation", "prompt", value=[]), "only vectors can be joined"),
         (changed("observation", "prompt", value=7), "reads '7'"),
-        ([], "neither TOML nor JSON"),
+        ([], "input should be an object"),
     ],
 )
 def test_a_wrong_file_of_keys_is_one_line(tmp_path: Path, data: object, words: str) -> None:

@@ -13,8 +13,9 @@ import torch
 
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import EpisodeKey, Observation
+from sim_eval.envs import metaworld_sim, robosuite_sim
 from sim_eval.policies.policy import InferenceConfig, PolicyRequest
-from sim_eval.policies.registry import load_policy
+from sim_eval.policies.registry import CHECKPOINTS, load_policy, shipped_checkpoints
 from sim_eval.policies.spatialvla.checkpoint import SpatialVLAPolicy, load_checkpoint, save_checkpoint
 from sim_eval.policies.spatialvla.configuration_spatialvla import SIZES, SpatialVLAConfig
 from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
@@ -63,7 +64,23 @@ def test_spec_carries_everything_and_the_digest_of_the_weights(folder: Path, pro
     assert sorted(entry.name for entry in folder.iterdir()) == sorted(FILES), "nothing half-written is left"
 
 
-def test_noise_is_decided_by_key_and_replan(folder: Path, processor: SpatialVLAProcessor, observe: Observe) -> None:
+@pytest.mark.parametrize("name", shipped_checkpoints())
+def test_a_shipped_checkpoint_is_saved_again_with_the_same_digest_and_meaning(name: str, tmp_path: Path) -> None:
+    policy = load_policy(name, "cpu")
+    assert isinstance(policy, SpatialVLAPolicy)
+    assert policy.spec.action == (metaworld_sim.ACTION if "mt50" in name else robosuite_sim.ACTION)
+    spec = save_checkpoint(tmp_path, policy.model, policy.processor)
+    assert (tmp_path / "model.safetensors").read_bytes() == (CHECKPOINTS / name / "model.safetensors").read_bytes()
+    assert "controller" in (CHECKPOINTS / name / "processor.json").read_text(), "shipped in the words of version 0.1"
+    assert "controller" not in (tmp_path / "processor.json").read_text()
+    again = load_checkpoint(tmp_path, "cpu")
+    assert again.spec == policy.spec == spec
+    assert (again.processor.stats, again.processor.prompt) == (policy.processor.stats, policy.processor.prompt)
+
+
+def test_noise_is_decided_by_key_and_policy_call(
+    folder: Path, processor: SpatialVLAProcessor, observe: Observe
+) -> None:
     policy = load_checkpoint(folder, "cpu")
 
     def actions(policy_call: int) -> list[float]:

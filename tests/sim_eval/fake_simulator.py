@@ -24,7 +24,9 @@ from sim_eval.core.types import (
 )
 from sim_eval.policies.policy import PolicyRequest, PolicySpec
 
-ACTION = ActionSpec(("dx", "dy"), (-1.0, -1.0), (1.0, 1.0), "0.1 m a step", 20.0)
+ACTION = ActionSpec(
+    ("dx", "dy"), (-1.0, -1.0), (1.0, 1.0), "ee_delta_position", 20.0, frame="world", metres_per_unit=0.1
+)
 REACH = 0.25  # metres from the goal that count as success; a step is 0.1
 
 

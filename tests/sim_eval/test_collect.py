@@ -135,7 +135,7 @@ def test_workers_write_the_same_bytes(collected: Path, tmp_path: Path) -> None:
 def test_a_policy_that_cannot_demonstrate_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sim_eval.evaluation.scheduler.ATTEMPTS_BEFORE_GIVING_UP", 2)
     with pytest.raises(SimEvalError, match="cannot demonstrate"):
-        main(arguments(tmp_path / "out", policy="random"))
+        main(arguments(tmp_path / "out", policy="random", size=16))
     assert episode_files(tmp_path / "out") == []
 
 

@@ -15,7 +15,7 @@ from fake_simulator import PLANE, FakePolicy, PlaneSimulator, constant
 from numpy.typing import NDArray
 from trainings_and_runs import LIFT, STACK, make_run
 
-from sim_eval.compare import CompareArguments, contrast_grid, main
+from sim_eval.compare import CompareArguments, main
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import RenderConfig
 from sim_eval.envs.tasks import get_task, own_tasks, suites
@@ -24,9 +24,10 @@ from sim_eval.evaluation.manifest import Manifest
 from sim_eval.evaluation.run_folder import VIDEOS, Run, open_run, read_run
 from sim_eval.evaluation.trajectory import TrajectoryRecorder
 from sim_eval.policies.policy import PolicyRequest, PolicySpec
+from sim_eval.reporting.comparison import contrast_table
 from sim_eval.reporting.pairing import check_pairable, contrasts, disagreements, lettered
 from sim_eval.reporting.side_by_side import BAND
-from sim_eval.reporting.tables import LONG, folded, markdown
+from sim_eval.reporting.tables import LONG, Table
 from sim_eval.reporting.video import PANEL, VideoRecorder
 
 PROTOCOL = RolloutProtocol()
@@ -103,9 +104,10 @@ def test_a_suite_is_paired_over_all_its_episodes_before_its_tasks(tmp_path: Path
 
 
 def test_a_long_table_opens_when_it_is_asked_for():
-    rows = [(str(number),) for number in range(LONG + 1)]
-    assert folded(("n",), rows[:LONG]) == markdown(("n",), rows[:LONG])
-    assert folded(("n",), rows) == f"<details><summary>26 rows</summary>\n\n{markdown(('n',), rows)}\n\n</details>"
+    rows = tuple((str(number),) for number in range(LONG + 1))
+    short, long = Table(("n",), rows[:LONG]), Table(("n",), rows)
+    assert short.folded() == short.markdown()
+    assert long.folded() == f"<details><summary>26 rows</summary>\n\n{long.markdown()}\n\n</details>"
 
 
 def test_success_at_the_end_is_a_comparison_of_its_own(tmp_path: Path):
@@ -119,8 +121,8 @@ def test_success_at_the_end_is_a_comparison_of_its_own(tmp_path: Path):
 def test_how_many_more_episodes_is_said_in_words(tmp_path: Path):
     won = [set(range(30)), set(range(25)), set(range(30)), set(range(1, 31))]
     folders = [make_run(tmp_path / str(n), str(n), each, tasks=(LIFT,), episodes=40) for n, each in enumerate(won)]
-    grid = contrast_grid(contrasts(runs_of(*folders)))
-    cells = {row[2]: row[-1] for row in grid.rows}
+    table = contrast_table(contrasts(runs_of(*folders)))
+    cells = {row[2]: row[-1] for row in table.rows}
     assert cells["A - C"] == "no difference seen"
     assert cells["A - D"] == "no difference seen"  # one won by each alone
     assert cells["A - B"].endswith(" more")
@@ -144,11 +146,12 @@ def test_other_protocols_are_refused_field_by_field_unless_they_are_what_is_comp
     b = make_run(tmp_path / "b", "a", {0}, tasks=(LIFT,), protocol=other)
     says = refusal(a, b)
     assert f"n_action_steps is 4 in A ({a}) and 8 in B ({b})" in says
-    assert "mode is fast in A" in says
-    assert "settle_steps" not in says
-    assert "simulator" not in says
+    assert "render.mode is fast in A" in says
+    assert "post_success_steps" not in says
+    assert "render is" not in says
     assert "n_action_steps is" not in refusal(a, b, across=("n_action_steps",))
-    check_pairable(runs_of(a, b), ("n_action_steps", "mode"))
+    check_pairable(runs_of(a, b), ("n_action_steps", "render.mode"))
+    check_pairable(runs_of(a, b), ("n_action_steps", "render"))  # all its fields
     assert "--across speed: the protocol has no such field; it has n_action_steps" in refusal(a, b, across=("speed",))
 
 
@@ -188,6 +191,26 @@ def test_the_command_prints_and_keeps_what_it_found(tmp_path: Path, capsys: pyte
     assert data["runs"]["B"]["protocol"]["n_action_steps"] == 8
     assert data["runs"]["A"]["tasks"][0]["phases"]["none"] == 4
     assert sorted(path.name for path in out.iterdir()) == ["compare.json", "compare.md"]
+
+
+def test_runs_of_a_suite_that_is_not_installed_are_compared_from_their_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """As LIBERO's runs on a machine without LIBERO: neither tasks nor goals nor phases can be looked up."""
+    tasks = ("absent_suite/0", "absent_suite/1")
+    a = make_run(tmp_path / "a", "a", {0, 1, 2, 3}, tasks=tasks)
+    b = make_run(tmp_path / "b", "b", {0}, tasks=tasks)
+    assert main(CompareArguments((a, b), tmp_path / "out", videos=1)) == 0
+    data = json.loads((tmp_path / "out" / "compare.json").read_text())
+    found = data["comparisons"]["Success at any step"]
+    assert [(each["task"], each["goal"], each["only_first"]) for each in found] == [
+        ("absent_suite/0", "", 3),
+        ("absent_suite/1", "", 3),
+        ("all tasks", "", 6),
+    ]
+    assert data["runs"]["A"]["tasks"][0]["phases"] == {"none": 4}
+    assert data["videos"] == []
+    assert "no video: " in capsys.readouterr().err  # a video does need the simulator, or a kept one
 
 
 @pytest.mark.parametrize(

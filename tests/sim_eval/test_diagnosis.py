@@ -6,14 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from trainings_and_runs import make_training
 
 from sim_eval import collect
 from sim_eval.core.normalization import FieldStats, NormalizationStats
 from sim_eval.core.types import ActionSpec, CameraView, RenderConfig, Simulator
 from sim_eval.datasets.episode_file import Episode, episode_files, read_episode
 from sim_eval.diagnosis.answers import imitation_findings, other_mode
-from sim_eval.diagnosis.checkpoint_metadata import recorded_mode
 from sim_eval.diagnosis.demonstrations import Replay, first_pictures, replay, replay_findings
 from sim_eval.diagnosis.examination import look_around
 from sim_eval.diagnosis.field_statistics import against_data, against_environment, sound_statistics
@@ -25,7 +23,6 @@ from sim_eval.diagnosis.pictures import picture_findings
 from sim_eval.envs.tasks import get_task
 from sim_eval.evaluation.engine import RolloutProtocol
 from sim_eval.policies.registry import load_policy
-from sim_eval.training.metadata import read_metadata
 
 TASK = "robosuite/LiftWide"
 SIDE = 64
@@ -185,7 +182,7 @@ def statistics(mode: str = "mean_std") -> NormalizationStats:
         return FieldStats(*(tuple(part.tolist()) for part in (values.mean(axis=0), values.std(axis=0), low, high)))
 
     fields = {"action": field(0.0, 6), "eef_pos": field(0.5, 3), "other_pos": field(-0.5, 3)}
-    return NormalizationStats.from_dict({**NormalizationStats("mean_std", fields).to_dict(), "mode": mode})
+    return NormalizationStats(mode, fields)  # type: ignore[arg-type]
 
 
 def changed(name: str, change: Callable[[FieldStats], FieldStats]) -> NormalizationStats:
@@ -228,7 +225,7 @@ def test_sound_statistics_pass_also_against_a_part_of_the_data() -> None:
 
 
 def test_statistics_that_cannot_be_are_found_without_data() -> None:
-    action = ActionSpec(tuple("abcdef"), (-1.0,) * 6, (1.0,) * 6, "metres", 20.0)
+    action = ActionSpec(tuple("abcdef"), (-1.0,) * 6, (1.0,) * 6, "ee_delta_pose", 20.0)
     assert levels(list(sound_statistics(statistics(), action))) == {"statistics themselves": "ok"}
     for wrong in (SWAPS["quantiles"][0], changed("action", lambda f: replace(f, q99=(7.0,) * 6))):
         assert levels(list(sound_statistics(wrong, action))) == {"statistics themselves": "fault"}
@@ -254,17 +251,6 @@ def test_a_swapped_mode_shows_in_what_the_policy_answers(tmp_path: Path) -> None
     assert found.level == "fault"
     assert found.remedy == "set mode mean_std in processor.json"
     assert levels(list(imitation_findings(load_policy("zero"), [episode], 4))) == {"imitation": "warning"}
-
-
-def test_the_mode_is_read_off_the_command(tmp_path: Path) -> None:
-    for options, mode in (
-        ("", None),  # not a command of sim_eval.train
-        ("--data a", "mean_std"),
-        ("--data a --normalization quantile", "quantile"),
-        ("--data a --normalization=quantile --steps 3", "quantile"),
-    ):
-        folder = make_training(tmp_path, options or "none", options=options)
-        assert recorded_mode(read_metadata(folder)) == mode
 
 
 def test_packages_are_compared_with_what_is_required_and_locked() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from sim_eval import collect, doctor, train
+from sim_eval.configs import TrainConfig
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import CameraView, Observation, RenderConfig, Simulator
 from sim_eval.datasets.episode_file import Episode, episode_files, file_name, read_episode, write_episode
@@ -33,7 +34,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("trained") / "checkpoint"
-    train.main(train.TrainArguments(data=(data,), out=out, steps=3, batch_size=4, val_episodes=0))
+    train.main(TrainConfig(data=(data,), out=out, steps=3, batch_size=4, val_episodes=0))
     return out
 
 
@@ -225,13 +226,13 @@ def test_wrong_control_rate(data: Path, trained: Path, tmp_path: Path, simulator
     )
     measured = faults(found(simulator, bad))
     assert measured == {
-        "fit to the environment": "action control_hz: the policy means 10.0, the environment takes 20",
+        "fit to the environment": "action control_hz: the policy commands 10.0, the environment takes 20",
     }
     slow = altered_data(
         data, tmp_path / "data", lambda episode: replace(episode, action=replace(episode.action, control_hz=10.0))
     )
     measured = faults(found(simulator, data=slow))
-    assert measured == {"fit of the data": "action control_hz: the data means 10.0, the environment takes 20"}
+    assert measured == {"fit of the data": "action control_hz: the data commands 10.0, the environment takes 20"}
 
 
 def test_stale_checkpoint_hash(trained: Path, tmp_path: Path, simulator: Simulator) -> None:

@@ -19,8 +19,9 @@ from sim_eval.envs.tasks import suites
 from sim_eval.evaluation.engine import EpisodeResult, RolloutProtocol
 from sim_eval.evaluation.manifest import Manifest
 from sim_eval.evaluation.run_folder import open_run
-from sim_eval.leaderboard import LeaderboardArguments, Table, build, find_runs, main
+from sim_eval.leaderboard import LeaderboardArguments, main
 from sim_eval.policies.policy import PolicySpec
+from sim_eval.reporting.board import Ranking, build
 
 PROTOCOL = RolloutProtocol()
 
@@ -50,9 +51,9 @@ def make_run(
     return folder
 
 
-def cells(table: Table, policy: str) -> dict[str, str]:
-    (row,) = [row for row in table.ranking.rows if row[1].split()[0] == policy]
-    return dict(zip(table.ranking.header, row, strict=True))
+def cells(ranking: Ranking, policy: str) -> dict[str, str]:
+    (row,) = [row for row in ranking.table.rows if row[1].split()[0] == policy]
+    return dict(zip(ranking.table.header, row, strict=True))
 
 
 def test_rows_are_ranked_with_ties_and_labels(tmp_path: Path):
@@ -60,30 +61,30 @@ def test_rows_are_ranked_with_ties_and_labels(tmp_path: Path):
     make_run(tmp_path / "deep", 38)
     make_run(tmp_path / "late", 37)
     make_run(tmp_path / "scripted", 40, privileged=True)
-    (table,) = build(find_runs([tmp_path])).tables
-    assert [row[:2] for row in table.ranking.rows] == [
+    (ranking,) = build([tmp_path]).rankings
+    assert [row[:2] for row in ranking.table.rows] == [
         ("1", "scripted (privileged)"),
         ("1", "deep"),
         ("1", "late"),
         ("4", "zero"),
     ]
-    assert cells(table, "deep")["success / planned"] == "38 / 40"
-    assert cells(table, "deep")["rate"] == "95.0 %"
-    assert cells(table, "deep")["95 % interval"] == "[83.1, 99.4]"
-    assert cells(table, "deep")["steps to success"] == "20"
-    assert cells(table, "zero")["steps to success"] == "-"
+    assert cells(ranking, "deep")["success / planned"] == "38 / 40"
+    assert cells(ranking, "deep")["rate"] == "95.0 %"
+    assert cells(ranking, "deep")["95 % interval"] == "[83.1, 99.4]"
+    assert cells(ranking, "deep")["steps to success"] == "20"
+    assert cells(ranking, "zero")["steps to success"] == "-"
 
 
 def test_a_policy_run_otherwise_than_its_checkpoint_says_is_named_so(tmp_path: Path):
     make_run(tmp_path / "plain", 38)
     make_run(tmp_path / "quick", 30, variant="1 Euler steps")
-    (table,) = build(find_runs([tmp_path])).tables
-    assert [row[1] for row in table.ranking.rows] == ["plain", "quick, 1 Euler steps"]
+    (ranking,) = build([tmp_path]).rankings
+    assert [row[1] for row in ranking.table.rows] == ["plain", "quick, 1 Euler steps"]
 
 
 def test_an_error_counts_as_a_failure_and_is_shown(tmp_path: Path):
-    (table,) = build([make_run(tmp_path / "frail", 30, errors=4)]).tables
-    row = cells(table, "frail")
+    (ranking,) = build([make_run(tmp_path / "frail", 30, errors=4)]).rankings
+    row = cells(ranking, "frail")
     assert (row["success / planned"], row["success / completed"], row["rate"]) == ("30 / 40", "30 / 36", "75.0 %")
     assert row["errors"] == "4"
 
@@ -93,8 +94,8 @@ def test_partial_and_damaged_runs_are_left_out_with_the_reason(tmp_path: Path):
     make_run(tmp_path / "partial", 20, finished=30)
     damaged = make_run(tmp_path / "damaged", 20)
     (damaged / "episodes.jsonl").write_text("{}\n")
-    board = build(find_runs([tmp_path]))
-    assert [row[1] for table in board.tables for row in table.ranking.rows] == ["whole"]
+    board = build([tmp_path])
+    assert [row[1] for ranking in board.rankings for row in ranking.table.rows] == ["whole"]
     reasons = {folder.name: reason for folder, reason in board.left_out}
     assert reasons["partial"].startswith("30 of 40 episodes")
     assert "line 1 is damaged" in reasons["damaged"]
@@ -104,32 +105,40 @@ def test_a_run_whose_numbers_were_doctored_in_run_json_gains_nothing(tmp_path: P
     folder = make_run(tmp_path / "whole", 20)
     data = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps({**data, "successes": 40, "rate": 1.0}))
-    (table,) = build([folder]).tables
-    assert cells(table, "whole")["success / planned"] == "20 / 40"
+    (ranking,) = build([folder]).rankings
+    assert cells(ranking, "whole")["success / planned"] == "20 / 40"
 
 
 def test_other_manifests_and_protocols_get_their_own_table(tmp_path: Path):
     make_run(tmp_path / "a", 20)
     make_run(tmp_path / "longer", 20, episodes=41)
-    make_run(tmp_path / "replan", 20, protocol=RolloutProtocol(n_action_steps=8))
+    make_run(tmp_path / "eight", 20, protocol=RolloutProtocol(n_action_steps=8))
     make_run(tmp_path / "faithful", 20, protocol=RolloutProtocol(render=RenderConfig("faithful")))
     make_run(tmp_path / "b", 20)
-    board = build(find_runs([tmp_path]))
-    assert sorted(sorted(row[1] for row in table.ranking.rows) for table in board.tables) == [
+    board = build([tmp_path])
+    assert sorted(sorted(row[1] for row in ranking.table.rows) for ranking in board.rankings) == [
         ["a", "b"],
+        ["eight"],
         ["faithful"],
         ["longer"],
-        ["replan"],
     ]
 
 
 def test_several_tasks_get_a_table_each_and_one_for_all_whatever_their_order(tmp_path: Path):
     make_run(tmp_path / "a", 10, tasks=("fake/Plane", "fake/Line"))
     make_run(tmp_path / "b", 20, tasks=("fake/Line", "fake/Plane"))
-    tables = build(find_runs([tmp_path])).tables
-    assert [table.title.split(" (")[0] for table in tables] == ["fake/Plane", "fake/Line", "all tasks"]
-    assert [cells(table, "b")["success / planned"] for table in tables] == ["20 / 40", "20 / 40", "40 / 80"]
-    assert [cells(tables[2], name)["rank"] for name in ("a", "b")] == ["2", "1"]
+    rankings = build([tmp_path]).rankings
+    assert [ranking.title.split(" (")[0] for ranking in rankings] == ["fake/Plane", "fake/Line", "all tasks"]
+    assert [cells(ranking, "b")["success / planned"] for ranking in rankings] == ["20 / 40", "20 / 40", "40 / 80"]
+    assert [cells(rankings[2], name)["rank"] for name in ("a", "b")] == ["2", "1"]
+
+
+def test_tasks_that_are_not_installed_are_ranked_all_the_same(tmp_path: Path):
+    make_run(tmp_path / "a", 10, tasks=("absent_suite/0", "absent_suite/1"))
+    rankings = build([tmp_path]).rankings
+    assert [ranking.name for ranking in rankings] == ["absent_suite/0", "absent_suite/1", "all tasks"]
+    assert rankings[0].details is not None
+    assert rankings[0].details.header == ("furthest phase", "none")
 
 
 def test_fifty_tasks_of_a_suite_share_a_table_with_their_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -138,22 +147,22 @@ def test_fifty_tasks_of_a_suite_share_a_table_with_their_means(tmp_path: Path, m
         monkeypatch.setitem(suites(), name, parts)
     make_run(tmp_path / "a", 1, tasks=(*easy, *hard, "fake/Plane"), episodes=4)
     make_run(tmp_path / "b", 3, tasks=("fake/Plane", *hard, *easy), episodes=4)
-    tables = build(find_runs([tmp_path])).tables
-    assert [table.title.split(" (")[0] for table in tables] == [
+    rankings = build([tmp_path]).rankings
+    assert [ranking.title.split(" (")[0] for ranking in rankings] == [
         "sea/All",
         "sea/easy",
         "sea/hard",
         "fake/Plane",
         "all tasks",
     ]
-    row = cells(tables[0], "b")
+    row = cells(rankings[0], "b")
     assert (row["rank"], row["success / planned"], row["mean of 50 tasks"][:6]) == ("1", "150 / 200", "75.0 %")
     assert row["mean of 2 groups"].startswith("75.0 %")
-    assert [table.details is None for table in tables] == [False, True, True, False, True]
-    assert tables[0].details is not None
-    assert tables[0].details.header == ("success / planned", "b", "a")
-    assert len(tables[0].details.rows) == 50
-    assert tables[0].details.rows[0][1:] == ("3 / 4", "1 / 4")
+    assert [ranking.details is None for ranking in rankings] == [False, True, True, False, True]
+    assert rankings[0].details is not None
+    assert rankings[0].details.header == ("success / planned", "b", "a")
+    assert len(rankings[0].details.rows) == 50
+    assert rankings[0].details.rows[0][1:] == ("3 / 4", "1 / 4")
 
 
 def test_every_suite_has_a_figure_of_the_same_runs_policies_first(
@@ -169,10 +178,12 @@ def test_every_suite_has_a_figure_of_the_same_runs_policies_first(
     make_run(tmp_path / "runs" / "bound", 4, tasks=tasks, episodes=4, privileged=True)
     make_run(tmp_path / "runs" / "good", 3, tasks=tasks, episodes=4)
     make_run(tmp_path / "runs" / "bad", 1, tasks=tasks, episodes=4)
-    make_run(tmp_path / "runs" / "replan", 2, tasks=tasks, episodes=4, protocol=RolloutProtocol(n_action_steps=8))
-    board = build(find_runs([tmp_path / "runs"]))
+    make_run(tmp_path / "runs" / "eight", 2, tasks=tasks, episodes=4, protocol=RolloutProtocol(n_action_steps=8))
+    board = build([tmp_path / "runs"])
     shown = {
-        table.title: [score.label for score in table.scores] for table in board.tables if "replan 4" in table.title
+        ranking.title: [score.label for score in ranking.scores]
+        for ranking in board.rankings
+        if "n_action_steps 4" in ranking.title
     }
     assert [labels for title, labels in shown.items() if title.startswith("sea/")] == [
         ["good", "bad", "bound (privileged)"]
@@ -193,41 +204,43 @@ def test_every_suite_has_a_figure_of_the_same_runs_policies_first(
     assert "6 figures" in capsys.readouterr().out
 
 
-def test_how_goals_are_shown_and_what_is_told_stand_in_the_title(tmp_path: Path):
+def test_hidden_goals_and_counterfactual_instructions_are_in_the_title(tmp_path: Path):
     make_run(tmp_path / "plain", 20)
     make_run(tmp_path / "hidden", 20, protocol=RolloutProtocol(render=RenderConfig(hide_goal=True)))
     make_run(tmp_path / "misled", 20, protocol=RolloutProtocol(instruction_condition="counterfactual"))
-    titles = {table.ranking.rows[0][1]: table.title for table in build(find_runs([tmp_path])).tables}
+    titles = {ranking.table.rows[0][1]: ranking.title for ranking in build([tmp_path]).rankings}
     assert len(titles) == 3
     assert "goal hidden" in titles["hidden"]
-    assert "counterfactual instruction" in titles["misled"]
-    assert "told" not in titles["plain"]
+    assert "instruction_condition counterfactual" in titles["misled"]
+    assert "instruction" not in titles["plain"]
     assert "hidden" not in titles["plain"]
 
 
-def test_runs_of_other_versions_are_told_in_the_title(tmp_path: Path):
+def test_versions_that_differ_are_in_the_title(tmp_path: Path):
     """Another physics or rule is another task, and so is sim_eval's own; torch's version is the policy's affair."""
     first, second = make_run(tmp_path / "first", 20), make_run(tmp_path / "second", 20)
-    assert "version" not in build([first, second]).tables[0].title
+    assert "versions" not in build([first, second]).rankings[0].title
     for package, said in (("torch", False), ("mujoco", True)):
         data = json.loads((second / "run.json").read_text())
         data["versions"][package] = "0.0"
         (second / "run.json").write_text(json.dumps(data))
-        assert ("not of one version" in build([first, second]).tables[0].title) is said
-    assert build([first, second]).tables[0].title.endswith(f"not of one version: mujoco 0.0 and {version('mujoco')})")
-    assert "version" not in build([second]).tables[0].title
+        assert ("versions differ" in build([first, second]).rankings[0].title) is said
+    assert build([first, second]).rankings[0].title.endswith(f"versions differ: mujoco 0.0 and {version('mujoco')})")
+    assert "versions" not in build([second]).rankings[0].title
 
 
 def test_a_run_named_twice_stands_once(tmp_path: Path):
     folder = make_run(tmp_path / "a", 10)
-    assert len(find_runs([folder, tmp_path])) == 1
-    copy = shutil.copytree(folder, tmp_path / "copy")
-    assert find_runs([tmp_path]) == [folder, copy]
+    (ranking,) = build([folder, tmp_path]).rankings
+    assert [row[-1] for row in ranking.table.rows] == ["a"]
+    shutil.copytree(folder, tmp_path / "copy")
+    (ranking,) = build([tmp_path]).rankings
+    assert [row[-1] for row in ranking.table.rows] == ["a", "copy"]
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path):
-    with pytest.raises(SimEvalError, match="neither a run folder"):
-        find_runs([tmp_path])
+    with pytest.raises(SimEvalError, match=r"holds no manifest\.json: name run folders"):
+        build([tmp_path])
 
 
 def test_the_command_prints_and_writes_markdown(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

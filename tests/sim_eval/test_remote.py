@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ import pytest
 from fake_simulator import ACTION, PLANE, FakePolicy, PlaneSimulator, wander
 
 from sim_eval.core.errors import SimEvalError
-from sim_eval.core.types import ActionChunk, EpisodeKey, FloatArray, Recorder, Simulator
+from sim_eval.core.types import ActionChunk, EpisodeKey, FloatArray, Recorder, RenderConfig, Simulator
+from sim_eval.envs.tasks import get_task
 from sim_eval.evaluation.engine import EpisodeResult, RolloutProtocol, run_episode
 from sim_eval.policies.policy import Policy, PolicyRequest, PolicySpec, check_fit
 from sim_eval.policies.registry import load_policy
@@ -70,13 +72,15 @@ def a_request(policy: Policy) -> PolicyRequest:
 
 
 class Actions(Recorder):
-    """A recorder of what was executed."""
+    """A recorder of what was executed, and of the pushes."""
 
     def __init__(self) -> None:
         self.executed: list[bytes] = []
+        self.pushes: list[FloatArray] = []
 
     def before_act(self, simulator: Simulator, label: FloatArray, executed: FloatArray) -> None:
         self.executed.append(executed.tobytes())
+        self.pushes.append(executed - label)
 
 
 @pytest.mark.parametrize("policy", [seeing(), wander(), load_policy("random")], ids=lambda policy: policy.spec.name)
@@ -105,6 +109,23 @@ def test_privileged_state_and_disturbance_travel() -> None:
         remote.close()
     assert chunk.disturbance is not None
     assert (chunk.actions.tolist(), chunk.disturbance.tolist()) == ([[0.5, 1.0]], [0.3, 0.0])
+
+
+@pytest.mark.skipif(find_spec("metaworld") is None, reason="Meta-World is not installed")
+def test_a_served_demonstrator_is_pushed_as_often_as_a_local_one() -> None:
+    """Meta-World's demonstrators ask for pushes in short bursts only; pushed all the time they fail."""
+    key, scripted = EpisodeKey("metaworld/reach-v3", "train", 1), load_policy("scripted")
+    simulator, local, remote = get_task(key.task).make(RenderConfig(height=16, width=16)), Actions(), Actions()
+    alone = run_episode(simulator, scripted, key, PROTOCOL, local, disturb=True)
+    with serving(scripted) as url:
+        client = RemotePolicy(url)
+        served = run_episode(simulator, client, key, PROTOCOL, remote, disturb=True)
+        client.close()
+    simulator.close()
+    assert (served, remote.executed) == (alone, local.executed)
+    pushed = np.array(local.pushes).any(axis=1)
+    assert pushed.any()
+    assert pushed.mean() < 0.5
 
 
 @pytest.mark.filterwarnings("ignore:connect:DeprecationWarning")  # openpi-client's
@@ -195,8 +216,10 @@ def keys(tmp_path: Path) -> Path:
             "names": ["dx", "dy"],
             "low": [-1, -1],
             "high": [1, 1],
-            "controller": "0.1 m a step",
+            "control_mode": "ee_delta_position",
             "control_hz": 20,
+            "frame": "world",
+            "metres_per_unit": 0.1,
         },
     }
     file.write_text(json.dumps(spec))
@@ -403,7 +426,7 @@ def test_who_is_no_such_server_is_told_in_one_line(tmp_path: Path) -> None:
 
     babbling = OpenpiServer(ahead)
     babbling._converse = babble  # type: ignore[method-assign]
-    with babbling.running() as url, pytest.raises(SimEvalError, match="introduces itself with something else"):
+    with babbling.running() as url, pytest.raises(SimEvalError, match="sends metadata that cannot be read"):
         RemotePolicy(url, patience=HASTY)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sim_eval import collect, rollout, train
+from sim_eval.configs import TrainConfig
 from sim_eval.core.types import InstructionCondition
 from sim_eval.policies.spatialvla.configuration_spatialvla import ACTION_EXPERTS
 
@@ -56,5 +57,5 @@ def test_a_policy_learns_from_what_is_collected_here(expert: str, tmp_path: Path
     data, out = tmp_path / "data", tmp_path / "policy"
     task = "robosuite/Lift"
     collect.main(collect.CollectConfig(task=task, out=data, episodes=40))
-    train.main(train.TrainArguments(data=(data,), out=out, expert=expert, steps=900, val_episodes=0))
+    train.main(TrainConfig(data=(data,), out=out, expert=expert, steps=900, val_episodes=0))
     assert outcomes(str(out), task, 20, tmp_path / "run")[task] >= 14

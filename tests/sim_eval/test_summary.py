@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from trainings_and_runs import LIFT, STACK
 
@@ -9,7 +11,8 @@ from sim_eval.core.types import EpisodeKey
 from sim_eval.envs.tasks import suites
 from sim_eval.evaluation.engine import EpisodeResult
 from sim_eval.reporting.intervals import success_interval
-from sim_eval.reporting.summary import COLUMNS, means_grid, phase_grid, suite_means, summaries, summarize, summary_cells
+from sim_eval.reporting.summary import COLUMNS, MEAN_COLUMNS, phase_table, suite_means, summaries, summarize
+from sim_eval.reporting.tables import Table
 
 
 def episode(task: str, index: int, first: int | None, phase: str, end: bool = False, error: str | None = None):
@@ -57,13 +60,13 @@ def test_phases_stand_in_the_tasks_order_and_add_up_to_all_episodes():
 
 def test_phases_of_several_tasks_share_a_table():
     lift, stack = summarize(LIFT, [episode(LIFT, 0, 9, "lift")]), summarize(STACK, STACKS)
-    grid = phase_grid(("task",), [(("a",), lift), (("b",), stack)])
-    assert grid.header == ("task", "none", "reach", "grasp", "lift", "place")
-    assert grid.rows == (("a", "0", "0", "0", "1", "-"), ("b", "1", "0", "0", "1", "3"))
+    table = phase_table(("task",), [(("a",), lift), (("b",), stack)])
+    assert table.header == ("task", "none", "reach", "grasp", "lift", "place")
+    assert table.rows == (("a", "0", "0", "0", "1", "-"), ("b", "1", "0", "0", "1", "3"))
 
 
 def test_goals_follow_their_task():
-    found = list(summaries([*STACKS, episode(LIFT, 0, 9, "lift")]))
+    found = summaries([*STACKS, episode(LIFT, 0, 9, "lift")])
     assert [(each.task, bool(each.goal), each.episodes) for each in found] == [
         (STACK, False, 5),
         (STACK, True, 3),
@@ -80,8 +83,7 @@ def test_goals_follow_their_task():
     ],
 )
 def test_cells_say_it_in_a_row(results: list[EpisodeResult], cells: tuple[str, ...]):
-    assert summary_cells(summarize(STACK, results)) == cells
-    assert len(cells) == len(COLUMNS)
+    assert Table.of((), COLUMNS, [((), summarize(STACK, results))]).rows == (cells,)
 
 
 def test_a_suite_has_the_mean_of_its_tasks_and_of_its_groups(monkeypatch: pytest.MonkeyPatch):
@@ -105,7 +107,18 @@ def test_a_suite_has_the_mean_of_its_tasks_and_of_its_groups(monkeypatch: pytest
     assert found["made/Deep", "groups"].rate == pytest.approx((0.75 + 0.25) / 2)
     assert found["made/Deep", "groups"].rate_end == pytest.approx(((0.75 + 0.25) / 2 + 0) / 2)
     assert found["made/Deep", "tasks"].interval == pytest.approx(success_interval(7, 12))
-    grid = means_grid(list(found.values()))
-    assert grid.rows[2][:4] == ("made/Deep", "mean of 2 groups", "12", "50.0 %")
-    assert all(len(row) == len(grid.header) for row in grid.rows)
+    table = Table.of((), MEAN_COLUMNS, [((), mean) for mean in found.values()])
+    assert table.rows[2][:4] == ("made/Deep", "mean of 2 groups", "12", "50.0 %")
     assert list(suite_means(STACKS)) == [mean for mean in suite_means(STACKS) if mean.suite == "made/one"]
+
+
+def test_goals_of_a_task_that_is_not_installed_are_the_instructions_of_its_episodes():
+    results = [
+        replace(episode("absent/Sort", index, 5, "placed"), instruction=("red first", "blue first")[index % 2])
+        for index in range(5)
+    ]
+    assert [(each.goal, each.successes, each.phases) for each in summaries(results)] == [
+        ("", 5, {"none": 0, "placed": 5}),
+        ("red first", 3, {"none": 0, "placed": 3}),
+        ("blue first", 2, {"none": 0, "placed": 2}),
+    ]

@@ -1,26 +1,42 @@
 """Training through the command line: killed equals finished, what comes out runs, what does not fit is refused."""
 
+import functools
 import hashlib
+import itertools
 import json
+import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from sim_eval import collect, rollout, train
+from sim_eval.configs import TrainConfig
 from sim_eval.console import parse
 from sim_eval.core.errors import SimEvalError
-from sim_eval.core.types import EpisodeKey, Simulator
+from sim_eval.core.types import EpisodeKey, RenderConfig, Simulator
+from sim_eval.datasets.episode_file import episode_files, file_name, read_episode, write_episode
+from sim_eval.datasets.windows import EpisodeWindows
+from sim_eval.envs.tasks import get_task
 from sim_eval.evaluation.engine import EpisodeResult, RolloutProtocol, run_episode
+from sim_eval.evaluation.jobs import OneSimulator
 from sim_eval.policies.policy import Policy
 from sim_eval.policies.registry import load_policy
-from sim_eval.training import loop
+from sim_eval.policies.spatialvla.configuration_spatialvla import PositionConfig, SpatialVLAConfig
+from sim_eval.policies.spatialvla.trainer import Trainer
+from sim_eval.training import validation
+from sim_eval.training.batches import prepared
 from sim_eval.training.metadata import METADATA, read_metadata
+from sim_eval.training.preparation import make_processor, open_windows
+from sim_eval.training.state import STATE
 
 TASK = "robosuite/LiftWide"
 SIDE = 64
@@ -33,15 +49,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def arguments(data: Sequence[Path], out: Path, **changes: object) -> train.TrainArguments:
+def config(data: Sequence[Path], out: Path, **changes: object) -> TrainConfig:
     options = {"data": tuple(data), "out": out, "steps": 8, "batch_size": 4, "val_episodes": 0, **changes}
-    return train.TrainArguments(**options)  # type: ignore[arg-type]
+    return TrainConfig(**options)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("trained") / "checkpoint"
-    assert train.main(arguments([data], out)) == 0
+    assert train.main(config([data], out)) == 0
     return out
 
 
@@ -49,57 +65,141 @@ def weights(folder: Path) -> bytes:
     return (folder / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_interrupted_and_continued_equals_unbroken(
-    optimizer: str, data: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(scope="module")
+def muon(data: Path, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained by two optimizers."""
+    out = tmp_path_factory.mktemp("muon") / "checkpoint"
+    assert train.main(config([data], out, optimizer="muon")) == 0
+    assert weights(out) != weights(trained)
+    return out
+
+
+def counts(folder: Path) -> dict[int, int]:
+    """The training's count of its steps, and the optimizer's own, which must be one number for all parameters."""
+    state = torch.load(folder / STATE, weights_only=True)["trainer"]
+    (count,) = {int(each["step"]) for each in state["optimizer"]["state"].values() if "step" in each}
+    return {state["step"]: count}
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        (Trainer, "train_step"),
+        (torch.optim.Muon, "step"),  # the first of the two optimizers
+        (torch.optim.AdamW, "step"),
+        (Trainer, "_update_averages"),
+    ],
+)
+@pytest.mark.parametrize("after", [False, True])
+def test_ctrl_c_at_any_point_of_a_step_ends_after_it(
+    target: type, name: str, after: bool, data: Path, muon: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sim_eval.policies.spatialvla.trainer import Trainer
+    original, calls = getattr(target, name), itertools.count(1)
 
-    original = Trainer.train_step
+    def interrupted(*arguments: Any, **named: Any) -> Any:
+        if (number := next(calls)) == 5 and not after:
+            signal.raise_signal(signal.SIGINT)
+        result = original(*arguments, **named)
+        if number == 5 and after:
+            signal.raise_signal(signal.SIGINT)
+        return result
 
-    def interrupting(self: Trainer, *batch: object) -> tuple[float, float]:
+    monkeypatch.setattr(target, name, interrupted)
+    with pytest.raises(KeyboardInterrupt, match=r"[45] steps kept"):
+        train.main(config([data], tmp_path, optimizer="muon"))
+    monkeypatch.setattr(target, name, original)
+    half = read_metadata(tmp_path)
+    assert (half.finished, half.digest) == (False, "")
+    assert counts(tmp_path) == {half.steps: half.steps + 1}, "torch counts the making of its state, too"
+    assert counts(muon) == {8: 9}
+    assert train.main(config([data], tmp_path, optimizer="muon")) == 0
+    assert weights(tmp_path) == weights(muon)
+    assert (read_metadata(tmp_path).steps, read_metadata(tmp_path).finished) == (8, True)
+
+
+def test_a_second_ctrl_c_stops_at_once_and_the_last_save_stands(
+    data: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Trainer._update_averages
+
+    def interrupted(self: Trainer) -> None:
         if self.step == 5:
-            raise KeyboardInterrupt
-        return original(self, *batch)  # type: ignore[arg-type]
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        original(self)
 
-    out, unbroken = tmp_path / "checkpoint", trained
-    if optimizer == "muon":
-        unbroken = tmp_path / "unbroken"
-        assert train.main(arguments([data], unbroken, optimizer=optimizer)) == 0
-        assert weights(unbroken) != weights(trained)
-    monkeypatch.setattr(Trainer, "train_step", interrupting)
-    with pytest.raises(KeyboardInterrupt, match="5 steps kept"):
-        train.main(arguments([data], out, optimizer=optimizer))
-    half = read_metadata(out)
-    assert (half.steps, half.finished, half.digest) == (5, False, "")
-    monkeypatch.setattr(Trainer, "train_step", original)
-    assert train.main(arguments([data], out, optimizer=optimizer)) == 0
-    assert weights(out) == weights(unbroken)
-    assert read_metadata(out).steps == 8
-    assert read_metadata(out).finished
+    usual = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(Trainer, "_update_averages", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train.main(config([data], tmp_path))
+    monkeypatch.setattr(Trainer, "_update_averages", original)
+    assert signal.getsignal(signal.SIGINT) is usual
+    assert read_metadata(tmp_path).steps == 0
+    assert train.main(config([data], tmp_path)) == 0
+    assert weights(tmp_path) == weights(trained)
+
+
+def test_ctrl_c_during_a_validation_gives_it_up(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> EpisodeResult:
+        signal.raise_signal(signal.SIGINT)
+        return EpisodeResult(EpisodeKey(TASK, "val", 0), "lift", True, True, 1, 1, "none", 1, None, 0.1)
+
+    monkeypatch.setattr(validation, "run_episode", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="1 steps kept"):
+        train.main(config([data], tmp_path, steps=4, val_episodes=2))
+    assert (read_metadata(tmp_path).rounds, read_metadata(tmp_path).steps) == ((), 1)
+    state = torch.load(tmp_path / STATE, weights_only=True)
+    assert state["progress"]["due"] == 0, "the validation is due again"
+
+
+def test_batches_do_not_depend_on_who_prepares_them(data: Path, trained: Path, tmp_path: Path) -> None:
+    for workers in (0, 2):
+        out = tmp_path / str(workers)
+        assert train.main(config([data], out, loader_workers=workers)) == 0
+        assert weights(out) == weights(trained)
+
+
+def test_what_is_wrong_with_a_demonstration_is_one_line_from_a_worker_too(data: Path, tmp_path: Path) -> None:
+    windows = open_windows(config([data], tmp_path))
+    processor = make_processor(windows, config([data], tmp_path))
+    for workers in (0, 1):
+        batches = prepared(_Damaged(windows), processor, iter([[0], [1]]), torch.device("cpu"), workers)  # type: ignore[arg-type]
+        assert next(batches).windows == [0]
+        with pytest.raises(SimEvalError, match=r"^demonstration 1 is damaged$"):
+            next(batches)
+
+
+class _Damaged:
+    """Windows of which only the first can be read."""
+
+    def __init__(self, windows: EpisodeWindows) -> None:
+        self._windows = windows
+
+    def __getitem__(self, number: int) -> object:
+        if number:
+            raise SimEvalError(f"demonstration {number} is damaged")
+        return self._windows[number]
 
 
 def test_killed_at_any_moment_it_can_be_continued(
     data: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sim_eval.policies.spatialvla.trainer import Trainer
-
     def kill(self: Trainer, *batch: object) -> tuple[float, float]:
         raise SystemExit  # nothing is saved on the way out
 
     original = Trainer.train_step
     monkeypatch.setattr(Trainer, "train_step", kill)
     with pytest.raises(SystemExit):
-        train.main(arguments([data], tmp_path))
+        train.main(config([data], tmp_path))
     monkeypatch.setattr(Trainer, "train_step", original)
-    assert train.main(arguments([data], tmp_path)) == 0
+    assert train.main(config([data], tmp_path)) == 0
     assert weights(tmp_path) == weights(trained)
 
 
 def test_a_training_can_be_lengthened_but_not_shortened(data: Path, trained: Path, tmp_path: Path) -> None:
-    assert train.main(arguments([data], tmp_path, steps=4)) == 0
+    assert train.main(config([data], tmp_path, steps=4)) == 0
     shorter = weights(tmp_path)
-    assert train.main(arguments([data], tmp_path, steps=8)) == 0
+    assert train.main(config([data], tmp_path, steps=8)) == 0
     record = read_metadata(tmp_path)
     assert (record.steps, record.finished, record.earlier_budgets) == (8, True, (4.0,))
     assert len({shorter, weights(tmp_path), weights(trained)}) == 3  # its learning rate has fallen twice
@@ -108,12 +208,12 @@ def test_a_training_can_be_lengthened_but_not_shortened(data: Path, trained: Pat
     kept = weights(tmp_path)
     for changes, says in (({"steps": 6}, "--steps 8: it can only be made longer"), ({"minutes": 9.0}, "differ")):
         with pytest.raises(SimEvalError, match=says):
-            train.main(arguments([data], tmp_path, **{"steps": None, **changes}))
+            train.main(config([data], tmp_path, **{"steps": None, **changes}))
     assert weights(tmp_path) == kept
 
 
 def test_another_seed_gives_other_weights(data: Path, trained: Path, tmp_path: Path) -> None:
-    train.main(arguments([data], tmp_path, seed=1, steps=2))
+    train.main(config([data], tmp_path, seed=1, steps=2))
     assert weights(tmp_path) != weights(trained)
 
 
@@ -127,20 +227,23 @@ def test_the_folder_is_a_policy_with_a_card(trained: Path) -> None:
 
 
 def test_it_rolls_out_the_same_lines_twice(trained: Path, tmp_path: Path) -> None:
-    def lines(name: str) -> list[dict[str, object]]:
-        options = rollout.RolloutArguments(policy=str(trained), episodes=2, out=tmp_path / name, video="none")
+    def lines(name: str, first: int, episodes: int) -> list[dict[str, object]]:
+        options = rollout.RolloutArguments(
+            policy=str(trained), first=first, episodes=episodes, out=tmp_path / name, video="none"
+        )
         assert rollout.main(options) == 0
         found = [json.loads(line) for line in (tmp_path / name / "episodes.jsonl").read_text().splitlines()]
         return [{field: value for field, value in line.items() if field != "seconds"} for line in found]
 
-    first = lines("first")
-    assert [line["error"] for line in first] == [None, None]
-    assert first == lines("second")
+    both = lines("both", 0, 2)
+    assert [line["error"] for line in both] == [None, None]
+    assert both[1:] == lines("second alone", 1, 1)
 
 
 def test_the_record_says_what_was_done(trained: Path) -> None:
     record = read_metadata(trained)
-    assert (record.expert, record.size, record.seed, record.steps) == ("deep_llama", "tiny", 0, 8)
+    assert record.config == config([Path(record.config.data[0])], trained).checked()
+    assert (record.config.expert, record.size, record.config.seed, record.steps) == ("deep_llama", "tiny", 0, 8)
     assert record.demonstrations == {TASK: 3}
     assert record.windows[TASK] > 60
     assert record.digest == hashlib.sha256(weights(trained)).hexdigest()
@@ -163,6 +266,9 @@ def test_several_tasks_are_validated_each_and_the_best_weights_kept(
     collect.main(collect.CollectConfig(task="robosuite/Lift", out=other, episodes=1, size=SIDE))
     scores = iter([0, 1, 1, 1, 1, 1, 0, 0])  # Lift's and LiftWide's success, round for round
     ran: list[EpisodeResult] = []
+    # Building a simulator takes a second, and each round goes from one task to the other: here they stay open.
+    simulator_of = functools.cache(lambda task: get_task(task).make(RenderConfig(height=SIDE, width=SIDE)))
+    monkeypatch.setattr(OneSimulator, "of", lambda _, task: simulator_of(task))
 
     def scored(simulator: Simulator, policy: Policy, key: EpisodeKey, protocol: RolloutProtocol) -> EpisodeResult:
         """One real episode, whose result then stands for all with the success that the test wants."""
@@ -171,8 +277,8 @@ def test_several_tasks_are_validated_each_and_the_best_weights_kept(
         assert (simulator.task.name, key.split, key.index) == (key.task, "val", 0)
         return replace(ran[0], key=key, success=bool(next(scores)))
 
-    monkeypatch.setattr(loop, "run_episode", scored)
-    assert train.main(arguments([data, other], out, steps=4, val_episodes=1)) == 0
+    monkeypatch.setattr(validation, "run_episode", scored)
+    assert train.main(config([data, other], out, steps=4, val_episodes=1)) == 0
     record = read_metadata(out)
     # Step 4 stands for the shares 0.8 and 1.0: no two rounds for one share's worth.
     assert [entry.step for entry in record.rounds] == [1, 2, 3, 4]
@@ -185,7 +291,7 @@ def test_several_tasks_are_validated_each_and_the_best_weights_kept(
     for line in (f"| {TASK} | 3 | {record.windows[TASK]} |", "| 1/1 | 1/1 | best |"):
         assert line in card
     scores = iter([1, 1, 0, 0, 0, 0])
-    assert train.main(arguments([data, other], out, steps=8, val_episodes=1)) == 0
+    assert train.main(config([data, other], out, steps=8, val_episodes=1)) == 0
     longer = read_metadata(out)
     assert [entry.step for entry in longer.rounds] == [1, 2, 3, 4, 5, 7, 8]  # the shares above a half fell due again
     assert (longer.rounds[:4], longer.best) == (record.rounds, 4)
@@ -196,7 +302,7 @@ def test_a_validation_is_spread_over_the_tasks() -> None:
     tasks = tuple("abcde")
 
     def counted(episodes: int, total: int | None) -> list[int]:
-        keys = loop.validation_keys(tasks, episodes, total)
+        keys = validation.validation_keys(tasks, episodes, total)
         assert len(set(keys)) == len(keys)
         assert {key.split for key in keys} <= {"val"}
         groups = {task: [key.index for key in keys if key.task == task] for task in tasks}
@@ -212,48 +318,75 @@ def test_a_validation_is_spread_over_the_tasks() -> None:
 
 
 def test_part_of_the_steps_and_of_the_demonstrations(data: Path, trained: Path, tmp_path: Path) -> None:
-    train.main(arguments([data], tmp_path, frame_stride=2, demonstrations=2, steps=2))
+    train.main(config([data], tmp_path, frame_stride=2, demonstrations=2, steps=2))
     some, whole = read_metadata(tmp_path), read_metadata(trained)
-    assert (some.frame_stride, whole.frame_stride) == (2, 1)
+    assert (some.config.frame_stride, whole.config.frame_stride) == (2, 1)
     assert (some.demonstrations, whole.demonstrations) == ({TASK: 2}, {TASK: 3})
     assert 0 < some.windows[TASK] < whole.windows[TASK] / 2
     with pytest.raises(SimEvalError, match="frame_stride, demonstrations, episodes differ"):
-        train.main(arguments([data], tmp_path, steps=2))
+        train.main(config([data], tmp_path, steps=2))
 
 
 def test_a_policy_may_see_fewer_cameras_than_were_recorded(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "one"
-    flat = ("position.kind=2d", "position.crop=false", "position.mask_depth=false")
-    assert train.main(arguments([data], out, steps=1, cameras=("agentview",), overrides=flat)) == 0
+    flat = SpatialVLAConfig(position=PositionConfig(kind="2d", crop=False, mask_depth=False))
+    assert train.main(config([data], out, steps=1, cameras=("agentview",), network=unfitted(flat))) == 0
     policy = load_policy(str(out), "cpu")
     assert dict(policy.spec.cameras) == {"agentview": (SIDE, SIDE)}
     with pytest.raises(SimEvalError, match="no camera 'front', it has agentview, wrist"):
-        train.main(arguments([data], tmp_path / "none", cameras=("front",)))
+        train.main(config([data], tmp_path / "none", cameras=("front",)))
+
+
+def unfitted(network: SpatialVLAConfig) -> SpatialVLAConfig:
+    """The network with the numbers open that the demonstrations decide."""
+    vision, expert = replace(network.vision, image_size=0), replace(network.expert, state_dim=0, action_dim=0)
+    return replace(network, vision=vision, expert=expert)
 
 
 def test_the_network_can_be_changed_and_says_so(data: Path, tmp_path: Path) -> None:
-    changed, threads = ("expert.chunk_size=4", "frame=world"), torch.get_num_threads()
-    assert (
-        train.main(arguments([data], tmp_path, steps=1, overrides=changed, threads=threads, expert="late_gemma")) == 0
+    options = ["--data", str(data), "--out", str(tmp_path), "--steps", "1", "--batch-size", "4", "--val-episodes", "0"]
+    options += ["--expert", "late_gemma", "--threads", str(torch.get_num_threads())]
+    changed = ["--network.expert.chunk-size", "4", "--network.frame", "world"]
+    assert train.main(parse(TrainConfig, train.PROGRAM, options + changed)) == 0
+    network = json.loads((tmp_path / "config.json").read_text())["network"]
+    assert (network["expert"]["chunk_size"], network["frame"], network["action_expert_type"]) == (
+        4,
+        "world",
+        "late_gemma",
     )
-    config = json.loads((tmp_path / "config.json").read_text())["network"]
-    assert (config["expert"]["chunk_size"], config["frame"], config["action_expert_type"]) == (4, "world", "late_gemma")
-    assert config["vision"]["image_size"] == SIDE
-    assert (read_metadata(tmp_path).overrides, read_metadata(tmp_path).threads) == (changed, threads)
-    assert "`frame=world`" in (tmp_path / "README.md").read_text()
-    with pytest.raises(SimEvalError, match="overrides differ"):
-        train.main(arguments([data], tmp_path, steps=1, expert="late_gemma"))
-    for wrong, says in (("frame=wrong", "frame must be one of"), ("action_expert_type=late_gemma", "use --expert")):
-        with pytest.raises(SimEvalError, match=says):
-            train.main(arguments([data], tmp_path, overrides=(wrong,)))
+    assert network["vision"]["image_size"] == SIDE
+    record = read_metadata(tmp_path)
+    assert record.threads == record.config.threads == torch.get_num_threads()
+    assert record.config.changes().keys() >= {"expert", "network.expert.chunk_size", "network.frame"}
+    assert "| network | `expert.chunk_size=4`, `frame=world` |" in (tmp_path / "README.md").read_text()
+    assert "--network.frame world" in record.config.command
+    assert parse(TrainConfig, train.PROGRAM, shlex.split(record.config.command)[3:]).checked() == record.config
+    with pytest.raises(SimEvalError, match=r"network\.expert\.chunk_size, network\.frame differ"):
+        train.main(parse(TrainConfig, train.PROGRAM, options))
+    with pytest.raises(SimEvalError, match=r"network\.action_expert_type is late_gemma and --expert deep_llama"):
+        train.main(replace(record.config, expert="deep_llama"))
 
 
-def test_lists_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    line = "train --data a b --set frame=world voxel_size=null --out c --expert late_gemma"
-    monkeypatch.setattr(sys, "argv", line.split())
-    found = parse(train.TrainArguments, train.PROGRAM)
-    assert found.data == (Path("a"), Path("b"))
-    assert found.overrides == ("frame=world", "voxel_size=null")
+def test_a_saved_configuration_trains_again_to_the_bit(data: Path, trained: Path, tmp_path: Path) -> None:
+    again = parse(TrainConfig, train.PROGRAM, ["--config", str(trained / METADATA), "--out", str(tmp_path)])
+    assert again == replace(read_metadata(trained).config, out=tmp_path)
+    assert train.main(again) == 0
+    assert weights(tmp_path) == weights(trained)
+
+
+def test_a_picture_size_that_was_asked_for_is_kept(data: Path, tmp_path: Path) -> None:
+    asked = config([data], tmp_path)
+    windows = open_windows(asked)
+    assert make_processor(windows, asked).config.vision.image_size == SIDE
+    for side in (32, SpatialVLAConfig().vision.image_size):
+        other = replace(asked, network=replace(asked.network, vision=replace(asked.network.vision, image_size=side)))
+        processor = make_processor(windows, other)
+        assert processor.config.vision.image_size == side
+        assert processor([windows[0].observation]).pixel_values.shape[-2:] == (side, side)
+    with pytest.raises(SimEvalError, match=r"actions have 7 dimensions, expert\.action_dim is 5"):
+        make_processor(
+            windows, replace(asked, network=replace(asked.network, expert=replace(asked.network.expert, action_dim=5)))
+        )
 
 
 def test_a_policy_that_does_not_fit_is_refused_before_the_first_step(trained: Path, tmp_path: Path) -> None:
@@ -271,58 +404,71 @@ def test_a_policy_that_does_not_fit_is_refused_before_the_first_step(trained: Pa
 def test_another_training_is_not_overwritten(data: Path, trained: Path) -> None:
     before = weights(trained)
     with pytest.raises(SimEvalError, match="seed differ"):
-        train.main(arguments([data], trained, seed=5))
+        train.main(config([data], trained, seed=5))
     assert weights(trained) == before
 
 
 def test_a_damaged_state_is_named(data: Path, trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "copy")
-    state = tmp_path / "copy" / loop.STATE
+    state = tmp_path / "copy" / STATE
     state.write_bytes(state.read_bytes()[:1000])
-    with pytest.raises(SimEvalError, match=f"{loop.STATE} is damaged"):
-        train.main(arguments([data], tmp_path / "copy"))
+    with pytest.raises(SimEvalError, match=f"{STATE} is damaged"):
+        train.main(config([data], tmp_path / "copy"))
 
 
 def test_only_the_train_split_is_trained_on(tmp_path: Path) -> None:
     folder = tmp_path / "val"
     collect.main(collect.CollectConfig(task=TASK, out=folder, episodes=1, size=32, split="val"))
     with pytest.raises(SimEvalError, match="train split"):
-        train.main(arguments([folder], tmp_path / "out"))
+        train.main(config([folder], tmp_path / "out"))
 
 
 def test_looks_are_not_mixed(data: Path, tmp_path: Path) -> None:
     other = tmp_path / "faithful"
-    task = "robosuite/Lift"
-    collect.main(collect.CollectConfig(task=task, out=other, episodes=1, size=SIDE, render="faithful"))
+    other.mkdir()
+    episode = read_episode(episode_files(data)[0])
+    key, render = replace(episode.key, task="robosuite/Lift"), replace(episode.render_config, mode="faithful")
+    write_episode(other / file_name(key), replace(episode, key=key, render_config=render))
     with pytest.raises(SimEvalError, match="faithful 64x64 and fast 64x64"):
-        train.main(arguments([data, other], tmp_path / "out"))
+        train.main(config([data, other], tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--expert", "early_bert"], "unknown expert 'early_bert': choose one of deep_llama"),
-        (["--size", "huge"], "unknown size"),
-        (["--balance", "2"], "--balance must lie between 0 and 1"),
-        (["--threads", "0"], "--threads must be"),
-        (["--frame-stride", "0"], "--frame-stride must be"),
-        (["--demonstrations", "0"], "--demonstrations must be"),
+        (["--expert", "early_bert"], "invalid choice 'early_bert' for argument '--expert'. Expected one of ('deep_l"),
+        (["--size", "huge"], "invalid choice 'huge' for argument '--size'"),
+        (["--sampling-temperature", "0.5"], "--sampling-temperature: input should be greater than or equal to 1, not"),
+        (["--threads", "0"], "--threads: input should be"),
+        (["--frame-stride", "0"], "--frame-stride: input should be"),
+        (["--demonstrations", "0"], "--demonstrations: input should be"),
+        (["--learning-rate", "nan"], "--learning-rate: input should be"),
         (["--data", "/nowhere"], "/nowhere"),
         (["--data", "docs"], "no demonstrations in docs"),
-        (["--minutes", "-1"], "--minutes must be"),
-        (["--seed", "99999999999"], "--seed must be below"),
-        (["--steps", "0"], "--steps must be"),
+        (["--data"], "--data needs at least one folder"),
+        (["--minutes", "-1"], "--minutes: input should be"),
+        (["--seed", "99999999999"], "--seed: input should be less than 2147483648"),
+        (["--steps", "0"], "--steps: input should be"),
         (["--steps", "3", "--minutes", "1"], "not both"),
         (["--out", "pyproject.toml/below"], "cannot be written"),
         (["--device", "tpu9"], "device 'tpu9'"),
         (["--shard", "--val-episodes", "0", "--optimizer", "muon"], "use --optimizer adamw"),
+        (["--gemma", "google/gemma-2b"], "give --llava3d too"),
+        (["--network.text.layers", "3"], "expert.layers 2 must equal text.layers 3 for deep fusion"),
     ],
 )
-def test_bad_input_is_one_line(options: list[str], says: str, data: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "sim_eval.train", "--data", str(data), "--out", str(tmp_path / "out"), *options]
+def test_bad_input_is_one_line(
+    options: list[str], says: str, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    typed = ["--data", str(data), "--out", str(tmp_path / "out"), *options]
+    with pytest.raises(SimEvalError, match=re.escape(says)) as caught:
+        train.main(parse(TrainConfig, train.PROGRAM, typed))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_program_prints_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sim_eval.train", "--data", "docs", "--out", str(tmp_path / "out")]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     assert answer.returncode == 2, answer.stderr
-    lines = [line for line in answer.stderr.strip().splitlines() if not line.startswith(("packing", "opening"))]
-    assert len(lines) == 1, answer.stderr
-    assert lines[0].startswith("error: ")
-    assert says in lines[0]
+    (line,) = answer.stderr.strip().splitlines()
+    assert line.startswith("error: no demonstrations in docs")

@@ -7,15 +7,19 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from sim_eval import collect, rollout, train
+from sim_eval.configs import TrainConfig
 from sim_eval.core.errors import SimEvalError
+from sim_eval.training import memory
 from sim_eval.training.metadata import read_metadata
 
 GOLDEN = Path(__file__).parents[1] / "policies" / "golden" / "llava3d" / "square"
@@ -45,9 +49,9 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def arguments(**changes: object) -> train.TrainArguments:
+def config(**changes: object) -> TrainConfig:
     options = {"steps": 3, "batch_size": 2, "val_episodes": 0, **changes}
-    return train.TrainArguments(**options)  # type: ignore[arg-type]
+    return TrainConfig(**options)  # type: ignore[arg-type]
 
 
 def test_a_dry_run_prints_the_plan_and_makes_nothing(
@@ -55,13 +59,13 @@ def test_a_dry_run_prints_the_plan_and_makes_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     options = {"size": "llava3d-7b", "expert": "late_gemma", "lora": ("vlm",), "freeze": ("vision",), "dry_run": True}
-    plan = arguments(**options, precision="bfloat16", checkpointing=True, device="cpu")
-    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 100e9}))
+    plan = config(**options, precision="bfloat16", checkpointing=True, device="cpu")
+    monkeypatch.setattr(memory, "available_memory", lambda: 100e9)
     assert train.main(plan) == 0
     render_config = capsys.readouterr().out
     assert "vision     290,909,184    0" in render_config
     assert "all        8,958,986,247  2,060,733,447 (23.0%)" in render_config
-    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 24e9}))
+    monkeypatch.setattr(memory, "available_memory", lambda: 24e9)
     with pytest.raises(SimEvalError, match=r"training needs 56\.\d GB and cpu has 24\.0 GB free: use a smaller"):
         train.main(plan)
     assert not list(tmp_path.iterdir())
@@ -70,8 +74,10 @@ def test_a_dry_run_prints_the_plan_and_makes_nothing(
 def test_a_published_checkpoint_is_trained_and_rolled_out(data: Path, published: Path, tmp_path: Path) -> None:
     out = tmp_path / "checkpoint"
     options = {"data": (data,), "out": out, "llava3d": str(published), "freeze": ("vision",), "lora": ("vlm",)}
-    assert train.main(arguments(**options, overrides=("voxel_size=0.05", "frame=gripper"))) == 0
+    network = replace(TrainConfig(llava3d=str(published)).network, voxel_size=0.05, frame="gripper")
+    assert train.main(config(**options, network=network)) == 0
     assert read_metadata(out).size == "published"
+    assert f"trained from `{published}` by sim_eval" in (out / "README.md").read_text()
     source, trained = load_file(published / "model.safetensors"), load_file(out / "model.safetensors")
     tower = load_file(published / "vision_tower" / "model.safetensors")
     same = [name for name in trained if name.startswith("vlm.vision_tower.encoder.")]
@@ -82,39 +88,109 @@ def test_a_published_checkpoint_is_trained_and_rolled_out(data: Path, published:
     query = "layers.0.self_attn.q_proj.weight"
     change = (trained[f"vlm.language_model.{query}"] - source[f"model.{query}"]).abs()
     assert 0 < change.max() < 0.1
-    config = json.loads((out / "config.json").read_text())["network"]
-    assert (config["voxel_size"], config["frame"], config["vision"]["image_size"]) == (0.05, "gripper", 112)
+    saved = json.loads((out / "config.json").read_text())["network"]
+    assert (saved["voxel_size"], saved["frame"], saved["vision"]["image_size"]) == (0.05, "gripper", 112)
     played = rollout.RolloutArguments(policy=str(out), episodes=1, out=tmp_path / "run", video="none")
     assert rollout.main(played) == 0
     line = json.loads((tmp_path / "run" / "episodes.jsonl").read_text())
     assert line["error"] is None
 
 
+# Notes which process writes which file of the watched folders.
+WATCH = """
+import os, sys
+def note(event, arguments):
+    writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+    if event in ("os.rename", "os.mkdir", "os.remove") or writes:
+        path = str(arguments[1] if event == "os.rename" else arguments[0])
+        if path.startswith(tuple(os.environ["WATCHED"].split(":"))):
+            with open(__file__ + "." + os.environ.get("RANK", "0"), "a") as log:
+                log.write(path + "\\n")
+sys.addaudithook(note)
+"""
+
+
+def written(out: Path, rank: int) -> set[str]:
+    """Names of files that this process wrote, or files and folders that it made."""
+    log = out.with_name(f"site-{out.name}") / f"sitecustomize.py.{rank}"
+    return {Path(line).name for line in log.read_text().splitlines()} if log.exists() else set()
+
+
+def launch(processes: int, data: Path, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Trains three steps in as many processes as asked."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if processes == 2 else []
+    command = [sys.executable, *launcher, "-m", "sim_eval.train", "--data", str(data), "--out", str(out)]
+    command += ["--steps", "3", "--batch-size", str(4 // processes), "--val-episodes", "0", "--device", "cpu", *options]
+    site = out.with_name(f"site-{out.name}")
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(WATCH)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(site), "WATCHED": f"{out}:{data}"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
 def test_two_processes_write_what_one_writes(data: Path, tmp_path: Path) -> None:
     weights = []
-    for processes, share in ((1, 4), (2, 2)):
+    for processes in (1, 2):
         out = tmp_path / str(processes)
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if processes == 2 else []
-        command = [sys.executable, *launcher, "-m", "sim_eval.train", "--data", str(data), "--out", str(out)]
-        command += ["--steps", "3", "--batch-size", str(share), "--val-episodes", "0", "--device", "cpu"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        done = launch(processes, data, out)
         assert done.returncode == 0, done.stderr[-2000:]
         assert done.stdout.count("score it:") == 1, "one process speaks for all"
         weights.append(load_file(out / "model.safetensors"))
     assert read_metadata(tmp_path / "2").steps == 3
+    assert written(tmp_path / "2", 0) >= {"model.safetensors", "training.pt", "training.json", "README.md"}
+    assert written(tmp_path / "2", 1) <= {"2"}, "the others write nothing; each may make --out itself"
     for name, tensor in weights[0].items():
         if not name.endswith("k_proj.bias"):  # of which no loss depends: its steps are rounding's
             torch.testing.assert_close(weights[1][name], tensor, atol=1e-5, rtol=1e-4, msg=name)
 
 
+GROUPS_2 = {
+    "proc/self/cgroup": "0::/jobs/one\n",
+    "sys/fs/cgroup/jobs/one/memory.max": "max\n",
+    "sys/fs/cgroup/jobs/one/memory.current": "100\n",
+    "sys/fs/cgroup/jobs/one/memory.stat": "anon 70\ninactive_file 30\n",
+    "sys/fs/cgroup/jobs/memory.max": "1000\n",
+    "sys/fs/cgroup/jobs/memory.current": "600\n",
+    "sys/fs/cgroup/jobs/memory.stat": "anon 500\ninactive_file 50\n",
+}
+GROUPS_1 = {  # in a container: the group's path is the host's, and the mount shows the container's group as the root
+    "proc/self/cgroup": "12:cpu,cpuacct:/docker/a\n5:memory:/docker/a\n0::/docker/a\n",
+    "sys/fs/cgroup/memory/memory.limit_in_bytes": "800\n",
+    "sys/fs/cgroup/memory/memory.usage_in_bytes": "300\n",
+    "sys/fs/cgroup/memory/memory.stat": "cache 3\ntotal_inactive_file 7\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        (GROUPS_2, 1000 - 600 + 50),
+        (GROUPS_2 | {"sys/fs/cgroup/jobs/one/memory.max": "200\n"}, 200 - 100 + 30),
+        (GROUPS_2 | {"sys/fs/cgroup/jobs/memory.current": "2000\n"}, 50),
+        (GROUPS_1, 800 - 300 + 7),
+        (GROUPS_1 | {"sys/fs/cgroup/memory/memory.limit_in_bytes": f"{2**63 - 4096}\n"}, None),
+        ({"proc/self/cgroup": "0::/\n"}, None),
+        ({}, None),
+    ],
+)
+def test_control_groups_limit_memory(
+    files: dict[str, str], free: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    machine = psutil.virtual_memory()
+    monkeypatch.setattr("psutil.virtual_memory", lambda: machine)
+    assert memory.available_memory(tmp_path) == (machine.available if free is None else free)
+
+
 def test_features_are_kept_of_a_frozen_vlm_only(data: Path, tmp_path: Path) -> None:
     kept = tmp_path / "features"
     with pytest.raises(SimEvalError, match="--cache-features needs a VLM that does not change: add --freeze vision"):
-        train.main(arguments(data=(data,), out=tmp_path / "a", cache_features=kept))
+        train.main(config(data=(data,), out=tmp_path / "a", cache_features=kept))
     frozen = {"data": (data,), "freeze": ("vision", "position", "projector", "vlm")}
-    assert train.main(arguments(**frozen, out=tmp_path / "b", cache_features=kept)) == 0
-    assert train.main(arguments(**frozen, out=tmp_path / "c")) == 0
+    assert train.main(config(**frozen, out=tmp_path / "b", cache_features=kept)) == 0
+    assert train.main(config(**frozen, out=tmp_path / "c")) == 0
     cached, plain = (load_file(tmp_path / name / "model.safetensors") for name in "bc")
     for name, tensor in plain.items():
         torch.testing.assert_close(cached[name], tensor, atol=1e-6, rtol=1e-5, msg=name)
@@ -129,11 +205,11 @@ def test_features_are_kept_of_a_frozen_vlm_only(data: Path, tmp_path: Path) -> N
         ({"lora": ("vlm",), "freeze": ("vlm",)}, "part 'vlm' is in --freeze and in --lora"),
         ({"freeze": ("head",)}, "unknown part 'head': choose among vision"),
         ({"lora": ("projector",)}, "'projector' cannot be adapted"),
-        ({"lora": ("vlm",), "lora_rank": 0}, "--lora-rank must be 1 or more"),
+        ({"lora": ("vlm",), "lora_rank": 0}, "'lora_rank': input should be greater than or equal to 1, not 0"),
         ({"llava3d": "no/such/folder"}, "neither a folder nor a repository"),
     ],
 )
 def test_bad_input_is_one_line(changes: dict[str, object], says: str, data: Path, tmp_path: Path) -> None:
     with pytest.raises(SimEvalError, match=says) as caught:
-        train.main(arguments(**{"data": (data,), "out": tmp_path / "out", **changes}))
+        train.main(config(**{"data": (data,), "out": tmp_path / "out", **changes}))
     assert "\n" not in str(caught.value)

@@ -313,7 +313,7 @@ def test_a_question_that_breaks_the_policy_costs_its_episode_only():
 
 def test_two_workers_with_the_real_simulator_and_network(tmp_path: Path):
     """Videos, trajectories and lines are those of one process; workers load their own copies, or ask one policy."""
-    arguments = {"policy": "deep_llama", "task": "robosuite/Lift", "episodes": 4, "video": "failures", "device": "cpu"}
+    arguments = {"policy": "deep_llama", "task": "robosuite/Lift", "episodes": 2, "video": "failures", "device": "cpu"}
     for name, more in {"one": {}, "two": {"workers": 2}, "asking": {"workers": 2, "batch": 1}}.items():
         assert main(RolloutArguments(**arguments, **more, out=tmp_path / name)) == 0
     for name in ("two", "asking"):

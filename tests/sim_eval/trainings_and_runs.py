@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sim_eval.configs import TrainConfig
 from sim_eval.core.types import EpisodeKey
 from sim_eval.evaluation.engine import EpisodeResult, RolloutProtocol
 from sim_eval.evaluation.manifest import Manifest
@@ -13,6 +14,7 @@ from sim_eval.training.metadata import TrainingMetadata, ValidationRound, write_
 
 LIFT, STACK = "robosuite/Lift", "robosuite/Stack"
 PROTOCOL = RolloutProtocol()
+CONFIG = TrainConfig(minutes=20)
 
 
 def digest(name: str) -> str:
@@ -22,34 +24,33 @@ def digest(name: str) -> str:
 def make_training(
     root: Path,
     name: str,
-    expert: str = "deep_llama",
-    seed: int = 0,
+    config: TrainConfig = CONFIG,
     successes: tuple[int, ...] = (1, 3),
     demonstrations: dict[str, int] | None = None,
-    overrides: tuple[str, ...] = (),
-    options: str = "",
+    device: str = "cpu",
+    threads: int = 2,
+    late: float = 0.9,
+    earlier_budgets: tuple[float, ...] = (),
     finished: bool = True,
 ) -> Path:
-    """A training validated on Stack every ten minutes, and later by its seed; 4 episodes a round."""
+    """A training validated on Stack every ten minutes, and later by its seed; 4 episodes a round.
+
+    Args:
+        late: minutes from the end of the budget to the end of the last validation.
+    """
     folder = root / name
     folder.mkdir(parents=True)
     demonstrations = demonstrations or {STACK: 100}
     rounds = tuple(
-        ValidationRound(100 * n, 10 * n + seed / 10, {STACK: (count, 4)}) for n, count in enumerate(successes, start=1)
+        ValidationRound(100 * n, 10 * n + config.seed / 10, {STACK: (count, 4)})
+        for n, count in enumerate(successes, start=1)
     )
-    record = TrainingMetadata(
-        expert=expert,
-        size="tiny",
-        seed=seed,
-        batch_size=32,
-        flow_samples=4,
-        balance=0.5,
-        command=f"python -m sim_eval.train --seed {seed} {options}",
-        overrides=overrides,
-        minutes=10 * len(successes) + 0.9,  # the last validation took its time
+    metadata = TrainingMetadata(
+        config=config,
+        minutes=10 * len(successes) + late,
         steps=200,
-        device="cpu",
-        threads=2,
+        device=device,
+        threads=threads,
         demonstrations=demonstrations,
         windows={task: 50 * count for task, count in demonstrations.items()},
         parameters=1_234_567,
@@ -59,8 +60,9 @@ def make_training(
         best=len(rounds) - 1 if rounds else None,
         digest=digest(name),
         finished=finished,
+        earlier_budgets=earlier_budgets,
     )
-    write_metadata(folder, record)
+    write_metadata(folder, metadata)
     return folder
 
 

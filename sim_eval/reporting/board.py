@@ -1,0 +1,203 @@
+"""The rankings of ``leaderboard``: which runs share a table, their ranks, and the figures of suites."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from sim_eval.envs.tasks import suite_tasks, whole_suites
+from sim_eval.evaluation.manifest import digest
+from sim_eval.evaluation.run_folder import MANIFEST, Run, task_versions_apart
+from sim_eval.reporting.intervals import ranks
+from sim_eval.reporting.runs import LeftOut, complete_runs, describe, folders_with, policy_label
+from sim_eval.reporting.suite_figure import draw_suite
+from sim_eval.reporting.summary import (
+    COLUMNS,
+    COLUMNS_NOTE,
+    MEANS_NOTE,
+    SuiteScore,
+    by_task,
+    phase_table,
+    suite_score,
+    summarize,
+    tally,
+)
+from sim_eval.reporting.tables import Column, Table
+
+NOTE = (
+    "Rank: 1 + the number of policies that are significantly better on the same episodes (exact McNemar, Holm over the "
+    "table, p < 0.05); policies that do not differ significantly share a rank. "
+    "A privileged policy sees the simulator's state: its score is an upper bound, not a policy's score."
+)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The runs of one task or suite, by rank.
+
+    Attributes:
+        name: of the task or suite.
+        conditions: split, manifest and protocol of the runs, in words.
+        table: the best first.
+        details: the furthest phases of a task, or the tasks of a suite, in the same order; None: over several tasks
+            that are no suite, or the suite is part of a larger one, which shows the tasks.
+        scores: of a suite, for its figure: policies before privileged ones, and the same order in all suites.
+    """
+
+    name: str
+    conditions: str
+    table: Table
+    details: Table | None
+    scores: tuple[SuiteScore, ...]
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} ({self.conditions})"
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        return (self.table, self.details) if self.details else (self.table,)
+
+
+@dataclass(frozen=True)
+class Board:
+    """All rankings, and the folders that are in none of them."""
+
+    rankings: tuple[Ranking, ...]
+    left_out: tuple[LeftOut, ...]
+
+    @property
+    def note(self) -> str:
+        averaged = any(ranking.scores for ranking in self.rankings)
+        return f"{COLUMNS_NOTE} {NOTE}" + f" {MEANS_NOTE}" * averaged
+
+    def markdown(self, folder: Path, figures: dict[int, Path]) -> str:
+        """The page.
+
+        Args:
+            folder: where the page will be, for its links.
+            figures: what :func:`draw` returned.
+        """
+        text = []
+        for place, ranking in enumerate(self.rankings):
+            text += [f"## {ranking.title}\n"]
+            if place in figures:
+                link = Path(os.path.relpath(figures[place], folder)).as_posix()
+                text += [f"![{ranking.name}: success on each task]({link})\n"]
+            text += [f"{table.markdown()}\n" for table in ranking.tables]
+        text += [f"{self.note}\n"] * bool(self.rankings)
+        left_out = "\n".join(f"- {each.folder.name}: {each.reason}" for each in self.left_out)
+        text += [f"## Left out\n\n{left_out}\n"] * bool(left_out)
+        return "\n".join(text)
+
+
+def build(paths: Sequence[Path]) -> Board:
+    """Reads the runs at or beneath the paths, and ranks those of one manifest and protocol against each other.
+
+    Raises:
+        SimEvalError: a path holds no run.
+    """
+    runs, left_out = complete_runs(folders_with(MANIFEST, paths, "run"))
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.manifest.digest, digest(asdict(run.protocol))), []).append(run)
+    return Board(tuple(ranking for group in groups.values() for ranking in rankings(group)), tuple(left_out))
+
+
+def rankings(runs: Sequence[Run]) -> list[Ranking]:
+    """The rankings of runs on one manifest and protocol.
+
+    One for each whole suite, one for each task that is in none, and one over all tasks where there are several of
+    these.
+    """
+    manifest = runs[0].manifest
+    splits = "/".join(sorted({key.split for key in manifest.keys}))
+    conditions = f"{splits} split, manifest {manifest.digest[:8]}; {', '.join(describe(runs[0].protocol))}"
+    if apart := task_versions_apart(runs):
+        conditions += f"; versions differ: {apart}"
+    inside = {suite: suite_tasks(suite) for suite in whole_suites(manifest.tasks)}
+    alone = [task for task in manifest.tasks if not any(task in tasks for tasks in inside.values())]
+    parts: dict[str, Sequence[str]] = {**inside, **{task: (task,) for task in alone}}
+    if all(set(part) < set(manifest.tasks) for part in parts.values()):
+        parts["all tasks"] = manifest.tasks
+    # The figures of all suites show the same runs in the same colours.
+    in_order = sorted((each for _, each in by_rank(runs)), key=lambda each: each.privileged)
+    return [
+        ranked(
+            name,
+            conditions,
+            [replace(each, episodes=tuple(r for r in each.episodes if r.key.task in part)) for each in in_order],
+            name in inside,
+            not any(set(part) < set(other) for other in inside.values()),
+        )
+        for name, part in parts.items()
+    ]
+
+
+def by_rank(runs: Sequence[Run]) -> list[tuple[int, Run]]:
+    """Runs of the same episodes with their ranks; by rank, then by successes."""
+    # Two runs on one manifest may have been planned in another order of tasks.
+    successes = [[result.success for result in sorted(run.episodes, key=lambda result: result.key)] for run in runs]
+    order = sorted(
+        zip(ranks(successes), runs, map(sum, successes), strict=True),
+        key=lambda entry: (entry[0], -entry[2], entry[1].policy, str(entry[1].folder)),
+    )
+    return [(rank, each) for rank, each, _ in order]
+
+
+def ranked(name: str, conditions: str, runs: Sequence[Run], suite: bool, detailed: bool) -> Ranking:
+    """Runs by rank, then by successes.
+
+    Args:
+        name: of the task or suite.
+        conditions: of the runs, in words.
+        runs: of the same episodes.
+        suite: the name is a suite's.
+        detailed: the suite's tasks are shown in no other table.
+    """
+    order = by_rank(runs)
+    tasks = sorted({result.key.task for result in runs[0].episodes})
+    summaries = {each.folder: summarize(", ".join(tasks), each.episodes) for each in runs}
+    scores = {each.folder: suite_score(policy_label(each), name, each.episodes) for each in runs} if suite else {}
+    means = {folder: {mean.name: mean for mean in score.of(name)} for folder, score in scores.items()}
+
+    def mean_column(mean: str) -> Column[Run]:
+        return Column(mean, lambda run: means[run.folder][mean].cell)
+
+    columns: list[Column[Run]] = [
+        *(column.of(lambda run: summaries[run.folder]) for column in COLUMNS),
+        *(mean_column(mean) for mean in means.get(runs[0].folder, ())),
+        Column("run", lambda run: run.folder.name),
+    ]
+    table = Table.of(("rank", "policy"), columns, [((str(rank), policy_label(run)), run) for rank, run in order])
+    details = None
+    if len(tasks) == 1:
+        rows = [((policy_label(run),), summaries[run.folder]) for _, run in order]
+        details = phase_table(("furthest phase",), rows)
+    elif suite and detailed:
+        details = task_table([run for _, run in order])
+    return Ranking(name, conditions, table, details, tuple(scores.values()))
+
+
+def task_table(runs: Sequence[Run]) -> Table:
+    """Successes of planned episodes: a row for each task, a column for each run."""
+    tallies = [{task: tally(results) for task, results in by_task(run.episodes).items()} for run in runs]
+    rows = [
+        (task, *(f"{scores[task].successes} / {scores[task].episodes}" for scores in tallies)) for task in tallies[0]
+    ]
+    return Table(("success / planned", *(policy_label(run) for run in runs)), tuple(rows))
+
+
+def draw(board: Board, folder: Path) -> dict[int, Path]:
+    """Draws a figure of every suite into the folder; returns the ranking's place -> the figure's file."""
+    drawn: dict[int, Path] = {}
+    for place, ranking in enumerate(board.rankings):
+        if not ranking.scores:
+            continue
+        earlier = sum(board.rankings[other].name == ranking.name for other in drawn)
+        name = ranking.name.replace("/", "-") + f"-{earlier + 1}" * bool(earlier)  # under another protocol, say
+        drawn[place] = folder / f"{name}.svg"
+        draw_suite(drawn[place], ranking.name, ranking.scores, ranking.conditions)
+    return drawn

@@ -1,0 +1,97 @@
+"""Training batches in their order, prepared ahead of the step that takes them."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import TypeVar, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from sim_eval.core.errors import SimEvalError
+from sim_eval.datasets.windows import EpisodeWindows
+from sim_eval.policies.spatialvla.processing_spatialvla import SpatialVLAProcessor, TrainingBatch
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class NumberedBatch:
+    """A batch and the numbers of its windows."""
+
+    windows: list[int]
+    batch: TrainingBatch
+
+    def pin_memory(self) -> NumberedBatch:
+        """For the DataLoader: a copy from which a GPU reads while the CPU goes on."""
+        return _changed(self, Tensor.pin_memory)
+
+    def to(self, device: torch.device) -> NumberedBatch:
+        return _changed(self, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def _changed(value: T, change: Callable[[Tensor], Tensor]) -> T:
+    """The value with all tensors in it changed."""
+    if isinstance(value, Tensor):
+        return cast(T, change(value))
+    if is_dataclass(value):
+        kind = cast(Callable[..., T], type(value))
+        return kind(*(_changed(getattr(value, each.name), change) for each in fields(value)))
+    return value
+
+
+class _Batches(Dataset[NumberedBatch | SimEvalError]):
+    """A list of windows' numbers -> the batch of these windows, or what is wrong with one of them."""
+
+    def __init__(self, windows: EpisodeWindows, processor: SpatialVLAProcessor) -> None:
+        self._windows, self._processor = windows, processor
+
+    def __getitem__(self, numbers: list[int]) -> NumberedBatch | SimEvalError:
+        try:
+            return NumberedBatch(numbers, self._processor.training_batch([self._windows[each] for each in numbers]))
+        except SimEvalError as error:  # raised in another process, it would come with that one's traceback
+            return error
+
+
+def prepared(
+    windows: EpisodeWindows,
+    processor: SpatialVLAProcessor,
+    numbers: Iterable[Sequence[int]],
+    device: torch.device,
+    workers: int,
+) -> Iterator[NumberedBatch]:
+    """The batches on the device, in their order. They do not depend on how many processes prepare them.
+
+    Args:
+        numbers: of the windows of each batch.
+        workers: processes that prepare batches; 0: this one does, when a batch is asked for.
+
+    Raises:
+        SimEvalError: a demonstration cannot be read.
+    """
+    loader = DataLoader(
+        _Batches(windows, processor),
+        sampler=numbers,
+        batch_size=None,  # each entry of the sampler is a whole batch
+        num_workers=workers,
+        collate_fn=_unchanged,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # the loader would draw from the global one
+    )
+    for batch in loader:
+        if isinstance(batch, SimEvalError):
+            raise batch
+        yield batch.to(device)
+
+
+def _unchanged(batch: T) -> T:
+    return batch
+
+
+def _start_worker(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that trains
+    torch.set_flush_denormal(True)
