@@ -1,7 +1,8 @@
 """One demonstration on disk: HDF5 in robomimic's layout, with depth, calibrated cameras and simulator states.
 
 There is one file for each episode, so a crash loses at most the episode that was running. Pictures are compressed with
-LZ4, one frame at a time, so training reads the same file: see :mod:`sim_eval.datasets.stored_pictures`.
+LZ4, one frame at a time, so training reads the same file: see :mod:`sim_eval.datasets.stored_pictures`. Other programs
+read it with h5py after ``import hdf5plugin``.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from sim_eval.core.types import (
     WorkspaceBox,
 )
 from sim_eval.datasets import old_demonstrations
-from sim_eval.datasets.stored_pictures import BLOSC_FILTER, DEPTH, LZ4, REMEDY, RGB, Pictures
+from sim_eval.datasets.stored_pictures import DEPTH, REMEDY, RGB, Pictures
 
 MARK = b"sim_eval episode 2 sha256 "
 SUFFIX = ".hdf5"
@@ -312,6 +313,8 @@ def _content(episode: Episode) -> bytes:
 
 def _fill(file: h5py.File, episode: Episode, arrays: Mapping[str, Array]) -> h5py.Dataset:
     """Writes the groups and datasets; returns the table of pictures."""
+    import hdf5plugin  # it takes a while, and only writing needs it
+
     data = file.create_group("data")
     data.attrs.update(total=len(episode.actions), env_args=episode.provenance["env_args"])
     demo = data.create_group("demo_0")
@@ -327,20 +330,9 @@ def _fill(file: h5py.File, episode: Episode, arrays: Mapping[str, Array]) -> h5p
             demo.create_dataset(name, data=array)
             continue
         codec = RGB if array.dtype == np.uint8 else DEPTH
-        # The twos are the versions of HDF5's filter and of Blosc's format.
-        options = 2, 2, array.itemsize, array[0].nbytes, codec.clevel, codec.shuffle, LZ4
-        pictures[name] = (
-            codec,
-            demo.create_dataset(
-                name,
-                array.shape,
-                array.dtype,
-                chunks=(1, *array.shape[1:]),
-                compression=BLOSC_FILTER,
-                compression_opts=options,
-                allow_unknown_filter=True,  # the chunks are compressed below, not by HDF5
-            ),
-        )
+        options = hdf5plugin.Blosc("lz4hc", codec.clevel, codec.shuffle)
+        dataset = demo.create_dataset(name, array.shape, array.dtype, chunks=(1, *array.shape[1:]), **options)
+        pictures[name] = codec, dataset
     table = np.zeros((len(episode.actions), len(pictures), 3), dtype="<i8")
     for step in range(len(table)):  # the pictures of a step stand together
         for column, (name, (codec, dataset)) in enumerate(pictures.items()):

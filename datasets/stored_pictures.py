@@ -34,8 +34,6 @@ REMEDY = "delete it and collect it again"
 # A picture is written once and read in every epoch, so reading counts most. A training step takes 166 ms on these files
 # and 186 ms on those of version 0.1.
 RGB, DEPTH = Blosc("lz4hc", clevel=1, shuffle=NOSHUFFLE), Blosc("lz4hc", clevel=3, shuffle=SHUFFLE)
-# HDF5's registered numbers of Blosc and, within it, of LZ4. h5py reads such data after `import hdf5plugin`.
-BLOSC_FILTER, LZ4 = 32001, 1
 # Blosc's threads survive no fork, and DataLoader workers are forked. Without them it is safe in threads as well.
 blosc.use_threads = False
 

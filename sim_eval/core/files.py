@@ -193,10 +193,12 @@ def _checksum(where: bytes, parts: NDArray[np.int64], size: int, read: Callable[
     Raises:
         ValueError: the parts overlap or leave the file.
     """
+    if ((parts[:, :2] < 0) | (parts[:, :2] > size)).any():
+        raise ValueError("parts leave the file")
     ordered = parts[np.argsort(parts[:, 0])]
     begins = np.append(USER_BLOCK, ordered[:, 0] + ordered[:, 1])
     ends = np.append(ordered[:, 0], size)
-    if (begins > ends).any() or (parts < 0).any():
+    if (begins > ends).any():
         raise ValueError("parts overlap")
     digest = hashlib.sha256(where)
     for begin, length in zip(begins.tolist(), (ends - begins).tolist(), strict=True):
