@@ -61,7 +61,7 @@ def catalogue(folders: Sequence[Path]) -> Catalogue:
     Raises:
         SimEvalError: a folder has no episodes.
     """
-    from sim_eval.datasets.checks import set_problems
+    from sim_eval.datasets.checks import check_episode, set_problems
     from sim_eval.datasets.episode_file import episode_files, read_header
 
     headers, problems = {}, []
@@ -71,6 +71,7 @@ def catalogue(folders: Sequence[Path]) -> Catalogue:
             raise SimEvalError(f"no demonstrations in {folder}: give --data a folder that sim_eval.collect filled")
         for path in files:
             try:
+                problems += [f"{path}: {problem}" for problem in check_episode(path)]
                 headers[path] = read_header(path)
             except SimEvalError as error:
                 problems.append(str(error))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-from sim_eval.configs import RolloutConfig
+from sim_eval.configs import CollectConfig, RolloutConfig
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import EnvironmentSpec, EpisodeKey, Recorder, RenderConfig, Simulator
 from sim_eval.envs.tasks import get_task
@@ -125,53 +125,53 @@ class RolloutJob(EpisodeJob):
 
 @dataclass(frozen=True)
 class CollectJob(EpisodeJob):
-    """How episodes become demonstrations, a file each in the folder.
+    """Runs episodes as demonstrations and writes a file for each into the folder.
 
     Attributes:
-        keep_failures: also of episodes that failed.
-        disturb: push the demonstrator off its path.
-        rehearse: run each episode without recording first, and again only if it is to be kept.
-        cameras: which are recorded; empty: all.
-        there: task -> cameras (name -> height, width) of the files that the folder holds of it.
+        config: the options of the collection.
+        recorded: task -> cameras (name -> height, width) of the episodes that the folder already holds.
     """
 
-    keep_failures: bool
-    disturb: bool
-    dry_run_first: bool = False
-    cameras: tuple[str, ...] = ()
-    there: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
+    config: CollectConfig
+    recorded: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """The cameras to record; empty: all."""
+        return tuple(name.strip() for name in self.config.cameras.split(",") if name.strip())
 
     def player(self, policy: Policy, simulators: OneSimulator, *recorders: Recorder) -> Play[EpisodeResult]:
         from sim_eval.datasets.recorder import DemonstrationRecorder, is_kept
 
-        recorder = Recorders(
-            *recorders,
-            DemonstrationRecorder(self.folder, self.protocol.render, self.keep_failures, cameras=self.cameras or None),
+        config = self.config
+        demonstrations = DemonstrationRecorder(
+            self.folder, self.protocol.render, config.keep_failures, cameras=self.cameras or None
         )
+        recorder = Recorders(*recorders, demonstrations)
 
         def play(key: EpisodeKey) -> EpisodeResult:
             simulator = simulators.of(key.task)
             check_fit(policy.spec, simulator.spec)
             self._check_cameras(key.task, simulator.spec)
-            if self.dry_run_first:
-                result = run_episode(simulator, policy, key, self.protocol, Recorders(*recorders), self.disturb)
-                if not is_kept(result.success, result.steps, self.keep_failures):
+            if config.dry_run_first:
+                result = run_episode(simulator, policy, key, self.protocol, Recorders(*recorders), config.disturb)
+                if not is_kept(result.success, result.steps, config.keep_failures):
                     return result
-            return run_episode(simulator, policy, key, self.protocol, recorder, self.disturb)
+            return run_episode(simulator, policy, key, self.protocol, recorder, config.disturb)
 
         return play
 
     def _check_cameras(self, task: str, spec: EnvironmentSpec) -> None:
-        """Refuses a camera that is not there, or others than those of the files that are.
+        """Refuses an unknown camera, and cameras that differ from those of the existing episodes.
 
         Raises:
             SimEvalError: names them.
         """
         if unknown := [name for name in self.cameras if name not in spec.cameras]:
             raise SimEvalError(f"--cameras: {task} has no camera '{unknown[0]}', it has {', '.join(spec.cameras)}")
-        recorded = {name: spec.cameras[name] for name in self.cameras or spec.cameras}
-        if (there := self.there.get(task, recorded)) != recorded:
+        cameras = {name: spec.cameras[name] for name in self.cameras or spec.cameras}
+        if (recorded := self.recorded.get(task, cameras)) != cameras:
             raise SimEvalError(
-                f"{self.folder} holds pictures of {dict(there)}, this command makes {recorded}: choose another --out "
+                f"{self.folder} holds pictures of {dict(recorded)}, this command makes {cameras}: choose another --out "
                 "or the same --cameras"
             )

@@ -54,7 +54,7 @@ def episode(tmp_path_factory: pytest.TempPathFactory) -> Episode:
 
 
 def collected(out: Path, size: int = SIDE) -> Episode:
-    collect.main(collect.CollectArguments(task=TASK, out=out, episodes=1, size=size))
+    collect.main(collect.CollectConfig(task=TASK, out=out, episodes=1, size=size))
     return read_episode(episode_files(out)[0])
 
 

@@ -27,7 +27,7 @@ SIDE = 64
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("demonstrations")
-    collect.main(collect.CollectArguments(task=TASK, out=out, episodes=2, size=SIDE))
+    collect.main(collect.CollectConfig(task=TASK, out=out, episodes=2, size=SIDE))
     return out
 
 

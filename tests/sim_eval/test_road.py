@@ -56,6 +56,6 @@ def test_told_the_wrong_instruction_the_shipped_policy_does_the_wrong_thing(poli
 def test_a_policy_learns_from_what_is_collected_here(expert: str, tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "policy"
     task = "robosuite/Lift"
-    collect.main(collect.CollectArguments(task=task, out=data, episodes=40))
+    collect.main(collect.CollectConfig(task=task, out=data, episodes=40))
     train.main(TrainConfig(data=(data,), out=out, expert=expert, steps=900, val_episodes=0))
     assert outcomes(str(out), task, 20, tmp_path / "run")[task] >= 14

@@ -46,7 +46,7 @@ SIDE = 64
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("demonstrations")
-    collect.main(collect.CollectArguments(task=TASK, out=out, episodes=3, size=SIDE))
+    collect.main(collect.CollectConfig(task=TASK, out=out, episodes=3, size=SIDE))
     return out
 
 
@@ -285,7 +285,7 @@ def test_several_tasks_are_validated_each_and_the_best_weights_kept(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other, out = tmp_path / "lift", tmp_path / "out"
-    collect.main(collect.CollectArguments(task="robosuite/Lift", out=other, episodes=1, size=SIDE))
+    collect.main(collect.CollectConfig(task="robosuite/Lift", out=other, episodes=1, size=SIDE))
     scores = iter([0, 1, 1, 1, 1, 1, 0, 0])  # Lift's and LiftWide's success, round for round
     ran: list[EpisodeResult] = []
     # Building a simulator takes a second, and each round goes from one task to the other: here they stay open.
@@ -440,7 +440,7 @@ def test_a_damaged_state_is_named(data: Path, trained: Path, tmp_path: Path) -> 
 
 def test_only_the_train_split_is_trained_on(tmp_path: Path) -> None:
     folder = tmp_path / "val"
-    collect.main(collect.CollectArguments(task=TASK, out=folder, episodes=1, size=32, split="val"))
+    collect.main(collect.CollectConfig(task=TASK, out=folder, episodes=1, size=32, split="val"))
     with pytest.raises(SimEvalError, match="train split"):
         train.main(config([folder], tmp_path / "out"))
 

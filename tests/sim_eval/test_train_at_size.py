@@ -28,7 +28,7 @@ GOLDEN = Path(__file__).parents[1] / "policies" / "golden" / "llava3d" / "square
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("demonstrations")
-    collect.main(collect.CollectArguments(task="robosuite/LiftWide", out=out, episodes=2, size=64))
+    collect.main(collect.CollectConfig(task="robosuite/LiftWide", out=out, episodes=2, size=64))
     return out
 
 
