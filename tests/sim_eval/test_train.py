@@ -395,7 +395,7 @@ def test_a_policy_that_does_not_fit_is_refused_before_the_first_step(trained: Pa
     processor = json.loads((changed / "processor.json").read_text())
     processor["robot"], processor["action"]["control_hz"] = "Sawyer", 10
     (changed / "processor.json").write_text(json.dumps(processor))
-    with pytest.raises(SimEvalError, match=r"made for Sawyer.*control_hz") as caught:
+    with pytest.raises(SimEvalError, match=r"trained for Sawyer.*control_hz") as caught:
         rollout.main(rollout.RolloutArguments(policy=str(changed), episodes=1, out=tmp_path / "run"))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run" / "episodes.jsonl").exists()
