@@ -88,6 +88,8 @@ def attempts(folder: Path, stem: str) -> tuple[Mapping[str, Any], set[int]]:
         if not whole:  # a kill tore even the first line
             return {}, set()
         settings = old_files.renamed(json.loads(whole[0]), {"settle": "post_success_steps"})
+        if not isinstance(settings, Mapping):
+            raise TypeError("its first line is not a table")
         return settings, {int(json.loads(line)["failed"]) for line in whole[1:]}
     except FileNotFoundError:
         return {}, set()
