@@ -176,11 +176,7 @@ def test_swapped_normalisation_mode(trained: Path, tmp_path: Path, simulator: Si
     def change(values: dict[str, Any]) -> None:
         values["normalization"]["mode"] = "quantile"
 
-    def command(values: dict[str, Any]) -> None:
-        values["command"] = "python -m sim_eval.train --data data --steps 3"
-
     bad = altered_checkpoint(trained, tmp_path / "bad", "processor.json", change)
-    altered_checkpoint(bad, bad, "training.json", command)
     assert faults(found(simulator, bad)) == {"normalisation mode": "quantile, trained with mean_std"}
 
 
