@@ -53,7 +53,7 @@ reproduce: setup
 	$(BIN)/python -m sim_eval.collect --task robosuite/Stack --episodes 250 --out data/stack
 	$(BIN)/python -m sim_eval.collect --task robosuite/PickPlaceCan --episodes 150 --out data/can
 	$(BIN)/python -m sim_eval.train --data data/lift_wide data/lift data/stack data/can --expert $(EXPERT) --minutes 50 \
-		--balance 0.2 --threads 1 --val-episodes 10 --seed $(SEED) --out runs/train/$(NAME)
+		--sampling-temperature 1.25 --threads 1 --val-episodes 10 --seed $(SEED) --out runs/train/$(NAME)
 	$(BIN)/python -m sim_eval.rollout --policy runs/train/$(NAME) --video none --episodes 200 \
 		--task robosuite/Lift,robosuite/LiftWide,robosuite/PickPlaceCan --out runs/$(NAME)
 	$(BIN)/python -m sim_eval.rollout --policy runs/train/$(NAME) --video none --episodes 400 \
@@ -65,12 +65,13 @@ reproduce: setup
 # Meta-World's 50 tasks from nothing: collecting (20 minutes), packing (7), 95 minutes of training on one core, 500 test
 # episodes (4). It takes 45 GB of disk. docs/results.md says why this network, this optimizer and these Euler steps.
 # EXPERT=late_gemma wants MT50_MINUTES=180.
-MT50_NETWORK = text.layers=3 expert.layers=3 vision.patch_size=16 position.points=4 expert.euler_steps=2
+MT50_NETWORK = --network.text.layers 3 --network.expert.layers 3 --network.vision.patch-size 16 \
+	--network.position.points 4 --network.expert.euler-steps 2
 MT50_MINUTES ?= 95
 mt50: setup
 	$(BIN)/python -m sim_eval.collect --task metaworld/MT50 --episodes 50 --cameras agentview,wrist --dry-run-first \
 		--post-success-steps 25 --workers 2 --out data/mt50
 	$(BIN)/python -m sim_eval.train --data data/mt50 --expert $(EXPERT) --frame-stride 2 --optimizer muon --val-episodes 1 \
-		--minutes $(MT50_MINUTES) --threads 1 --workers 2 --seed $(SEED) --set $(MT50_NETWORK) --out runs/train/$(NAME)-mt50
+		--minutes $(MT50_MINUTES) --threads 1 --seed $(SEED) $(MT50_NETWORK) --out runs/train/$(NAME)-mt50
 	$(BIN)/python -m sim_eval.rollout --policy runs/train/$(NAME)-mt50 --video none --episodes 10 --workers 2 \
 		--out runs/$(NAME)-mt50

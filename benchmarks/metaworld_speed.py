@@ -154,7 +154,7 @@ def step_times(arguments: SpeedArguments) -> dict[str, list[float]]:
     import torch
 
     from sim_eval.configs import TrainConfig
-    from sim_eval.datasets.windows import EpisodeWindows, numbered_batches
+    from sim_eval.datasets.windows import EpisodeWindows, TaskBalancedBatchSampler
     from sim_eval.policies.spatialvla import modeling_spatialvla
     from sim_eval.policies.spatialvla.trainer import Trainer, TrainingConfig
     from sim_eval.training.preparation import first_model, make_processor
@@ -169,7 +169,7 @@ def step_times(arguments: SpeedArguments) -> dict[str, list[float]]:
     trainer = Trainer(first_model(processor.config, options), config, seed=0)
     usual = modeling_spatialvla.TOGETHER
     taken: dict[str, list[float]] = {PADDED: [], GROUPED: []}
-    stream = numbered_batches(windows, config.batch_size, 0)
+    stream = iter(TaskBalancedBatchSampler(windows, config.batch_size, seed=0))
     for turn in range(WARM_UP + arguments.steps):
         batch = processor.training_batch([windows[index] for index in next(stream)])
         for name, together in ((PADDED, config.batch_size), (GROUPED, usual)):

@@ -52,7 +52,7 @@ def actions(expert: str, windows: EpisodeWindows, arguments: SpeedArguments) -> 
     import torch
 
     from sim_eval.configs import TrainConfig
-    from sim_eval.datasets.windows import batches
+    from sim_eval.datasets.windows import TaskBalancedBatchSampler
     from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
     from sim_eval.policies.spatialvla.trainer import Trainer, TrainingConfig
     from sim_eval.training.preparation import make_processor
@@ -63,7 +63,8 @@ def actions(expert: str, windows: EpisodeWindows, arguments: SpeedArguments) -> 
     model = SpatialVLAForConditionalGeneration(processor.config)
     config = TrainingConfig()
     trainer = Trainer(model, config, seed=0)
-    stream = batches(windows, config.batch_size, 0)
+    indices = iter(TaskBalancedBatchSampler(windows, config.batch_size, seed=0))
+    stream = ([windows[index] for index in batch] for batch in indices)
     prepared = [processor.training_batch(next(stream)) for _ in range(8)]
 
     def prepare() -> None:

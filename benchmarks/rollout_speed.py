@@ -91,7 +91,7 @@ def main(arguments: SpeedArguments) -> int:
     policy = load_policy(arguments.policy)
     if not policy.spec.cameras:
         raise SimEvalError(f"policy '{arguments.policy}' sees no pictures: time a trained one, deep_llama for example")
-    protocol = RolloutProtocol(render=RenderConfig("fast", *next(iter(policy.spec.cameras.values()))))
+    protocol = RolloutProtocol(render=RenderConfig.for_cameras("fast", policy.spec.cameras))
     keys = [EpisodeKey(task.name, "val", index) for index in range(arguments.episodes)]
     ours: list[Timed] = []
     plain: list[Timed] = []
@@ -133,7 +133,7 @@ def plain_environment(task: Task, options: RenderConfig) -> ManipulationEnv:
         "Lift",
         robots=ROBOT,
         control_freq=CONTROL_HZ,
-        chunk_size=task.max_episode_steps,
+        horizon=task.max_episode_steps,
         has_renderer=False,
         has_offscreen_renderer=True,
         use_camera_obs=True,

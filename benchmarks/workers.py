@@ -67,12 +67,11 @@ def main(arguments: WorkersArguments) -> int:
 
     source = PolicySource(arguments.policy, "cpu", AS_SAVED, threads=1)
     policy = source.load()
-    size = next(iter(policy.spec.cameras.values()), (RenderConfig.height, RenderConfig.width))
-    protocol = RolloutProtocol(render=RenderConfig("fast", *size))
+    protocol = RolloutProtocol(render=RenderConfig.for_cameras("fast", policy.spec.cameras))
     keys = [EpisodeKey(arguments.task, "val", index) for index in range(arguments.episodes)]
     several = arguments.workers
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        asking = RolloutJob(policy.spec, protocol, Path(folder), "none")
+        asking = RolloutJob(policy.spec, protocol, Path(folder))
         own, bounds = replace(asking, source=source), Supervision()
         crews = {
             "1 worker": WorkerPool(own, 1, bounds),

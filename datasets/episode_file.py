@@ -1,27 +1,27 @@
-"""One episode on disk: HDF5 in robomimic's layout, with depth, calibrated cameras and simulator states.
+"""One demonstration on disk: HDF5 in robomimic's layout, with depth, calibrated cameras and simulator states.
 
-One file an episode, so that a crash can cost at most the episode that was running.
+There is one file for each episode, so a crash loses at most the episode that was running. Pictures are compressed with
+LZ4, one frame at a time, so training reads the same file: see :mod:`sim_eval.datasets.stored_pictures`. Other programs
+read it with h5py after ``import hdf5plugin``.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import h5py
 import numpy as np
-from isal import isal_zlib
-from numcodecs.shuffle import Shuffle
 from numpy.typing import NDArray
 
-from sim_eval.core import old_files
-from sim_eval.core.decoding import decode
+from sim_eval.core.decoding import decode, encode
 from sim_eval.core.errors import SimEvalError
-from sim_eval.core.files import sealed, unsealed, write_sealed
+from sim_eval.core.files import sealed, verified, write_sealed
 from sim_eval.core.types import (
     ActionSpec,
     CameraView,
@@ -32,30 +32,33 @@ from sim_eval.core.types import (
     RenderConfig,
     WorkspaceBox,
 )
+from sim_eval.datasets import old_demonstrations
+from sim_eval.datasets.stored_pictures import DEPTH, REMEDY, RGB, Pictures
 
+MARK = b"sim_eval episode 2 sha256 "
 SUFFIX = ".hdf5"
-MARK = b"sim_eval episode 1 sha256 "
 
 Array: TypeAlias = NDArray[np.generic]
 
 
 @dataclass(frozen=True, eq=False)
 class Episode:
-    """What is remembered of T control steps.
+    """The record of T control steps.
 
     Attributes:
         key: which episode this is.
-        instruction, workspace: what was asked, and where.
-        robot: its name.
+        instruction: the sentence that was given.
+        workspace: where the task happens.
+        robot: the robot's name.
         action: what the action vectors mean.
         observations: T observations, one before each action.
         actions: float64 [T, A], the demonstrator's clean labels.
         executed_actions: float64 [T, A], what moved the robot; differs where the collector disturbed the demonstrator.
         states: float64 [T, S], the simulator's state before each action.
-        success: bool [T], the success rule after each action.
-        phases: int64 [T], phases fulfilled after each action.
+        success: bool [T], the success rule after each action; all False where the episode broke off.
+        phases: int64 [T], number of phases fulfilled after each action.
         provenance: ``env_args`` (JSON) and ``model_file`` (MJCF).
-        versions: package name -> version that made it.
+        versions: package name -> version that recorded it.
         render_config: how the task was rendered.
     """
 
@@ -81,7 +84,7 @@ class Episode:
 
     @property
     def spec(self) -> EnvironmentSpec:
-        """What the environment offered, read off the first observation."""
+        """What the environment offered, according to the first observation."""
         first = self.observations[0]
         cameras = {name: (view.rgb.shape[0], view.rgb.shape[1]) for name, view in first.views.items()}
         return EnvironmentSpec(self.robot, cameras, {k: len(v) for k, v in first.proprio.items()}, self.action)
@@ -89,16 +92,85 @@ class Episode:
 
 @dataclass(frozen=True)
 class EpisodeHeader:
-    """What can be told of a file without decoding a picture; ``success`` is True when any step succeeded."""
+    """What is known of a file before any picture is decoded.
+
+    Attributes:
+        spec: robot, cameras, proprio and action.
+        length: number of control steps.
+        first_success: the control step (from 1) after which the success rule first held; None: never.
+        depth_range: camera -> smallest and largest depth in metres; empty for files of versions before 0.2.
+
+    The others are those of :class:`Episode`.
+    """
 
     key: EpisodeKey
     instruction: str
     workspace: WorkspaceBox
     spec: EnvironmentSpec
     length: int
-    success: bool
+    first_success: int | None
+    depth_range: Mapping[str, tuple[float, float]]
     versions: Mapping[str, str]
     render_config: RenderConfig
+
+    @property
+    def success(self) -> bool:
+        """The success rule held after some step."""
+        return self.first_success is not None
+
+
+@dataclass(frozen=True, eq=False)
+class StoredEpisode:
+    """What training needs of an episode of T steps; it holds no picture and no open file.
+
+    Attributes:
+        header: what the episode is.
+        actions: float64 [T, A], the labels.
+        proprio: field -> float64 [T, n].
+        intrinsics, camera_to_world: camera -> float64 [T, 3, 3] and [T, 4, 4].
+        pictures: where the pictures are on the disk.
+    """
+
+    header: EpisodeHeader
+    actions: FloatArray
+    proprio: Mapping[str, FloatArray]
+    intrinsics: Mapping[str, FloatArray]
+    camera_to_world: Mapping[str, FloatArray]
+    pictures: Pictures
+
+    @property
+    def key(self) -> EpisodeKey:
+        return self.header.key
+
+    def observation(self, step: int) -> Observation:
+        """The observation before action ``step``; each view is read and decoded when it is looked up."""
+        proprio = {name: values[step] for name, values in self.proprio.items()}
+        return Observation(StoredViews(self, step), proprio, self.header.instruction, self.header.workspace)
+
+
+class StoredViews(Mapping[str, CameraView]):
+    """The views of one step by camera name. Each look-up returns fresh arrays.
+
+    Raises:
+        SimEvalError: on look-up, the file is gone or damaged.
+    """
+
+    def __init__(self, episode: StoredEpisode, step: int) -> None:
+        self._episode, self._step = episode, step
+
+    def __getitem__(self, name: str) -> CameraView:
+        episode, step = self._episode, self._step
+        rgb, depth = episode.pictures.read(step, name)
+        return CameraView(rgb, depth, episode.intrinsics[name][step], episode.camera_to_world[name][step])
+
+    def __contains__(self, name: object) -> bool:  # Mapping's own would decode
+        return name in self._episode.intrinsics
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._episode.intrinsics)
+
+    def __len__(self) -> int:
+        return len(self._episode.intrinsics)
 
 
 def file_name(key: EpisodeKey) -> str:
@@ -107,7 +179,7 @@ def file_name(key: EpisodeKey) -> str:
 
 
 def episode_files(folder: Path) -> list[Path]:
-    """The finished episode files of a folder, sorted by name; temporary files are not among them."""
+    """The finished episode files of a folder, sorted by name, without temporary files."""
     return sorted(folder.glob(f"[!.]*{SUFFIX}"))
 
 
@@ -117,157 +189,158 @@ def write_episode(path: Path, episode: Episode) -> None:
     Raises:
         SimEvalError: the episode contradicts itself, or the disk refuses.
     """
-    write_sealed(path, _pack(episode), read_header, "free some space or choose another folder")
+    write_sealed(path, _content(episode), _verify, "free some space or choose another folder")
+
+
+def _verify(path: Path) -> None:
+    open_episode(path).pictures.verify()
 
 
 def read_episode(path: Path, pictures: bool = True) -> Episode:
-    """A whole episode; its pictures are slices of one array a camera.
+    """A whole episode.
 
     Args:
-        pictures: without them the observations have no views, and reading takes a fifth of the time.
+        pictures: False leaves the views of all observations empty, and no picture is read.
 
     Raises:
         SimEvalError: the file is missing, truncated, damaged or foreign.
     """
-    with _opened(path) as data:
-        header, demo = header_of(data), data["demo_0"]
+    with _opened(path) as file:
+        stored, demo = _stored(file), file.demo
+        seen = [stored.observation(step) for step in range(stored.header.length)]
         return Episode(
-            key=header.key,
-            instruction=header.instruction,
-            workspace=header.workspace,
-            robot=header.spec.robot,
-            action=header.spec.action,
-            observations=_unstack(header, demo["obs"], pictures),
-            actions=demo["actions"][()],
+            key=stored.key,
+            instruction=stored.header.instruction,
+            workspace=stored.header.workspace,
+            robot=stored.header.spec.robot,
+            action=stored.header.spec.action,
+            observations=[replace(each, views=dict(each.views) if pictures else {}) for each in seen],
+            actions=stored.actions,
             executed_actions=demo["executed_actions"][()],
             states=demo["states"][()],
             success=demo["rewards"][()] > 0,
             phases=demo["phases"][()],
-            provenance={"env_args": data.attrs["env_args"], "model_file": demo.attrs["model_file"]},
-            versions=header.versions,
-            render_config=header.render_config,
+            provenance={"env_args": file.data.attrs["env_args"], "model_file": demo.attrs["model_file"]},
+            versions=stored.header.versions,
+            render_config=stored.header.render_config,
         )
 
 
-def read_header(path: Path) -> EpisodeHeader:
-    """What an episode is. Cheap, for no picture is decoded, and sure, for the checksum is compared.
+def open_episode(path: Path) -> StoredEpisode:
+    """An episode as training reads it. All but the pictures is read and verified now, the pictures when needed.
 
     Raises:
         SimEvalError: the file is missing, truncated, damaged or foreign.
     """
-    with _opened(path) as data:
-        return header_of(data)
+    with _opened(path) as file:
+        return _stored(file)
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[h5py.Group]:
-    with unsealed(path, MARK, "episode", "delete it and collect it again") as file:
-        yield file["data"]
+def read_header(path: Path) -> EpisodeHeader:
+    """What an episode is; quicker than :func:`open_episode`.
+
+    Raises:
+        SimEvalError: the file is missing, truncated, damaged or foreign.
+    """
+    with _opened(path) as file:
+        return file.header
 
 
-def create_demo(file: h5py.File, episode: Episode) -> h5py.Group:
-    """The group of an episode in an empty file; with its ``rewards`` it holds all that :func:`header_of` reads."""
-    data = file.create_group("data")
-    data.attrs.update(total=len(episode.actions), env_args=episode.provenance["env_args"])
-    demo: h5py.Group = data.create_group("demo_0")
-    demo.attrs.update(num_samples=len(episode.actions), ep_meta=json.dumps(_meta(episode)))
-    return demo
+@dataclass(frozen=True)
+class _File:
+    """An open file whose checksum was compared."""
+
+    path: Path
+    is_old: bool
+    parts: NDArray[np.int64]
+    data: h5py.Group
+
+    @property
+    def demo(self) -> h5py.Group:
+        return self.data["demo_0"]
+
+    @property
+    def header(self) -> EpisodeHeader:
+        meta = old_demonstrations.meta(self.data) if self.is_old else json.loads(self.demo.attrs["ep_meta"])
+        success = self.demo["rewards"][()] > 0
+        meta["first_success"] = int(np.argmax(success)) + 1 if success.any() else None
+        fields = {"instruction": meta.pop("lang"), "length": int(self.demo.attrs["num_samples"]), **meta}
+        return decode(EpisodeHeader, fields, str(self.path))
+
+    def pictures(self, header: EpisodeHeader) -> Pictures:
+        cameras = header.spec.cameras
+        if self.is_old:
+            table = old_demonstrations.read_table(self.data, cameras)
+            return Pictures(self.path, cameras, table, old_demonstrations.CODECS)
+        return Pictures(self.path, cameras, self.parts.reshape(header.length, len(cameras), 2, 3))
 
 
-def header_of(data: h5py.Group) -> EpisodeHeader:
-    """The header in a file's ``data`` group."""
-    demo = data["demo_0"]
-    meta = json.loads(demo.attrs["ep_meta"])
-    cameras = {name: (int(size[0]), int(size[1])) for name, size in meta["cameras"].items()}
-    proprio = {name: int(length) for name, length in meta["proprio"].items()}
-    spec = decode(ActionSpec, old_files.action(meta["action"]))
-    return EpisodeHeader(
-        key=EpisodeKey(**meta["key"]),
-        instruction=meta["lang"],
-        workspace=WorkspaceBox(tuple(meta["workspace"]["lower"]), tuple(meta["workspace"]["upper"])),
-        spec=EnvironmentSpec(meta["robot"], cameras, proprio, spec),
-        length=int(demo.attrs["num_samples"]),
-        success=bool(np.any(demo["rewards"][()] > 0)),
-        versions=meta["versions"],
-        render_config=_render_config(data, meta.get("shown"), cameras),
+@contextmanager
+def _opened(path: Path) -> Iterator[_File]:
+    is_old = old_demonstrations.is_old(path)
+    parts = verified(path, old_demonstrations.MARK if is_old else MARK, "episode", REMEDY)
+    try:
+        with h5py.File(path, "r") as file:
+            yield _File(path, is_old, parts, file["data"])
+    except (KeyError, OSError, TypeError, ValueError) as error:  # sealed, but by another version
+        raise SimEvalError(f"{path} is not a sound episode ({' '.join(str(error).split())}): {REMEDY}") from error
+
+
+def _stored(file: _File) -> StoredEpisode:
+    header, obs = file.header, file.demo["obs"]
+    return StoredEpisode(
+        header=header,
+        actions=file.demo["actions"][()],
+        proprio={name: obs[f"robot0_{name}"][()] for name in header.spec.proprio},
+        intrinsics={name: obs[f"{name}_intrinsics"][()] for name in header.spec.cameras},
+        camera_to_world={name: obs[f"{name}_camera_to_world"][()] for name in header.spec.cameras},
+        pictures=file.pictures(header),
     )
 
 
-def _render_config(
-    data: h5py.Group, recorded: Mapping[str, Any] | None, cameras: Mapping[str, tuple[int, int]]
-) -> RenderConfig:
-    """How the task was rendered; files of earlier versions say it less plainly."""
-    if recorded is not None:
-        return RenderConfig(**old_files.render_config(recorded))
-    told = json.loads(data.attrs["env_args"])
-    size = next(iter(cameras.values()), (RenderConfig.height, RenderConfig.width))
-    return RenderConfig(told.get("render", "fast"), *size, told.get("hide_goal", False))
-
-
-def _unstack(header: EpisodeHeader, obs: h5py.Group, pictures: bool) -> list[Observation]:
-    cameras = {
-        name: [obs[f"{name}_{part}"][()] for part in ("image", "depth", "intrinsics", "camera_to_world")]
-        for name in (header.spec.cameras if pictures else ())
-    }
-    proprio = {name: obs[f"robot0_{name}"][()] for name in header.spec.proprio}
-    return [
-        Observation(
-            views={
-                name: CameraView(rgb[step], depth[step, ..., 0], intrinsics[step], pose[step])
-                for name, (rgb, depth, intrinsics, pose) in cameras.items()
-            },
-            proprio={name: values[step] for name, values in proprio.items()},
-            instruction=header.instruction,
-            workspace=header.workspace,
-        )
-        for step in range(header.length)
-    ]
-
-
-def _pack(episode: Episode) -> bytes:
-    """The whole file as bytes."""
+def _content(episode: Episode) -> bytes:
+    """The whole file."""
     try:
         arrays = _arrays(episode)
         lengths = {name: len(array) for name, array in arrays.items()}
         if len(set(lengths.values())) != 1:
             raise ValueError(f"its parts differ in length: {lengths}")
-
-        def fill(file: h5py.File) -> None:
-            demo = create_demo(file, episode)
-            demo.attrs.update(
-                model_file=episode.provenance["model_file"],
-                camera_info=json.dumps(_camera_info(episode.observations[0])),
-            )
-            for name, array in arrays.items():
-                _store(demo, name, array)
-
-        return sealed(MARK, fill)
+        return sealed(MARK, lambda file: _fill(file, episode, arrays))
     except (KeyError, IndexError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise SimEvalError(f"episode {episode.key} cannot be stored ({reason}): mend what recorded it") from error
 
 
-def _store(demo: h5py.Group, name: str, array: Array) -> None:
-    if array.ndim != 4:
-        demo.create_dataset(name, data=array)
-        return
-    # Measured on 128 x 128 robosuite frames, 60 steps x 2 cameras: gzip-1 with shuffle makes 18 kB of a picture and
-    # 19 kB of a depth map (lzf: 25 and 21, and only h5py reads it); one frame a chunk reads a whole episode in 40 ms as
-    # larger chunks do, and a single frame of both cameras in 3 ms instead of 4 (4 frames) or 13 (16 frames).
-    pictures = demo.create_dataset(
-        name,
-        array.shape,
-        array.dtype,
-        chunks=(1, *array.shape[1:]),
-        compression="gzip",
-        compression_opts=1,
-        shuffle=True,
+def _fill(file: h5py.File, episode: Episode, arrays: Mapping[str, Array]) -> h5py.Dataset:
+    """Writes the groups and datasets; returns the table of pictures."""
+    import hdf5plugin  # it takes a while, and only writing needs it
+
+    data = file.create_group("data")
+    data.attrs.update(total=len(episode.actions), env_args=episode.provenance["env_args"])
+    demo = data.create_group("demo_0")
+    demo.attrs.update(
+        num_samples=len(episode.actions),
+        ep_meta=json.dumps(_meta(episode, arrays)),
+        model_file=episode.provenance["model_file"],
+        camera_info=json.dumps(_camera_info(episode.observations[0])),
     )
-    # HDF5's own zlib takes half as long as rendering; ISA-L writes the same format in a quarter of that, 3 % larger.
-    shuffle = Shuffle(array.itemsize)
-    for step, picture in enumerate(array):
-        content = isal_zlib.compress(shuffle.encode(np.ascontiguousarray(picture)), 1)
-        pictures.id.write_direct_chunk((step, 0, 0, 0), content)
+    pictures = {}
+    for name, array in arrays.items():
+        if array.ndim != 4:
+            demo.create_dataset(name, data=array)
+            continue
+        codec = RGB if array.dtype == np.uint8 else DEPTH
+        options = hdf5plugin.Blosc("lz4hc", codec.clevel, codec.shuffle)
+        dataset = demo.create_dataset(name, array.shape, array.dtype, chunks=(1, *array.shape[1:]), **options)
+        pictures[name] = codec, dataset
+    table = np.zeros((len(episode.actions), len(pictures), 3), dtype="<i8")
+    for step in range(len(table)):  # the pictures of a step stand together
+        for column, (name, (codec, dataset)) in enumerate(pictures.items()):
+            content = codec.encode(np.ascontiguousarray(arrays[name][step]))
+            dataset.id.write_direct_chunk((step, 0, 0, 0), content)
+            place = dataset.id.get_chunk_info_by_coord((step, 0, 0, 0))
+            table[step, column] = place.byte_offset, place.size, zlib.crc32(content)
+    return demo.create_dataset("picture_table", data=table)
 
 
 def _arrays(episode: Episode) -> dict[str, Array]:
@@ -301,18 +374,20 @@ def _arrays(episode: Episode) -> dict[str, Array]:
     return arrays
 
 
-def _meta(episode: Episode) -> dict[str, object]:
-    return {
-        "lang": episode.instruction,
-        "key": asdict(episode.key),
-        "workspace": asdict(episode.workspace),
-        "robot": episode.robot,
-        "action": asdict(episode.action),
-        "cameras": dict(episode.spec.cameras),
-        "proprio": dict(episode.spec.proprio),
-        "versions": dict(episode.versions),
-        "shown": asdict(episode.render_config),
-    }
+def _meta(episode: Episode, arrays: Mapping[str, Array]) -> object:
+    """The fields of :class:`EpisodeHeader` that stand in no array, with robomimic's name for the instruction."""
+    depths = {name: arrays[f"obs/{name}_depth"] for name in episode.spec.cameras}
+    return encode(
+        {
+            "lang": episode.instruction,
+            "key": episode.key,
+            "workspace": episode.workspace,
+            "spec": episode.spec,
+            "depth_range": {name: (float(depth.min()), float(depth.max())) for name, depth in depths.items()},
+            "versions": episode.versions,
+            "render_config": episode.render_config,
+        }
+    )
 
 
 def _camera_info(first: Observation) -> dict[str, object]:

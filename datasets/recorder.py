@@ -1,10 +1,9 @@
-"""Records demonstrations: one episode in memory, one crash-safe file at its end; and what is there already."""
+"""Records demonstrations: an episode is kept in memory and written at its end. Also finds the existing episodes."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,17 @@ from tqdm import tqdm
 
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.files import TEMPORARY_SUFFIX
-from sim_eval.core.types import EpisodeKey, FloatArray, Observation, Recorder, RenderConfig, Simulator, Status
+from sim_eval.core.types import (
+    EpisodeKey,
+    FloatArray,
+    Observation,
+    Recorder,
+    RenderConfig,
+    Simulator,
+    Status,
+    observe_task,
+)
+from sim_eval.core.versions import installed
 from sim_eval.datasets.checks import set_problems
 from sim_eval.datasets.episode_file import (
     Episode,
@@ -28,18 +37,18 @@ STALE_SECONDS = 600.0
 
 
 class DemonstrationRecorder(Recorder):
-    """Attached to an episode, it writes what happened into a folder, one file an episode.
+    """Writes each episode that it watches into a folder, as a file of its own.
 
     Args:
         folder: where the files go.
-        render_config: how the simulator shows its task.
-        keep_failures: also writes episodes that did not succeed.
+        render_config: how the simulator renders.
+        keep_failures: also write episodes that did not succeed.
         versions: package name -> version; default: the installed ones.
-        cameras: which are recorded; default: all.
+        cameras: the cameras to record; default: all.
 
     Attributes:
-        written: the files of this recorder, in order.
-        skipped: the episodes that were not kept, in order.
+        written: the files that were written, in order.
+        skipped: the episodes that were not written, in order.
     """
 
     def __init__(
@@ -54,11 +63,11 @@ class DemonstrationRecorder(Recorder):
         self.skipped: list[EpisodeKey] = []
         self._folder = folder
         self._render_config, self._keep_failures, self._cameras = render_config, keep_failures, cameras
-        self._versions = installed_versions() if versions is None else versions
+        self._versions = installed(PACKAGES) if versions is None else versions
         self._key: EpisodeKey | None = None
 
     def start(self, simulator: Simulator, key: EpisodeKey, instruction: str) -> None:
-        """Begins an episode, after the reset; an unfinished one before it is forgotten."""
+        """Begins an episode after the reset. An unfinished episode before it is dropped."""
         self._key, self._instruction = key, instruction
         self._provenance = simulator.provenance()
         self._observations: list[Observation] = []
@@ -68,23 +77,26 @@ class DemonstrationRecorder(Recorder):
         self._statuses: list[Status] = []
 
     def before_act(self, simulator: Simulator, label: FloatArray, executed: FloatArray) -> None:
-        """Sees what the demonstrator saw.
+        """Records the observation and the simulator's state.
 
         Args:
-            label: float64 [action dim], what it wanted.
-            executed: float64 [action dim], what will move the robot.
+            label: float64 [action dim], the demonstrator's action.
+            executed: float64 [action dim], the action that will move the robot.
         """
-        self._observations.append(simulator.observe(self._cameras))
+        self._observations.append(observe_task(simulator, self._instruction, self._cameras))
         self._states.append(simulator.snapshot().state.copy())
         self._labels.append(np.array(label, dtype=np.float64))
         self._executed.append(np.array(executed, dtype=np.float64))
 
     def after_act(self, simulator: Simulator, status: Status) -> None:
-        """Notes what the step led to."""
+        """Records success and phase after the step."""
         self._statuses.append(status)
 
     def finish(self, simulator: Simulator, success: bool) -> None:
         """Writes the episode, unless it failed and failures are not kept.
+
+        Args:
+            success: False where the episode broke off, even if a step had succeeded; the file then holds no success.
 
         Raises:
             SimEvalError: the file cannot be written, or no episode was started.
@@ -107,7 +119,7 @@ class DemonstrationRecorder(Recorder):
             actions=np.array(self._labels[:done]),
             executed_actions=np.array(self._executed[:done]),
             states=np.array(self._states[:done]),
-            success=np.array([status.success for status in self._statuses], dtype=np.bool_),
+            success=np.array([success and status.success for status in self._statuses], dtype=np.bool_),
             phases=np.array([status.phase for status in self._statuses], dtype=np.int64),
             provenance=self._provenance,
             versions=self._versions,
@@ -118,26 +130,15 @@ class DemonstrationRecorder(Recorder):
 
 
 def is_kept(success: bool, steps: int, keep_failures: bool) -> bool:
-    """Whether an episode of so many control steps becomes a file."""
+    """Whether an episode of so many control steps is written."""
     return steps > 0 and (success or keep_failures)
 
 
-def installed_versions() -> dict[str, str]:
-    """Versions of the packages that decide what a recording contains, as far as they are installed."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue  # run from a clone, or with another simulator
-    return found
+def existing(folder: Path, tasks: Collection[str], split: str) -> dict[str, dict[EpisodeKey, EpisodeHeader]]:
+    """The episodes of some tasks and one split that a folder already holds, by task.
 
-
-def existing(folder: Path, tasks: Collection[str], split: str) -> dict[EpisodeKey, EpisodeHeader]:
-    """The episodes of some tasks, of one split, that need not be collected again.
-
-    An unreadable file counts as absent, so that collecting its episode replaces it. Temporary files that a killed
-    process left behind are removed once no running process can be writing them.
+    An unreadable file counts as missing, so its episode is collected again and replaces it. Temporary files of a killed
+    process are removed once no running process can still be writing them.
 
     Raises:
         SimEvalError: a key occurs twice, or a task's files differ in robot, cameras, proprio or action.
@@ -146,7 +147,7 @@ def existing(folder: Path, tasks: Collection[str], split: str) -> dict[EpisodeKe
         if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
             leftover.unlink(missing_ok=True)
     headers: dict[str, dict[Path, EpisodeHeader]] = {task: {} for task in tasks}
-    for path in tqdm(episode_files(folder), "reading what is there", delay=1, leave=False):
+    for path in tqdm(episode_files(folder), "reading existing episodes", delay=1, leave=False):
         try:
             header = read_header(path)
         except SimEvalError:
@@ -156,4 +157,4 @@ def existing(folder: Path, tasks: Collection[str], split: str) -> dict[EpisodeKe
     for found in headers.values():
         if problems := set_problems(found):
             raise SimEvalError(problems[0])
-    return {header.key: header for found in headers.values() for header in found.values()}
+    return {task: {header.key: header for header in found.values()} for task, found in headers.items()}

@@ -1,4 +1,4 @@
-"""Episodes as training windows, and the order in which training sees them."""
+"""Demonstrations as training windows, and the order in which training sees them."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import EnvironmentSpec, TrainingWindow
-from sim_eval.datasets.checks import set_problems
-from sim_eval.datasets.episode_file import episode_files
-from sim_eval.datasets.packing import PackedEpisode, open_packed
+from sim_eval.datasets.checks import set_problems, stored_problems
+from sim_eval.datasets.episode_file import StoredEpisode, episode_files, open_episode
+from sim_eval.datasets.stored_pictures import REMEDY
 
 
 class EpisodeWindows(Sequence[TrainingWindow]):
-    """The steps of episodes as training windows; their pictures are packed on the disk and decoded on access.
+    """The steps of episodes as training windows: a map-style dataset for torch's DataLoader.
 
-    10,000 windows of two 128 x 128 cameras take 0.9 GB of disk; a batch of 32 is decoded in 4 ms.
+    Pictures stay on the disk and are decoded on access, by threads and by forked or spawned processes alike.
 
     Args:
         sources: episode files, or folders of them.
-        chunk_size: actions in a window.
-        every: windows begin at every so many steps of an episode; in each of a task's episodes at another first step.
-        demonstrations: so many episodes of each task, the first by key; None: all.
-        cache, workers: see :func:`sim_eval.datasets.packing.open_packed`.
+        chunk_size: number of actions in a window.
+        frame_stride: each episode gives a window at every so many steps. The first step differs among the episodes of
+            a task.
+        demonstrations: how many episodes of each task are used, the first by key; None: all.
 
     Attributes:
         episodes: sorted by key.
@@ -44,8 +45,6 @@ class EpisodeWindows(Sequence[TrainingWindow]):
         *,
         frame_stride: int = 1,
         demonstrations: int | None = None,
-        cache: Path | None = None,
-        workers: int = 1,
     ) -> None:
         for name, number in (
             ("chunk_size", chunk_size),
@@ -57,16 +56,17 @@ class EpisodeWindows(Sequence[TrainingWindow]):
         files = [file for source in ([sources] if isinstance(sources, Path) else sources) for file in _files(source)]
         if not files:
             raise SimEvalError("no demonstrations were named: give a folder that sim_eval.collect filled")
-        packed = open_packed(list(dict.fromkeys(files)), cache, workers)
-        if problems := set_problems({file: episode.header for file, episode in packed.items()}):
+        progress = tqdm(dict.fromkeys(files), "opening demonstrations", delay=1, leave=False)
+        opened = {file: _sound(file) for file in progress}
+        if problems := set_problems({file: episode.header for file, episode in opened.items()}):
             raise SimEvalError(problems[0])
         self.chunk_size = chunk_size
-        self.spec: EnvironmentSpec = packed[files[0]].header.spec
+        self.spec: EnvironmentSpec = opened[files[0]].header.spec
         # By key, so that neither the folder's name nor the order of arguments changes what training sees.
-        ordered = sorted(packed.values(), key=lambda episode: episode.key)
+        ordered = sorted(opened.values(), key=lambda episode: episode.key)
         of_task = [list(group) for _, group in itertools.groupby(ordered, key=lambda episode: episode.key.task)]
         kept = [list(enumerate(group[:demonstrations])) for group in of_task]
-        self.episodes: tuple[PackedEpisode, ...] = tuple(episode for group in kept for _, episode in group)
+        self.episodes: tuple[StoredEpisode, ...] = tuple(episode for group in kept for _, episode in group)
         self._starts = [
             (episode, step)
             for group in kept
@@ -86,52 +86,69 @@ class EpisodeWindows(Sequence[TrainingWindow]):
         return TrainingWindow(episode.observation(step), actions, np.arange(self.chunk_size) < len(labels))
 
 
-def batch_indices(
-    groups: Sequence[NDArray[np.int64]], batch_size: int, seed: int, step: int, balance: float
-) -> list[int]:
-    """Which windows make up batch ``step``: a function of its arguments and of nothing else.
+class TaskBalancedBatchSampler:
+    """Endless batches of window indices, balanced between tasks: a ``batch_sampler`` for torch's DataLoader.
+
+    Batch ``k`` depends only on the arguments and on ``k``, so a resumed training sees the batches that an unbroken one
+    would have seen.
 
     Args:
-        groups: the windows of each task.
-        balance: 1 draws every task equally often, 0 every window; in between, a task's share is proportional to its
-            number of windows to the power 1 - balance (temperature sampling, as multilingual models use it).
+        windows: the training windows.
+        batch_size: windows in a batch.
+        seed: of the random numbers.
+        start_step: the number of the first batch.
+        sampling_temperature: T of 1 or more. The share of a task is proportional to its number of windows to the power
+            1 / T: with 1 every window is drawn equally often, with infinity every task (temperature sampling, as
+            multilingual models use it).
+
+    Raises:
+        SimEvalError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        windows: EpisodeWindows,
+        batch_size: int,
+        seed: int,
+        start_step: int = 0,
+        sampling_temperature: float = 2.0,
+    ) -> None:
+        if batch_size < 1 or seed < 0 or start_step < 0 or not sampling_temperature >= 1:
+            raise SimEvalError(
+                "batches need batch_size >= 1, seed >= 0, start_step >= 0 and sampling_temperature >= 1, "
+                f"not {batch_size}, {seed}, {start_step} and {sampling_temperature}"
+            )
+        tasks = np.array(windows.tasks)
+        self._groups = [np.flatnonzero(tasks == task) for task in sorted(set(windows.tasks))]
+        self._batch_size, self._seed, self._start = batch_size, seed, start_step
+        self._temperature = sampling_temperature
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in itertools.count(self._start):
+            yield batch_indices(self._groups, self._batch_size, self._seed, step, self._temperature)
+
+
+def batch_indices(
+    groups: Sequence[NDArray[np.int64]], batch_size: int, seed: int, step: int, sampling_temperature: float
+) -> list[int]:
+    """The window indices of batch ``step``: a function of the arguments only.
+
+    Args:
+        groups: the window indices of each task.
+        sampling_temperature: see :class:`TaskBalancedBatchSampler`.
     """
     counts = np.array([len(group) for group in groups])
-    shares = counts ** (1 - balance)
+    shares = counts ** (1 / sampling_temperature)
     rng = np.random.default_rng([seed, step])
     tasks = rng.choice(len(groups), size=batch_size, p=shares / shares.sum())
     return [int(groups[task][position]) for task, position in zip(tasks, rng.integers(counts[tasks]), strict=True)]
 
 
-def batches(
-    windows: EpisodeWindows, batch_size: int, seed: int, start_step: int = 0, balance: float = 0.5
-) -> Iterator[list[TrainingWindow]]:
-    """The windows of :func:`numbered_batches`."""
-    return (
-        [windows[index] for index in batch]
-        for batch in numbered_batches(windows, batch_size, seed, start_step, balance)
-    )
-
-
-def numbered_batches(
-    windows: EpisodeWindows, batch_size: int, seed: int, start_step: int = 0, balance: float = 0.5
-) -> Iterator[list[int]]:
-    """Windows' numbers in batches, for ever; a resumed run sees what an unbroken one would have seen.
-
-    Args:
-        balance: between tasks, see :func:`batch_indices`.
-
-    Raises:
-        SimEvalError: batch_size, seed, start_step or balance is out of range.
-    """
-    if batch_size < 1 or seed < 0 or start_step < 0 or not 0 <= balance <= 1:
-        raise SimEvalError(
-            "batches need batch_size >= 1, seed >= 0, start_step >= 0 and a balance between 0 and 1, "
-            f"not {batch_size}, {seed}, {start_step} and {balance}"
-        )
-    tasks = np.array(windows.tasks)
-    groups = [np.flatnonzero(tasks == task) for task in sorted(set(windows.tasks))]
-    return (batch_indices(groups, batch_size, seed, step, balance) for step in itertools.count(start_step))
+def _sound(file: Path) -> StoredEpisode:
+    episode = open_episode(file)
+    if problems := stored_problems(episode):
+        raise SimEvalError(f"{file}: {problems[0]}; {REMEDY}")
+    return episode
 
 
 def _files(source: Path) -> list[Path]:

@@ -22,7 +22,7 @@ from mpl_toolkits.mplot3d.art3d import Line3DCollection, Poly3DCollection
 from numpy.typing import NDArray
 
 from sim_eval.core.cameras import unproject
-from sim_eval.core.types import CameraView, EpisodeKey, FloatArray, Observation, WorkspaceBox
+from sim_eval.core.types import CameraView, EpisodeKey, FloatArray, Observation, WorkspaceBox, observe_task
 from sim_eval.envs.tasks import get_task
 from sim_eval.policies.policy import PolicyRequest
 from sim_eval.policies.scripted.scripted_policy import ScriptedPolicy
@@ -56,12 +56,14 @@ class Tokens:
 def observe() -> Observation:
     """The observation a few control steps into the episode."""
     simulator, policy = get_task(KEY.task).make(), ScriptedPolicy()
+    instruction = simulator.task.instruction(KEY)
     simulator.reset(KEY)
     for step in range(STEPS):
-        request = PolicyRequest(simulator.observe(()), KEY, step, simulator.spec.action, simulator.privileged())
+        seen = observe_task(simulator, instruction, ())
+        request = PolicyRequest(seen, KEY, step, simulator.spec.action, simulator.privileged())
         (chunk,) = policy.predict([request])
         simulator.act(chunk.actions[0])
-    seen = simulator.observe()
+    seen = observe_task(simulator, instruction)
     simulator.close()
     return seen
 

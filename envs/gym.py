@@ -1,11 +1,14 @@
-"""The Gymnasium face of any simulator: ``gymnasium.make("sim_eval/LiftWide-v0")`` after ``import sim_eval``.
+"""Gymnasium environments of all tasks: ``gymnasium.make("sim_eval/LiftWide-v0")`` after ``import sim_eval``.
 
-``step`` is one control step and one rendered observation. ``terminated`` is always False, the horizon gives
-``truncated``, ``info["is_success"]`` is the task's rule at this instant and the reward is 1 while it holds.
+``step`` is one control step and one rendered observation. ``terminated`` is always False; ``truncated`` is True after
+the task's ``max_episode_steps``. ``info["is_success"]`` is the task's rule at this instant; the reward is 1
+while it holds.
 """
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterable
 from typing import TypeAlias
 
 import gymnasium
@@ -13,13 +16,14 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from sim_eval.core.types import EpisodeKey, FloatArray, Observation, RenderConfig, RenderMode
-from sim_eval.envs.tasks import choose_render, get_task
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import EpisodeKey, FloatArray, Observation, RenderConfig, RenderMode, observe_task
+from sim_eval.envs.tasks import choose_render, get_task, own_tasks
 
-# Nested dicts as the observation space has them; Gymnasium's own type for a Dict space says no more.
+# Nested dicts as in the observation space; Gymnasium's own type for a Dict space is not more precise.
 GymObservation: TypeAlias = dict[str, object]
 
-# Beyond any table top: spaces need bounds, and a far plane at infinity is no use to a learner.
+# Spaces need bounds; nothing in a scene is farther away.
 MAX_DEPTH_METRES = 1e3
 PRINTABLE = "".join(chr(code) for code in range(32, 127))
 
@@ -28,10 +32,10 @@ class SimulatorEnv(gymnasium.Env[GymObservation, FloatArray]):
     """A simulator as a Gymnasium environment.
 
     Observation: ``views`` {camera: rgb, depth, intrinsics, camera_to_world}, ``proprio`` {field: vector} and
-    ``instruction``, as in :class:`sim_eval.core.types.Observation`.
+    ``instruction``, as in :class:`sim_eval.core.types.Observation`. ``metadata["render_fps"]`` is the control rate.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012  (Gymnasium declares it so)
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  (Gymnasium declares it so)
 
     def __init__(
         self,
@@ -42,17 +46,19 @@ class SimulatorEnv(gymnasium.Env[GymObservation, FloatArray]):
         width: int = 128,
         split: str = "train",
     ) -> None:
-        """As :class:`SimulatorOptions` and Gymnasium say.
+        """Arguments are those of :class:`sim_eval.core.types.RenderConfig` and Gymnasium.
 
         Args:
-            render: None: as the task wants.
-            split: whose episodes seeds number, see :meth:`reset`.
+            render: the rendering mode; None: the task's default.
+            split: of the episodes that seeds number, see :meth:`reset`.
         """
         self.render_mode = render_mode
         self._split = split
         self._simulator = get_task(task).make(RenderConfig(choose_render(render, [task]), height, width))
         self._steps = 0
+        self._instruction = ""
         spec = self._simulator.spec
+        self.metadata = {**self.metadata, "render_fps": spec.action.control_hz}
         self.action_space = spaces.Box(np.array(spec.action.low), np.array(spec.action.high), dtype=np.float64)
         self.observation_space = spaces.Dict(  # type: ignore[assignment]  # Gymnasium's Dict is invariant
             {
@@ -80,13 +86,13 @@ class SimulatorEnv(gymnasium.Env[GymObservation, FloatArray]):
     ) -> tuple[GymObservation, dict[str, object]]:
         """Starts the episode (task, split, index).
 
-        The index is ``options["index"]``, else the seed, else the next random one; ``options["split"]`` overrides the
-        split.
+        The index is ``options["index"]``, or the seed, or else random; ``options["split"]`` overrides the split.
         """
         super().reset(seed=seed)
         options = options or {}
         index = options.get("index", seed if seed is not None else int(self.np_random.integers(2**31)))
         key = EpisodeKey(self._simulator.task.name, str(options.get("split", self._split)), int(str(index)))
+        self._instruction = self._simulator.task.instruction(key)
         self._simulator.reset(key)
         self._steps = 0
         return self._observe(), {"is_success": False, "key": str(key)}
@@ -109,11 +115,11 @@ class SimulatorEnv(gymnasium.Env[GymObservation, FloatArray]):
         self._simulator.close()
 
     def _observe(self) -> GymObservation:
-        return as_dict(self._simulator.observe())
+        return as_dict(observe_task(self._simulator, self._instruction))
 
 
 def as_dict(observation: Observation) -> GymObservation:
-    """The observation as nested dicts, as the observation space has them; depth is clipped to the space."""
+    """The observation as nested dicts, as in the observation space; depth is clipped to the space."""
     return {
         "views": {
             name: {
@@ -129,15 +135,33 @@ def as_dict(observation: Observation) -> GymObservation:
     }
 
 
-def register_all() -> None:
-    """Registers our tasks as ``sim_eval/<Task>-v0``; building one imports its simulator, registering does not.
+def gym_ids(tasks: Iterable[str]) -> dict[str, str]:
+    """Gymnasium id -> task: ``sim_eval/<Task>-v0``, or ``sim_eval/libero_object-3-v0`` for a task named by a number.
 
-    A task that is only a number in its suite goes by both: ``sim_eval/libero_object-3-v0``.
+    Raises:
+        SimEvalError: two tasks would have the same id; names them.
     """
-    from sim_eval.envs.tasks import own_tasks
-
-    for name in own_tasks():
+    ids: dict[str, str] = {}
+    for name in tasks:
         task = name.split("/")[-1]
         gym_id = f"sim_eval/{name.replace('/', '-') if task.isdigit() else task}-v0"
-        if gym_id not in gymnasium.registry:
+        if gym_id in ids:
+            raise SimEvalError(f"{ids[gym_id]} and {name} would both be {gym_id} in Gymnasium: rename one of them")
+        ids[gym_id] = name
+    return ids
+
+
+def register_all() -> None:
+    """Registers our tasks; a simulator is imported only when an environment is made.
+
+    Warns of an id that another package has registered, and leaves it to that package.
+    """
+    for gym_id, name in gym_ids(own_tasks()).items():
+        existing = gymnasium.registry.get(gym_id)
+        if existing is None:
             gymnasium.register(gym_id, entry_point="sim_eval.envs.gym:SimulatorEnv", kwargs={"task": name})
+        elif existing.kwargs != {"task": name}:
+            warnings.warn(
+                f"{gym_id} is registered by another package: make {name} by sim_eval.envs.gym.SimulatorEnv('{name}')",
+                stacklevel=2,
+            )

@@ -1,7 +1,7 @@
-"""The other way round from :mod:`sim_eval.envs.gym`: any ``gymnasium.Env`` of that Dict layout as a Simulator.
+"""A ``gymnasium.Env`` with the observation layout of :mod:`sim_eval.envs.gym` as a Simulator.
 
 PUSH = Task("acme/Push", goals=(("push the block",),), max_episode_steps=100, workspace=BOX, phases=("push",),
-            factory=lambda task, options: GymSimulator(task, PushEnv(options.height), "UR5", ACTION))
+            factory=lambda task, render: GymSimulator(task, PushEnv(*render.size("top")), "UR5", ACTION))
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sim_eval.core.types import (
     EnvironmentSpec,
     EpisodeKey,
     FloatArray,
-    Observation,
+    SensorReadings,
     Snapshot,
     Status,
     Task,
@@ -34,21 +34,22 @@ AnyEnv: TypeAlias = gymnasium.Env[Any, Any]
 class GymSimulator:
     """See :class:`sim_eval.core.types.Simulator`.
 
-    The seed given to ``reset`` comes from the episode's key and must decide everything random. A task with several
-    goals hands the goal's index over as ``options["goal"]``, and the instruction must be one of that goal. Success is
-    ``info["is_success"]``; ``info["phase"]``, when there is one, counts the fulfilled phases. Once the environment has
-    terminated or truncated it is not stepped any more and stays as it is.
+    The seed given to ``reset`` comes from the episode's key and must decide everything random. For a task with several
+    goals, ``options["goal"]`` is the goal's index, and the environment's instruction must be one of that goal's.
+    Success is ``info["is_success"]``; ``info["phase"]`` is optional and counts the fulfilled phases. An environment
+    that has terminated or truncated is not stepped again: its last observation and status stay.
 
     Args:
         environment: its observations are ``views`` {camera: rgb, depth, intrinsics, camera_to_world}, ``proprio``
-            {field: vector, among them eef_pos} and ``instruction``, units and frames as in the contract.
+            {field: vector; eef_pos is required} and ``instruction``, in the units and frames of
+            :mod:`sim_eval.core.types`.
         robot: its name.
-        action: what the actions mean; its bounds are those of the action space.
-        state: the environment's full state [n], for snapshots. Without it a snapshot holds proprioception only, and
-            replaying an episode proves no more than that.
+        action: the meaning of actions; its bounds are those of the action space.
+        state: returns the environment's full state [n], for snapshots. Without it a snapshot holds proprioception only,
+            and a replay verifies no more than that.
 
     Raises:
-        SimEvalError: the environment's spaces are others; says where.
+        SimEvalError: the environment's spaces differ; says where.
     """
 
     def __init__(
@@ -71,8 +72,8 @@ class GymSimulator:
                 f"{task.name}: the action space is {box}, the action's {action.dim} names have bounds {action.low} to "
                 f"{action.high}: make them equal"
             )
-        self._seen: Observation | None = None
-        self._last: Status | None = None  # how it ended; None: it goes on
+        self._readings: SensorReadings | None = None
+        self._last: Status | None = None  # after the end; None: it goes on
 
     @property
     def task(self) -> Task:
@@ -87,10 +88,10 @@ class GymSimulator:
         options = {"goal": goal} if len(self._task.goals) > 1 else None
         observation, _ = self._environment.reset(seed=int(key.rng("reset").integers(2**31)), options=options)
         self._last = None
-        self._seen = self._read(observation)
-        if self._seen.instruction not in self._task.goals[goal]:
+        self._readings = _readings(observation)
+        if (instruction := str(observation["instruction"])) not in self._task.goals[goal]:
             raise SimEvalError(
-                f"{self._task.name}: the environment asks for '{self._seen.instruction}', the task for "
+                f"{self._task.name}: the environment asks for '{instruction}', the task for "
                 f"'{self._task.goals[goal][0]}': give the task the environment's sentences"
             )
 
@@ -99,18 +100,19 @@ class GymSimulator:
             return self._last
         space = self._environment.action_space
         observation, _, terminated, truncated, info = self._environment.step(np.asarray(action, space.dtype))
-        self._seen = self._read(observation)
+        self._readings = _readings(observation)
         success = bool(info["is_success"])
         status = Status(success, int(info.get("phase", len(self._task.phases) if success else 0)))
         if terminated or truncated:
             self._last = status
         return status
 
-    def observe(self, cameras: Sequence[str] | None = None) -> Observation:
-        """What the last step showed: Gymnasium's environments render at every step."""
-        seen = self._now()
-        views = {name: seen.views[name] for name in (seen.views if cameras is None else cameras)}
-        return Observation(views, seen.proprio, seen.instruction, seen.workspace)
+    def observe(self, cameras: Sequence[str] | None = None) -> SensorReadings:
+        """The readings of the last step: Gymnasium's environments render at every step."""
+        views = self._now().views
+        return SensorReadings(
+            {name: views[name] for name in (views if cameras is None else cameras)}, self._now().proprio
+        )
 
     def snapshot(self) -> Snapshot:
         if self._state is not None:
@@ -118,7 +120,7 @@ class GymSimulator:
         return Snapshot(np.concatenate(list(self._now().proprio.values())))
 
     def privileged(self) -> Mapping[str, FloatArray]:
-        """Nothing: Gymnasium has no place for it."""
+        """Nothing: Gymnasium does not provide it."""
         return {}
 
     def provenance(self) -> Mapping[str, str]:
@@ -129,26 +131,25 @@ class GymSimulator:
     def close(self) -> None:
         self._environment.close()
 
-    def _now(self) -> Observation:
-        if self._seen is None:
-            raise SimEvalError(f"{self._task.name}: reset comes before looking")
-        return self._seen
+    def _now(self) -> SensorReadings:
+        if self._readings is None:
+            raise SimEvalError(f"{self._task.name}: reset it before the first observation")
+        return self._readings
 
-    def _read(self, observation: Any) -> Observation:
-        return Observation(
-            views={
-                name: CameraView(
-                    rgb=np.array(view["rgb"], np.uint8),
-                    depth=np.array(view["depth"], np.float32),
-                    intrinsics=np.array(view["intrinsics"], np.float64),
-                    camera_to_world=np.array(view["camera_to_world"], np.float64),
-                )
-                for name, view in observation["views"].items()
-            },
-            proprio={name: np.array(vector, np.float64) for name, vector in observation["proprio"].items()},
-            instruction=str(observation["instruction"]),
-            workspace=self._task.workspace,
-        )
+
+def _readings(observation: Any) -> SensorReadings:
+    return SensorReadings(
+        views={
+            name: CameraView(
+                rgb=np.array(view["rgb"], np.uint8),
+                depth=np.array(view["depth"], np.float32),
+                intrinsics=np.array(view["intrinsics"], np.float64),
+                camera_to_world=np.array(view["camera_to_world"], np.float64),
+            )
+            for name, view in observation["views"].items()
+        },
+        proprio={name: np.array(vector, np.float64) for name, vector in observation["proprio"].items()},
+    )
 
 
 def _layout(task: str, space: gymnasium.Space[Any]) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:

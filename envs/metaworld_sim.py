@@ -1,8 +1,8 @@
 """Meta-World 3.1 behind the Simulator protocol: Sawyer, a mocap hand, 80 Hz, 4-D actions in [-1, 1].
 
-Its environments keep much of one episode in the next, in the compiled model as in themselves, and ignore
-``reset(seed=)``. Here each episode has a new environment, made of one compiled model in a few milliseconds, and
-everything that Meta-World draws at random it draws from the episode's key.
+Its environments carry state from one episode to the next, in the compiled model and in themselves, and ignore
+``reset(seed=)``. Here each episode has a new environment, made from one compiled model in a few milliseconds, and
+everything random is drawn from the episode's key.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from sim_eval.core.types import (
     EnvironmentSpec,
     EpisodeKey,
     FloatArray,
-    Observation,
     RenderConfig,
+    SensorReadings,
     Snapshot,
     Status,
     Task,
@@ -46,22 +46,22 @@ ACTION = ActionSpec(
     metres_per_unit=0.01,
     gripper="closes",
 )
-# Our camera names -> Meta-World's. Ours in front of the table takes the place of one that nobody uses; the field's is
-# shown upright, though Meta-World mounts it upside down.
+# Our camera names -> Meta-World's. Our camera in front of the table replaces an unused one. The field's camera,
+# corner2, is rendered upright, although Meta-World mounts it upside down.
 CAMERAS = {"agentview": "topview", "wrist": "gripperPOV", "corner2": "corner2"}
 AGENTVIEW_POSITION, AGENTVIEW_TARGET, AGENTVIEW_FOVY = (0.65, -0.05, 0.75), (-0.02, 0.68, 0.08), 48.0
-# What the field counts as proprioception: the first four numbers of Meta-World's observation. The rest is object state.
+# The first four numbers of Meta-World's observation; the others are the state of objects.
 PROPRIO = {"eef_pos": 3, "gripper_opening": 1}
 WIDEST_METRES = 0.1  # between the claws; an opening of 1
 # Visual geoms are in the first two groups. Its objects are small meshes: a coarser grid would swallow their handles.
 GROUPS, CELL_METRES = (0, 1), 0.005
-# Lights are far away: corners of a box are enough to shade it by. The floor, far below the table, is what takes longest
-# to draw: it is left out when fast.
+# Lights are far away, so shading at the corners of a box is enough. The floor, far below the table, takes longest to
+# draw; "fast" leaves it out.
 QUADS, FLOOR = 1, "floor"
 
 
 def mount_cameras(model: mujoco.MjModel) -> None:
-    """Puts our camera where it belongs and turns the field's upright, in place."""
+    """Places our camera and turns the field's upright, in place."""
     from scipy.spatial.transform import Rotation
 
     forward = np.subtract(AGENTVIEW_TARGET, AGENTVIEW_POSITION)
@@ -76,14 +76,14 @@ def mount_cameras(model: mujoco.MjModel) -> None:
 
 
 def scene_options(model: mujoco.MjModel, options: RenderConfig) -> SceneOptions:
-    """What is drawn of Meta-World's scenes, and how coarsely."""
+    """The rendered parts of Meta-World's scenes."""
     floors = {geom for geom in range(model.ngeom) if model.geom(geom).name == FLOOR}
     hidden = frozenset(floors if options.mode == "fast" else ())
     return SceneOptions(GROUPS, hidden, not options.hide_goal, CELL_METRES, quads=QUADS)
 
 
 def environment_class(name: str) -> type[SawyerXYZEnv]:
-    """Meta-World's environment of this name, whose model is compiled once: 20 MB, which live as long as the class.
+    """Meta-World's environment of this name. Its model is compiled once: 20 MB, which live as long as the class.
 
     Raises:
         SimEvalError: Meta-World is not installed.
@@ -110,7 +110,7 @@ def environment_class(name: str) -> type[SawyerXYZEnv]:
 
 
 def new_environment(kind: type[SawyerXYZEnv], rng: np.random.Generator) -> SawyerXYZEnv:
-    """One that draws its goal and objects from the generator at every reset."""
+    """An environment that draws its goal and objects from the generator at every reset."""
     env = kind()
     env._freeze_rand_vec, env.seeded_rand_vec = False, True
     env._set_task_called = True  # set_task would freeze the scene
@@ -131,7 +131,6 @@ class MetaworldSimulator:
         self._env = self._kind()
         self._scene_camera = SceneCamera(self._env.model, CAMERAS, options, scene_options(self._env.model, options))
         self._joint_names = state_names(self._env.model)
-        self._instruction = task.goals[0][0]
 
     @property
     def task(self) -> Task:
@@ -139,13 +138,11 @@ class MetaworldSimulator:
 
     @property
     def spec(self) -> EnvironmentSpec:
-        size = (self._options.height, self._options.width)
-        return EnvironmentSpec(ROBOT, {name: size for name in CAMERAS}, PROPRIO, ACTION)
+        return EnvironmentSpec(ROBOT, {name: self._options.size(name) for name in CAMERAS}, PROPRIO, ACTION)
 
     def reset(self, key: EpisodeKey) -> None:
         self._env = new_environment(self._kind, key.rng("reset"))
         self._env.reset()
-        self._instruction = self._task.instruction(key)
         self._scene_camera.follow(self._env.model)
 
     def act(self, action: FloatArray) -> Status:
@@ -154,27 +151,27 @@ class MetaworldSimulator:
         success = bool(info["success"])
         return Status(success=success, phase=int(success))
 
-    def observe(self, cameras: Sequence[str] | None = None) -> Observation:
+    def observe(self, cameras: Sequence[str] | None = None) -> SensorReadings:
         self._scene_camera.update(self._env.data)
         views = {name: self._scene_camera.view(name) for name in (CAMERAS if cameras is None else cameras)}
-        return Observation(views, self._proprio(), self._instruction, self._task.workspace)
+        return SensorReadings(views, self._proprio())
 
     def snapshot(self) -> Snapshot:
-        """Time, joints, where the mocap target is, and what the episode drew: the goal, and where objects began."""
+        """Time, joints, the mocap target's pose, and the drawn goal and initial positions of objects."""
         data, drawn = self._env.data, self._env._last_rand_vec
-        drawn = np.zeros(0) if drawn is None else drawn  # nothing is, before the first reset
+        drawn = np.zeros(0) if drawn is None else drawn  # before the first reset
         parts = {"mocap_pos": data.mocap_pos[0], "mocap_quat": data.mocap_quat[0], "drawn": drawn}
         names = [f"{part}[{place}]" for part, values in parts.items() for place in range(len(values))]
         state = np.concatenate([[data.time], data.qpos, data.qvel, *parts.values()])
         return Snapshot(state, (*self._joint_names, *names))
 
     def privileged(self) -> Mapping[str, FloatArray]:
-        """``observation`` [39]: what Meta-World shows its scripted policies, hand, gripper, objects and goal."""
+        """``observation`` [39]: the input of Meta-World's scripted policies: hand, gripper, objects and goal."""
         now = self._env._get_curr_obs_combined_no_goal()
         return {"observation": np.concatenate([now, now, self._env._get_pos_goal()])}
 
     def segmentation(self, camera: str) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
-        """Geom id int32 [H, W] of what each pixel shows, -1 where nothing."""
+        """Geom id of each pixel, int32 [H, W]; -1: none."""
         self._scene_camera.update(self._env.data)
         return self._scene_camera.segmentation(camera)
 
@@ -186,7 +183,7 @@ class MetaworldSimulator:
         self._env.close()  # type: ignore[no-untyped-call]
 
     def _proprio(self) -> dict[str, FloatArray]:
-        # As Meta-World computes them, without the objects that it computes at the same time.
+        # As Meta-World computes them, but without the state of objects.
         data = self._env.data
         apart = np.linalg.norm(data.body("rightclaw").xpos - data.body("leftclaw").xpos)
         return {

@@ -1,7 +1,7 @@
 """Off-screen RGB-D from MuJoCo, fast on a CPU.
 
-The time of a frame goes into shadows, multisampling and dense robot meshes, hardly into pixels. ``fast`` leaves out the
-first two and draws decimated meshes from a copy of the model that only renders: the physics never sees it.
+Shadows, multisampling and dense robot meshes take most of the time of a frame, pixels hardly any. ``fast`` leaves out
+the first two and draws decimated meshes from a copy of the model that is used for rendering only.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from sim_eval.core.types import RenderMode
 if TYPE_CHECKING:
     import mujoco
 
-# Meshes of fewer faces are drawn as they are: the fingers must keep their shape in the wrist camera.
+# Meshes with fewer faces are not decimated: the fingers must keep their shape in the wrist camera.
 DECIMATE_ABOVE_FACES = 1000
-# Edge of the clustering grid: a share of the mesh's extent, so that the pedestal does not cost more than the arm.
+# Cell of the clustering grid as a share of the mesh's extent, so that the pedestal does not cost more than the arm.
 CELL_SHARE = 1 / 20
 HIDDEN_GROUP = 5
-# What may change between episodes in the physics model and must show.
+# Fields of the physics model that may change between episodes and are visible.
 SYNCED_FIELDS = (
     "geom_size",
     "geom_rgba",
@@ -50,14 +50,14 @@ REMEDY = "install one with: apt-get install -y libegl1 libgl1-mesa-dri libosmesa
 
 @dataclass(frozen=True)
 class SceneOptions:
-    """What of a model is drawn; simulators differ in where they keep what is to be seen.
+    """The rendered parts of a model.
 
     Attributes:
         groups: MuJoCo's groups of visual geoms.
-        hidden: geoms of these groups that are drawn neither in RGB nor in depth.
-        sites: draw MuJoCo's sites, which most simulators mean for people and some for policies.
-        cell_metres: least edge of the grid by which ``fast`` decimates meshes; their textures suffer a little.
-        quads: into how many a side of a box or plane is cut when ``fast``, for its shading; None: as the model says.
+        hidden: geoms of these groups that are rendered neither in RGB nor in depth.
+        sites: render MuJoCo's sites; most simulators mean them for people, some for policies.
+        cell_metres: least cell of the grid by which ``fast`` decimates meshes; textures suffer a little.
+        quads: number of parts into which ``fast`` cuts a side of a box or plane for its shading; None: the model's.
     """
 
     groups: tuple[int, ...] = (1,)
@@ -68,7 +68,7 @@ class SceneOptions:
 
 
 def _egl_works() -> bool:
-    """Whether libEGL loads and initialises some device, asked of the library itself."""
+    """Whether libEGL loads and initialises a device."""
     try:
         egl = ctypes.CDLL("libEGL.so.1")
     except OSError:
@@ -103,7 +103,7 @@ def choose_backend() -> str:
     """Picks EGL, else OSMesa, before MuJoCo is imported; respects ``MUJOCO_GL``.
 
     Raises:
-        SimEvalError: neither is there.
+        SimEvalError: neither is installed.
     """
     chosen = os.environ.get("MUJOCO_GL", "").lower()
     if not chosen:
@@ -112,7 +112,7 @@ def choose_backend() -> str:
         elif _osmesa_works():
             chosen = "osmesa"
         else:
-            raise SimEvalError(f"no off-screen OpenGL found (neither EGL nor OSMesa): {REMEDY}")
+            raise SimEvalError(f"no off-screen OpenGL (neither EGL nor OSMesa): {REMEDY}")
         if "mujoco" in sys.modules:
             raise SimEvalError(
                 f"mujoco was imported before its OpenGL was chosen: set MUJOCO_GL={chosen} and start again"
@@ -127,11 +127,13 @@ def cluster_faces(
     """Vertex clustering (Rossignac & Borrel 1993): vertices that share a grid cell become one.
 
     Args:
-        vertices: [N, 3] metres. faces: [M, 3] indices into them. cell: edge of the grid, metres.
+        vertices: [N, 3] metres.
+        faces: [M, 3] indices into them.
+        cell: edge of the grid's cells, metres.
 
     Returns:
-        The vertices, each cell's first moved to the cell's mean, and the indices [K] of the faces that remain, to be
-        read through :func:`cluster_index`.
+        The vertices, with the first of each cell moved to the cell's mean, and the indices [K] of the remaining faces,
+        whose corners :func:`cluster_index` maps to cells.
     """
     first, index = cluster_index(vertices, cell)
     count = np.bincount(index)
@@ -146,7 +148,7 @@ def cluster_faces(
 
 
 def cluster_index(vertices: NDArray[np.float32], cell: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The first vertex of each occupied cell [C] and every vertex's cell [N]."""
+    """The first vertex of each occupied cell [C] and the cell of each vertex [N]."""
     _, first, index = np.unique(
         np.floor(vertices / cell).astype(np.int64), axis=0, return_index=True, return_inverse=True
     )
@@ -154,10 +156,10 @@ def cluster_index(vertices: NDArray[np.float32], cell: float) -> tuple[NDArray[n
 
 
 def decimate_meshes(model: mujoco.MjModel, geoms: Collection[int], least_cell: float) -> list[int]:
-    """Decimates, in place, the dense meshes that the geoms draw; returns the geoms whose shape changed.
+    """Decimates the dense meshes of the geoms in place; returns the geoms whose shape changed.
 
     Args:
-        least_cell: edge of the clustering grid, metres, unless the mesh is so large that a coarser one does.
+        least_cell: least cell of the clustering grid, metres; a large mesh has larger cells.
     """
     done: dict[int, bool] = {}
     for geom in geoms:
@@ -190,7 +192,11 @@ class _Canvas:
     def __init__(
         self, model: mujoco.MjModel, height: int, width: int, scene_options: SceneOptions, effects: bool
     ) -> None:
-        """Args: model: owned by the canvas. effects: shadows, reflections, sky, multisampling."""
+        """
+        Args:
+            model: owned by the canvas.
+            effects: shadows, reflections, sky, multisampling.
+        """
         import mujoco
         from mujoco.gl_context import GLContext
 
@@ -203,7 +209,7 @@ class _Canvas:
             self._gl = GLContext(width, height)
             self._gl.make_current()
             self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
-        except Exception as error:  # whatever OpenGL reports, the user's remedy is the same
+        except Exception as error:  # the remedy is the same for all errors of OpenGL
             raise SimEvalError(
                 f"off-screen OpenGL ({os.environ['MUJOCO_GL']}) does not start ({error}): {REMEDY}"
             ) from error
@@ -229,7 +235,7 @@ class _Canvas:
     def draw(
         self, data: mujoco.MjData, camera: int, rgb: NDArray[np.uint8] | None, depth: NDArray[np.float32] | None
     ) -> None:
-        """Draws once and fills rgb [H, W, 3] and the depth buffer [H, W], both bottom row first."""
+        """Draws once into rgb [H, W, 3] and the depth buffer [H, W], both with the bottom row first."""
         import mujoco
 
         self._gl.make_current()
@@ -254,10 +260,10 @@ def _close_alive(reference: weakref.ref[_Canvas]) -> None:
 
 
 class RgbdRenderer:
-    """Draws one model's cameras.
+    """Renders a model's cameras at one size.
 
     ``fast`` reads RGB and depth from one pass. ``faithful`` takes RGB with all effects, and depth from a pass without
-    multisampling: a multisampled buffer holds the depth of a point beside the pixel's centre.
+    multisampling, whose buffer would hold the depth of a point beside the pixel's centre.
     """
 
     def __init__(
@@ -268,14 +274,17 @@ class RgbdRenderer:
         mode: RenderMode,
         scene_options: SceneOptions = SceneOptions(),
     ) -> None:
-        """Args: model: of the physics, not changed."""
+        """
+        Args:
+            model: of the physics, not changed.
+        """
         choose_backend()
         own = copy.copy(model)
         own.geom_group[list(scene_options.hidden)] = HIDDEN_GROUP
         self.decimated: list[int] = []
         if mode == "fast":
-            shown = [geom for geom in range(own.ngeom) if own.geom_group[geom] in scene_options.groups]
-            self.decimated = decimate_meshes(own, shown, scene_options.cell_metres)
+            visible = [geom for geom in range(own.ngeom) if own.geom_group[geom] in scene_options.groups]
+            self.decimated = decimate_meshes(own, visible, scene_options.cell_metres)
             self._canvases = [_Canvas(own, height, width, scene_options, effects=False)]
         else:
             self._canvases = [
@@ -289,17 +298,17 @@ class RgbdRenderer:
 
     @property
     def drawn_model(self) -> mujoco.MjModel:
-        """What depth is drawn from; decimated when fast."""
+        """The model from which depth is rendered; decimated in mode ``fast``."""
         return self._canvases[-1].model
 
     def sync(self, model: mujoco.MjModel) -> None:
-        """Takes over what an episode may change in the physics model (sizes, colours, camera poses)."""
+        """Takes over an episode's changes to the physics model (sizes, colours, camera poses)."""
         for canvas in self._canvases:
             for name in SYNCED_FIELDS:
                 getattr(canvas.model, name)[:] = getattr(model, name)
 
     def render(self, data: mujoco.MjData, camera: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """RGB uint8 [H, W, 3] and planar depth float32 [H, W] in metres of pixel centres, both upright."""
+        """RGB uint8 [H, W, 3] and planar depth float32 [H, W] of the pixels' centres in metres, both upright."""
         rgb = np.empty((*self._shape, 3), np.uint8)
         buffer = np.empty(self._shape, np.float32)
         if len(self._canvases) == 1:
@@ -312,7 +321,7 @@ class RgbdRenderer:
         return np.ascontiguousarray(rgb[::-1]), np.ascontiguousarray(depth[::-1])
 
     def segmentation(self, data: mujoco.MjData, camera: int) -> NDArray[np.int32]:
-        """Geom id int32 [H, W] of what each pixel shows; -1: nothing."""
+        """Geom id of each pixel, int32 [H, W]; -1: none."""
         import mujoco
 
         scene = self._canvases[-1].scene
@@ -327,8 +336,8 @@ class RgbdRenderer:
         for drawn in scene.geoms[: scene.ngeom]:
             if drawn.segid >= 0 and drawn.objtype == mujoco.mjtObj.mjOBJ_GEOM:
                 geom_of[drawn.segid + 1] = drawn.objid
-        shown: NDArray[np.int32] = geom_of[segment]
-        return shown
+        geoms: NDArray[np.int32] = geom_of[segment]
+        return geoms
 
     def close(self) -> None:
         """Frees the contexts; may be called twice."""

@@ -1,7 +1,7 @@
 """robosuite 1.5 behind the Simulator protocol: Panda, OSC_POSE, 20 Hz, 7-D actions in [-1, 1].
 
-The environment is built once and soft-reset (``hard_reset=False``: 1 ms, not 160). Everything that robosuite draws at
-random is drawn again from the episode's key, so an episode does not depend on what ran before it or where.
+The environment is built once and soft-reset (``hard_reset=False``: 1 ms, not 160). Everything random is drawn from the
+episode's key, so an episode depends neither on earlier episodes nor on the process.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from sim_eval.core.types import (
     EnvironmentSpec,
     EpisodeKey,
     FloatArray,
-    Observation,
     RenderConfig,
+    SensorReadings,
     Snapshot,
     Status,
     Task,
@@ -54,18 +54,18 @@ PROPRIO = {"eef_pos": 3, "eef_quat": 4, "eef_rot6d": 6, "gripper_qpos": 2, "join
 
 @dataclass(frozen=True)
 class RobosuiteScene:
-    """What a task file says of its robosuite environment.
+    """The robosuite environment of a task.
 
     Attributes:
-        environment: robosuite's name of it.
-        phase: how many of the task's phases are fulfilled, of the running environment and the goal's index; all of
-            them: success.
-        objects: name a scripted expert uses -> MuJoCo body.
-        arguments: made afresh for each environment, handed to ``robosuite.make``; they go before ours.
-        randomize: sets, in the compiled model, what robosuite draws only when it builds an environment.
-        hidden: prefixes of geoms shown neither in RGB nor in depth.
-        sites: whether MuJoCo's sites are something to see.
-        cell_metres: of the grid by which ``fast`` decimates meshes.
+        environment: robosuite's name.
+        phase: the number of fulfilled phases, as a function of the running environment and the goal's index; all
+            phases: success.
+        objects: name for scripted demonstrators -> MuJoCo body.
+        arguments: for ``robosuite.make``, made for each environment; they override ours.
+        randomize: sets in the compiled model what robosuite draws only when it builds an environment.
+        hidden: prefixes of geoms that are rendered neither in RGB nor in depth.
+        sites: whether MuJoCo's sites are rendered.
+        cell_metres: cell of the grid by which ``fast`` decimates meshes.
     """
 
     environment: str
@@ -78,7 +78,7 @@ class RobosuiteScene:
     cell_metres: float = SceneOptions.cell_metres
 
     def scene_options(self, model: mujoco.MjModel) -> SceneOptions:
-        """What of the compiled model is drawn."""
+        """The parts of the compiled model that are rendered."""
         names = [model.geom(index).name for index in range(model.ngeom)]
         hidden = frozenset(index for index, name in enumerate(names) if name.startswith(self.hidden))
         return SceneOptions(hidden=hidden, sites=self.sites, cell_metres=self.cell_metres)
@@ -86,7 +86,7 @@ class RobosuiteScene:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Robosuite greets with warnings about optional parts that nobody asked for."""
+    """Silences robosuite's warnings about optional packages."""
     before = logging.root.manager.disable
     logging.disable(max(before, logging.WARNING))
     try:
@@ -96,7 +96,7 @@ def quiet() -> Iterator[None]:
 
 
 def set_box_size(env: ManipulationEnv, name: str, half_size: FloatArray) -> None:
-    """Gives a free box new half sizes [3] in metres, with the mass and inertia that its density then means."""
+    """Sets the half sizes [3] of a free box in metres; mass and inertia follow from its density."""
     import mujoco
 
     model, data = env.sim.model._model, env.sim.data._data
@@ -117,12 +117,12 @@ def set_box_size(env: ManipulationEnv, name: str, half_size: FloatArray) -> None
 
 
 def env_density(env: ManipulationEnv, name: str) -> float:
-    """Density, kg/m^3, that robosuite gave the object of this name."""
+    """Density of an object in kg/m^3."""
     return float(next(obj.density for obj in env.model.mujoco_objects if obj.name == name))
 
 
 def reseed(env: ManipulationEnv, rng: np.random.Generator) -> None:
-    """Puts one generator everywhere robosuite draws from at a soft reset."""
+    """Sets the generator of everything that robosuite draws at a soft reset."""
     env.rng = rng
     pending = [getattr(env, "placement_initializer", None)]
     while pending:
@@ -153,7 +153,7 @@ class RobosuiteSimulator:
                 "seed": 0,
             }
             self._env: ManipulationEnv = robosuite.make(scene.environment, **{**arguments, **scene.arguments()})
-        for name in self._env.observation_names:  # observations are read from the state when asked for
+        for name in self._env.observation_names:  # `observe` reads the state instead
             self._env.modify_observable(name, "enabled", False)
             self._env.modify_observable(name, "active", False)
         self._task, self._scene, self._options = task, scene, options
@@ -164,7 +164,7 @@ class RobosuiteSimulator:
         self._fingers = self._env.robots[0]._ref_gripper_joint_pos_indexes["right"]
         self._bodies = {name: self._model.body(body).id for name, body in scene.objects.items()}
         self._state_names = state_names(self._model)
-        self._goal, self._instruction = 0, task.goals[0][0]
+        self._goal = 0
 
     @property
     def task(self) -> Task:
@@ -172,14 +172,13 @@ class RobosuiteSimulator:
 
     @property
     def spec(self) -> EnvironmentSpec:
-        size = (self._options.height, self._options.width)
-        return EnvironmentSpec(ROBOT, {name: size for name in CAMERAS}, PROPRIO, ACTION)
+        return EnvironmentSpec(ROBOT, {name: self._options.size(name) for name in CAMERAS}, PROPRIO, ACTION)
 
     def reset(self, key: EpisodeKey) -> None:
         self._scene.randomize(self._env, key.rng("objects"))
         reseed(self._env, key.rng("reset"))
         self._env.reset()
-        self._goal, self._instruction = self._task.goal(key), self._task.instruction(key)
+        self._goal = self._task.goal(key)
         self._scene_camera.follow(self._model)
 
     def act(self, action: FloatArray) -> Status:
@@ -188,10 +187,10 @@ class RobosuiteSimulator:
         phase = self._scene.phase(self._env, self._goal)
         return Status(success=phase == len(self._task.phases), phase=phase)
 
-    def observe(self, cameras: Sequence[str] | None = None) -> Observation:
+    def observe(self, cameras: Sequence[str] | None = None) -> SensorReadings:
         self._update_cameras()
         views = {name: self._scene_camera.view(name) for name in (CAMERAS if cameras is None else cameras)}
-        return Observation(views, self._proprio(), self._instruction, self._task.workspace)
+        return SensorReadings(views, self._proprio())
 
     def snapshot(self) -> Snapshot:
         return Snapshot(np.array(self._env.sim.get_state().flatten(), np.float64), self._state_names)
@@ -207,13 +206,14 @@ class RobosuiteSimulator:
         return state
 
     def segmentation(self, camera: str) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
-        """Geom id int32 [H, W] of what each pixel shows, -1 where nothing."""
+        """Geom id of each pixel, int32 [H, W]; -1: none."""
         self._update_cameras()
         return self._scene_camera.segmentation(camera)
 
     def provenance(self) -> Mapping[str, str]:
         import robosuite
 
+        heights, widths = zip(*(self._options.size(name) for name in CAMERAS), strict=True)
         arguments = {
             "env_name": self._scene.environment,
             "env_version": robosuite.__version__,
@@ -222,8 +222,8 @@ class RobosuiteSimulator:
                 "robots": ROBOT,
                 "control_freq": CONTROL_HZ,
                 "camera_names": list(CAMERAS.values()),
-                "camera_heights": self._options.height,
-                "camera_widths": self._options.width,
+                "camera_heights": heights[0] if len(set(heights)) == 1 else heights,
+                "camera_widths": widths[0] if len(set(widths)) == 1 else widths,
                 "camera_depths": True,
             },
             "render": self._options.mode,

@@ -1,4 +1,4 @@
-"""Looks at a running MuJoCo model with positions of its own, so that looking never touches the physics."""
+"""RGB-D pictures of a running MuJoCo model, rendered from a copy of all positions, which never affects the physics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def state_names(model: mujoco.MjModel) -> tuple[str, ...]:
-    """What the numbers of a flat state are that is time, joint positions, joint velocities."""
+    """Names of the numbers of a flat state: time, joint positions, joint velocities."""
     names = ["time"]
     for kind, starts, size in (("qpos", model.jnt_qposadr, model.nq), ("qvel", model.jnt_dofadr, model.nv)):
         for joint, (start, end) in enumerate(zip(starts, [*starts[1:], size], strict=True)):
@@ -26,42 +26,42 @@ def state_names(model: mujoco.MjModel) -> tuple[str, ...]:
 
 
 class SceneCamera:
-    """Poses and RGB-D pictures of one instant after another.
+    """Renders the cameras of a model, one instant after another.
 
     Args:
         model: of the physics; read, never changed.
         cameras: our name of a camera -> the model's.
-        options: how big and by which renderer.
-        look: what is drawn.
+        config: size of each camera, and the rendering mode.
+        scene_options: the rendered parts of the model.
 
     Attributes:
-        data: where everything is at the instant of the last :meth:`update`: bodies, sites, geoms, cameras.
+        data: poses of bodies, sites, geoms and cameras at the instant of the last :meth:`update`.
     """
 
     def __init__(
-        self, model: mujoco.MjModel, cameras: Mapping[str, str], options: RenderConfig, scene_options: SceneOptions
+        self, model: mujoco.MjModel, cameras: Mapping[str, str], config: RenderConfig, scene_options: SceneOptions
     ) -> None:
         self._cameras = {name: model.camera(theirs).id for name, theirs in cameras.items()}
-        self._options, self._scene_options = options, scene_options
-        self._renderer: RgbdRenderer | None = None
-        self._seen: dict[str, CameraView] = {}  # pictures of this instant, so that two onlookers cost one rendering
+        self._config, self._scene_options = config, scene_options
+        self._renderers: dict[tuple[int, int], RgbdRenderer] = {}
+        self._views: dict[str, CameraView] = {}  # of this instant, so that two callers cost one rendering
         self.follow(model)
 
     def follow(self, model: mujoco.MjModel) -> None:
-        """Takes over what a new episode changed in the model, or another copy of it."""
+        """Takes over a new episode's changes to the model, or another copy of the model."""
         import mujoco
 
         self._model, self.data = model, mujoco.MjData(model)
-        self._seen = {}
-        self.repaint()
+        self._views = {}
+        self.sync()
 
-    def repaint(self) -> None:
+    def sync(self) -> None:
         """Takes over colours and the like that the model has changed within an episode."""
-        if self._renderer is not None:
-            self._renderer.sync(self._model)
+        for renderer in self._renderers.values():
+            renderer.sync(self._model)
 
     def update(self, data: mujoco.MjData) -> None:
-        """Moves everything to where it is in the physics now."""
+        """Moves everything to its place in the physics."""
         import mujoco
 
         self.data.qpos[:] = data.qpos
@@ -70,32 +70,31 @@ class SceneCamera:
         mujoco.mj_camlight(self._model, self.data)
 
     def forget(self) -> None:
-        """The instant is over: the pictures of it are drawn anew when asked for."""
-        self._seen = {}
+        """Ends the instant: its pictures are discarded."""
+        self._views = {}
 
     def view(self, name: str) -> CameraView:
         """The picture of one of our cameras, as of the last :meth:`update`."""
-        if name not in self._seen:
-            camera, options = self._cameras[name], self._options
-            rgb, depth = self._render().render(self.data, camera)
-            fovy = float(self._model.cam_fovy[camera])
-            intrinsics = intrinsics_from_fovy(fovy, options.height, options.width)
+        if name not in self._views:
+            camera = self._cameras[name]
+            rgb, depth = self._renderer(name).render(self.data, camera)
+            intrinsics = intrinsics_from_fovy(float(self._model.cam_fovy[camera]), *self._config.size(name))
             pose = camera_to_world_from_mujoco(self.data.cam_xpos[camera], self.data.cam_xmat[camera])
-            self._seen[name] = CameraView(rgb, depth, intrinsics, pose)
-        return self._seen[name]
+            self._views[name] = CameraView(rgb, depth, intrinsics, pose)
+        return self._views[name]
 
     def segmentation(self, name: str) -> NDArray[np.int32]:
-        """Geom id int32 [H, W] of what each pixel of a camera shows, -1 where nothing."""
-        return self._render().segmentation(self.data, self._cameras[name])
+        """Geom id of each pixel of a camera, int32 [H, W]; -1: none."""
+        return self._renderer(name).segmentation(self.data, self._cameras[name])
 
     def close(self) -> None:
-        """Frees the renderer; may be called twice."""
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+        """Frees the renderers; may be called twice."""
+        while self._renderers:
+            self._renderers.popitem()[1].close()
 
-    def _render(self) -> RgbdRenderer:
-        if self._renderer is None:
-            options = self._options
-            self._renderer = RgbdRenderer(self._model, options.height, options.width, options.mode, self._scene_options)
-        return self._renderer
+    def _renderer(self, camera: str) -> RgbdRenderer:
+        """The renderer of the camera's size."""
+        size = self._config.size(camera)
+        if size not in self._renderers:
+            self._renderers[size] = RgbdRenderer(self._model, *size, self._config.mode, self._scene_options)
+        return self._renderers[size]

@@ -1,26 +1,25 @@
 """Collect demonstrations: ``python -m sim_eval.collect --task robosuite/LiftWide --episodes 150 --out data/lift_wide``.
 
-One HDF5 file an episode, in robomimic's layout with depth and cameras. The same command again goes on where it
-stopped, with any number of ``--workers``: the files are the same.
+Each episode is one HDF5 file in robomimic's layout, with depth and cameras. The same command again continues where it
+stopped. The files are the same for any number of ``--workers``.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from contextlib import ExitStack, closing, contextmanager
+from typing import TYPE_CHECKING
 
-import tyro
-
-from sim_eval.console import at_least, make_folder, named_tasks, run
+from sim_eval.configs import CollectConfig
+from sim_eval.console import make_folder, named_tasks, run
+from sim_eval.core.decoding import decode, encode
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import RenderConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from sim_eval.core.types import EpisodeKey
     from sim_eval.datasets.attempts import AttemptsLog
@@ -32,139 +31,97 @@ if TYPE_CHECKING:
     from sim_eval.policies.policy import Policy
 
 
-@dataclass(frozen=True)
-class CollectArguments:
-    """Collect demonstrations with a policy.
-
-    Attributes:
-        task: what to demonstrate: tasks and suites of tasks, separated by commas, for example robosuite/LiftWide.
-        out: folder for the episode files of all tasks; one that already holds some of them is continued.
-        policy: who demonstrates: scripted, a shipped checkpoint's name, or a checkpoint folder.
-        episodes: how many episodes of each task the folder shall hold in the end.
-        split: train or val; test episodes are never collected.
-        keep_failures: keep failed episodes too.
-        disturb: push the demonstrator off its path but record clean labels (DART), so that a learner sees recoveries.
-        rehearse: run each episode without recording first, and again only if it succeeds; faster where simulation is
-            cheap beside rendering and the demonstrator fails now and then.
-        settle: control steps that are recorded after the first success; where success is a distance to come under, with
-            few of them a policy may learn to stop just short of it.
-        render: fast, or faithful for the simulator's own look; without it faithful for LIBERO and fast for all else.
-        hide_goal: leave out the marks by which some simulators show where the goal is.
-        size: height and width of every camera in pixels.
-        cameras: which of the environment's cameras are recorded, separated by commas; default: all.
-        device: for a learned policy: auto, cpu, cuda.
-        workers: processes that run episodes; 1 is this process, and with 2 or more it survives a crash of a simulator.
-    """
-
-    task: Annotated[str, tyro.conf.arg(metavar="T[,T...]")]
-    out: Path
-    policy: str = "scripted"
-    episodes: int = 100
-    split: Literal["train", "val"] = "train"
-    keep_failures: bool = False
-    disturb: bool = True
-    dry_run_first: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    post_success_steps: int = 10
-    render: Literal["fast", "faithful"] | None = None
-    hide_goal: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    size: int = 128
-    cameras: Annotated[str, tyro.conf.arg(metavar="C[,C...]")] = ""
-    device: str = "auto"
-    workers: int = 1
-
-
-def main(arguments: CollectArguments) -> int:
+def main(config: CollectConfig) -> int:
     """Runs the command; returns the exit code."""
-    at_least("episodes", arguments.episodes, 1)
-    at_least("size", arguments.size, 16)
-    at_least("workers", arguments.workers, 1)
-    at_least("post-success-steps", arguments.post_success_steps, 0)
-    from sim_eval.datasets.attempts import AttemptsLog, CollectionConfig
+    config = decode(CollectConfig, encode(config))
+    from sim_eval.datasets.attempts import AttemptsLog
+    from sim_eval.datasets.recorder import existing
     from sim_eval.envs.tasks import choose_render
     from sim_eval.evaluation.engine import RolloutProtocol
     from sim_eval.evaluation.jobs import CollectJob, PolicySource
     from sim_eval.evaluation.scheduler import EpisodeScheduler
     from sim_eval.policies.policy import AS_SAVED
 
-    tasks = named_tasks(arguments.task)
+    tasks = named_tasks(config.task)
     if not tasks:
         raise SimEvalError("--task names nothing: name a task or a suite")
-    source = PolicySource(arguments.policy, arguments.device, AS_SAVED, threads=1)
+    source = PolicySource(config.policy, config.device, AS_SAVED, threads=1)
     policy = source.load()
-    make_folder(arguments.out)
-    render = choose_render(arguments.render or policy.spec.render, tasks)
-    render_config = RenderConfig(render, arguments.size, arguments.size, arguments.hide_goal)
-    there = found(arguments, tasks, render_config)
-    collection_config = CollectionConfig(
-        " ".join(filter(None, (policy.spec.name, policy.spec.digest))), arguments.disturb, arguments.post_success_steps
-    )
-    attempts = {task: AttemptsLog(arguments.out, task, arguments.split, collection_config) for task in tasks}
-    schedulers = {
-        task: EpisodeScheduler(
-            task,
-            arguments.split,
-            arguments.episodes,
-            [key.index for key in keys],
-            arguments.keep_failures,
-            () if arguments.keep_failures else attempts[task].failed,
-        )
-        for task, keys in there.items()
+    make_folder(config.out)
+    mode = choose_render(config.render or policy.spec.render, tasks)
+    render = RenderConfig(mode, config.size, config.size, config.hide_goal)
+    outcome_settings = {
+        "policy": " ".join(filter(None, (policy.spec.name, policy.spec.digest))),
+        "disturb": config.disturb,
+        "post_success_steps": config.post_success_steps,
+        "render": str(render),
     }
-    job = CollectJob(
-        policy.spec,
-        RolloutProtocol(post_success_steps=arguments.post_success_steps, render=render_config),
-        arguments.out,
-        keep_failures=arguments.keep_failures,
-        disturb=arguments.disturb,
-        dry_run_first=arguments.dry_run_first,
-        cameras=tuple(name.strip() for name in arguments.cameras.split(",") if name.strip()),
-        there={task: headers[min(headers)].spec.cameras for task, headers in there.items() if headers},
-        source=source,
-    )
-    began = time.monotonic()
-    try:
-        with outcomes(job, policy, list(schedulers.values()), arguments.workers) as ended:
-            fill(schedulers, attempts, ended)
-    except KeyboardInterrupt:
-        kept = sum(
-            len(scheduler.kept) + len(written(arguments.out, scheduler, scheduler.running))
-            for scheduler in schedulers.values()
+    with ExitStack() as locks:
+        # Locked before the folder is read, so that no other collector changes it any more.
+        logs = {task: locks.enter_context(closing(AttemptsLog(config.out, task, config.split))) for task in tasks}
+        headers = existing(config.out, tasks, config.split)
+        schedulers = {}
+        for task, log in logs.items():
+            check_existing(config, render, headers[task].values(), not log.is_new)
+            log.begin(config, outcome_settings)
+            kept, failed = [key.index for key in headers[task]], () if config.keep_failures else log.failed
+            schedulers[task] = EpisodeScheduler(task, config.split, config.episodes, kept, config.keep_failures, failed)
+        job = CollectJob(
+            policy.spec,
+            RolloutProtocol(post_success_steps=config.post_success_steps, render=render),
+            config.out,
+            config=config,
+            recorded={task: found[min(found)].spec.cameras for task, found in headers.items() if found},
+            source=source,
         )
-        raise KeyboardInterrupt(
-            f"interrupted: {kept} of {arguments.episodes * len(tasks)} episodes kept in {arguments.out}; "
-            "the same command continues"
-        ) from None
-    report(list(schedulers.values()), sum(map(len, there.values())), time.monotonic() - began, arguments)
+        began = time.monotonic()
+        try:
+            with outcomes(job, policy, list(schedulers.values()), config.workers) as ended:
+                fill(schedulers, logs, ended)
+        except KeyboardInterrupt:
+            done = sum(len(each.kept) + len(written(config.out, each, each.running)) for each in schedulers.values())
+            raise KeyboardInterrupt(
+                f"interrupted: {done} of {config.episodes * len(tasks)} episodes kept in {config.out}; "
+                "the same command continues"
+            ) from None
+    report(list(schedulers.values()), sum(map(len, headers.values())), time.monotonic() - began, config)
     return 0
 
 
-def found(
-    arguments: CollectArguments, tasks: Sequence[str], render_config: RenderConfig
-) -> dict[str, dict[EpisodeKey, EpisodeHeader]]:
-    """What the folder holds of each task.
+def check_existing(
+    config: CollectConfig, render: RenderConfig, headers: Iterable[EpisodeHeader], has_log: bool
+) -> None:
+    """Refuses a folder whose episodes of a task were collected differently.
+
+    Args:
+        has_log: an attempts log says how many steps follow the first success; otherwise the episodes say it.
 
     Raises:
-        SimEvalError: it cannot be used together, or was rendered otherwise.
+        SimEvalError: names what differs.
     """
-    from sim_eval.datasets.recorder import existing
+    from sim_eval.envs.tasks import get_task
 
-    there: dict[str, dict[EpisodeKey, EpisodeHeader]] = {task: {} for task in tasks}
-    for key, header in existing(arguments.out, tasks, arguments.split).items():
-        if header.render_config != render_config:
+    for header in headers:
+        if header.render_config != render:
             raise SimEvalError(
-                f"{arguments.out} holds episodes of {key.task} rendered {header.render_config}, this command renders "
-                f"{render_config}: "
-                "choose another --out or the same --render, --size and --hide-goal"
+                f"{config.out} holds episodes of {header.key.task} rendered {header.render_config}, this command "
+                f"renders {render}: choose another --out or the same --render, --size and --hide-goal"
             )
-        there[key.task][key] = header
-    return there
+        if has_log or header.first_success is None:
+            continue
+        steps, last = header.length - header.first_success, get_task(header.key.task).max_episode_steps
+        if steps != min(config.post_success_steps, last - header.first_success):
+            raise SimEvalError(
+                f"{config.out} holds {header.key} with {steps} steps after its success: choose another --out or "
+                f"--post-success-steps {steps}"
+            )
 
 
 @contextmanager
 def outcomes(
     job: CollectJob, policy: Policy, schedulers: Sequence[EpisodeScheduler], workers: int
 ) -> Iterator[Iterable[EpisodeResult | Lost]]:
-    """What comes of the episodes that the quotas hand out, as they end; no worker is left afterwards."""
+    """The results of the scheduled episodes, in the order in which they end; no worker is left afterwards."""
     from sim_eval.evaluation.jobs import OneSimulator
     from sim_eval.evaluation.workers import Supervision, WorkerPool
 
@@ -181,10 +138,10 @@ def outcomes(
 
 def fill(
     schedulers: Mapping[str, EpisodeScheduler],
-    attempts: Mapping[str, AttemptsLog],
+    logs: Mapping[str, AttemptsLog],
     ended: Iterable[EpisodeResult | Lost],
 ) -> None:
-    """Tells the quotas what came of their episodes, and notes the failures, with a progress bar on stderr."""
+    """Hands results to the schedulers and logs failures, with a progress bar on stderr."""
     from tqdm import tqdm
 
     from sim_eval.envs.tasks import get_task, in_short
@@ -209,29 +166,30 @@ def fill(
             scheduler = schedulers[outcome.key.task]
             scheduler.end(outcome)
             if outcome.error is None and outcome.key.index not in scheduler.kept:
-                attempts[scheduler.task].fail(outcome.key.index)
+                logs[scheduler.task].fail(outcome.key.index)
             bar.set_postfix_str("success {}/{}".format(*attempted(schedulers.values())), refresh=False)
             bar.update(kept() - bar.n)
 
 
 def attempted(schedulers: Iterable[EpisodeScheduler]) -> tuple[int, int]:
-    """Successes and tries."""
+    """Numbers of successes and of attempts."""
     ended = [result.success for scheduler in schedulers for result in scheduler.ended]
     return sum(ended), len(ended)
 
 
 def written(folder: Path, scheduler: EpisodeScheduler, indices: Iterable[int]) -> list[Path]:
-    """Which of these episodes have a file."""
+    """The existing files of these episodes."""
     from sim_eval.datasets.episode_file import file_name
 
     return [path for index in sorted(indices) if (path := folder / file_name(scheduler.key(index))).exists()]
 
 
-def report(schedulers: Sequence[EpisodeScheduler], there: int, seconds: float, arguments: CollectArguments) -> None:
-    """Prints what the folder holds now.
+def report(schedulers: Sequence[EpisodeScheduler], before: int, seconds: float, config: CollectConfig) -> None:
+    """Prints a summary of the folder and of this command.
 
     Args:
-        there: how many episodes it held before.
+        before: number of episodes that the folder held before.
+        seconds: duration of this command.
 
     Raises:
         SimEvalError: a task could not be demonstrated.
@@ -241,30 +199,30 @@ def report(schedulers: Sequence[EpisodeScheduler], there: int, seconds: float, a
 
     total = sum(len(scheduler.kept) for scheduler in schedulers)
     fresh = [(scheduler, scheduler.kept & {result.key.index for result in scheduler.ended}) for scheduler in schedulers]
-    files = [path for scheduler, indices in fresh for path in written(arguments.out, scheduler, indices)]
+    files = [path for scheduler, indices in fresh for path in written(config.out, scheduler, indices)]
     steps = sum(result.steps for scheduler in schedulers for result in scheduler.ended)
     if len(schedulers) > 1:
         rows = [
             (scheduler.task, str(len(scheduler.kept)), "{} / {}".format(*attempted([scheduler])), str(scheduler.errors))
             for scheduler in schedulers
         ]
-        print(terminal(("task", "episodes", "successes / tries", "errors"), rows))
+        print(terminal(("task", "episodes", "successes / attempts", "errors"), rows))
     successes, attempts = attempted(schedulers)
     print(
-        f"{arguments.out}: {total} episodes of {in_short([each.task for each in schedulers])}, {arguments.split} "
-        f"({there} from before)\n"
-        f"this time: {successes} successes in {attempts} tries, {len(files)} written "
+        f"{config.out}: {total} episodes of {in_short([each.task for each in schedulers])}, {config.split} "
+        f"({before} from before)\n"
+        f"this time: {successes} successes in {attempts} attempts, {len(files)} written "
         f"({sum(path.stat().st_size for path in files) / 1e6:.0f} MB), {steps} control steps, {seconds:.0f} s"
     )
-    if hopeless := [scheduler for scheduler in schedulers if scheduler.hopeless]:
-        told = "; ".join(
+    if failed := [scheduler for scheduler in schedulers if scheduler.given_up]:
+        counts = "; ".join(
             f"{each.successes} of {len(each.ended)} episodes of {each.task} ({each.errors} ended with an error)"
-            for each in hopeless
+            for each in failed
         )
         raise SimEvalError(
-            f"policy '{arguments.policy}' succeeded in {told}: it cannot demonstrate that; try --policy scripted"
+            f"policy '{config.policy}' succeeded in {counts}: it cannot demonstrate that; try --policy scripted"
         )
 
 
 if __name__ == "__main__":
-    run(main, CollectArguments, "python -m sim_eval.collect")
+    run(main, CollectConfig, "python -m sim_eval.collect")

@@ -1,20 +1,21 @@
 """Serve a policy by openpi's websocket protocol: ``python -m sim_eval.serve --policy deep_llama``.
 
 ``python -m sim_eval.rollout --policy ws://127.0.0.1:8000`` then scores it, from this machine or, with ``--host``, from
-another; openpi-client talks to it as well.
+another. openpi-client can call it too.
 """
 
 from __future__ import annotations
 
-import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
 
-from sim_eval.console import at_least, run
+from sim_eval.configs import Flag
+from sim_eval.console import run
 from sim_eval.policies.policy import Weights
+from sim_eval.policies.spatialvla.configuration_spatialvla import Count, Size
 
 PROGRAM = "python -m sim_eval.serve"
 
@@ -25,41 +26,37 @@ class ServeArguments:
 
     Attributes:
         policy: deep_llama or another shipped checkpoint, a checkpoint folder, scripted, zero or random.
-        host: address to listen on; whoever reaches it may ask, so leave it at this machine's own where you can.
+        host: address to listen on. Anyone who can reach it may call the policy, so prefer this machine's own.
         port: to listen on; 0 takes a free one.
         device: auto, cpu, cuda or another of torch's devices.
-        euler_steps: of the sampler; without it what the checkpoint was saved with.
-        weights: of the network; float32, bfloat16, int8 or nf4 (4 bits); the last two need sim_eval[quantized].
+        euler_steps: steps of the sampler; by default those saved with the checkpoint.
+        weights: precision of the network: float32, bfloat16, int8 or nf4 (4 bits); the last two need
+            sim_eval[quantized].
         compile: run the network's Euler step through torch.compile.
         threads: torch's CPU threads; with 1 the result does not depend on the machine's number of cores.
     """
 
     policy: Annotated[str, tyro.conf.arg(metavar="NAME|DIR")]
     host: str = "127.0.0.1"
-    port: int = 8000
+    port: Size = 8000
     device: str = "auto"
-    euler_steps: int | None = None
+    euler_steps: Count | None = None
     weights: Weights = "float32"
-    compile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    threads: int = 1
+    compile: Flag = False
+    threads: Count = 1
 
 
 def main(arguments: ServeArguments) -> int:
     """Runs the command; returns the exit code."""
-    at_least("port", arguments.port, 0)
-    at_least("threads", arguments.threads, 1)
-    at_least("euler-steps", 1 if arguments.euler_steps is None else arguments.euler_steps, 1)
     from sim_eval.core.errors import extra
+    from sim_eval.evaluation.jobs import PolicySource
     from sim_eval.policies.policy import InferenceConfig
-    from sim_eval.policies.registry import load_policy
 
     with extra("serve"):
         from sim_eval.policies.remote.server import PolicyServer
 
     inference = InferenceConfig(arguments.euler_steps, arguments.weights, arguments.compile)
-    policy = load_policy(arguments.policy, arguments.device, inference)
-    if torch := sys.modules.get("torch"):  # a policy without a network does not load it
-        torch.set_num_threads(arguments.threads)
+    policy = PolicySource(arguments.policy, arguments.device, inference, arguments.threads).load()
     with PolicyServer(policy).listen(arguments.host, arguments.port) as server, suppress(KeyboardInterrupt):
         host, port = server.socket.getsockname()[:2]
         print(f"serving {policy.spec.name} on ws://{host}:{port}", flush=True)

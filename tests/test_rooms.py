@@ -19,7 +19,9 @@ ALLOWED = {
     "sim_eval.policies": ("sim_eval.core", "sim_eval.policies"),
     "sim_eval.datasets": ("sim_eval.core", "sim_eval.datasets"),
     "sim_eval.evaluation": (
+        "sim_eval.configs",
         "sim_eval.core",
+        "sim_eval.configs",
         "sim_eval.envs",
         "sim_eval.policies",
         "sim_eval.datasets",

@@ -1,10 +1,10 @@
 """The registry of tasks: ``TASKS`` of every module of this folder, and what other packages register.
 
-A module may name groups of its tasks in ``SUITES``: suite name -> names of its tasks, or of the suites of which it is
-made. A suite's name stands for its tasks wherever tasks are named. Where tasks are there only once something is
-installed, the module has ``MISSING``: beginning of their names -> the remedy, empty when it is installed.
+A module may name groups of its tasks in ``SUITES``: suite name -> names of its tasks or of other suites. A suite's name
+stands for its tasks wherever tasks are named. A module whose tasks need another package has ``MISSING``: beginning of
+their names -> the remedy; it is empty when that package is installed.
 
-Another package adds a task, and with its factory a simulator, by an entry point of the group ``sim_eval.tasks`` whose
+Another package adds a task, and with its factory a simulator, by an entry point of the group ``sim_eval.tasks``, whose
 name is the task's and whose value is the :class:`sim_eval.core.types.Task`.
 """
 
@@ -37,18 +37,18 @@ def own_tasks() -> dict[str, Task]:
 
 @cache
 def suites() -> dict[str, tuple[str, ...]]:
-    """Suite name -> names of what it is made of, tasks or other suites."""
+    """Suite name -> names of its parts: tasks or other suites."""
     return {name: parts for module in _modules() for name, parts in getattr(module, "SUITES", {}).items()}
 
 
 def suite_tasks(name: str) -> tuple[str, ...]:
-    """The tasks that a suite, or a task, stands for: each once."""
+    """The tasks of a suite, each once; of a task, the task itself."""
     parts = suites().get(name)
     return (name,) if parts is None else tuple(dict.fromkeys(task for part in parts for task in suite_tasks(part)))
 
 
 def expand(names: Iterable[str]) -> list[str]:
-    """Names of tasks and suites as names of tasks, each once, in the order in which they were named.
+    """The tasks that names of tasks and suites stand for, each once, in the order of the names.
 
     Raises:
         SimEvalError: no task or suite has one of the names.
@@ -59,25 +59,25 @@ def expand(names: Iterable[str]) -> list[str]:
 
 def whole_suites(tasks: Iterable[str]) -> list[str]:
     """The suites all of whose tasks are among these."""
-    there = set(tasks)
-    return [name for name in suites() if there.issuperset(suite_tasks(name))]
+    given = set(tasks)
+    return [name for name in suites() if given.issuperset(suite_tasks(name))]
 
 
 def groups(suite: str) -> tuple[str, ...]:
-    """The suites of which a suite is made; none if there are tasks among its parts."""
+    """The suites of which a suite is made; none if tasks are among its parts."""
     parts = suites()[suite]
     return parts if all(part in suites() for part in parts) else ()
 
 
 def outer_suites(tasks: Iterable[str]) -> list[str]:
-    """The whole suites that lie in no larger one, each before the suites of which it is made."""
+    """The whole suites that are in no larger one, each followed by the suites of which it is made."""
     inside = {name: set(suite_tasks(name)) for name in whole_suites(tasks)}
     outer = [name for name, mine in inside.items() if not any(mine < other for other in inside.values())]
     return list(dict.fromkeys(name for suite in outer for name in (suite, *groups(suite))))
 
 
 def in_short(tasks: Iterable[str]) -> str:
-    """Names of tasks for a reader: those of whole suites by the suite's name, the largest first."""
+    """A short text for many tasks: whole suites by their names, the largest first, then the other tasks."""
     left = dict.fromkeys(tasks)
     named = []
     for suite in sorted(whole_suites(left), key=lambda name: -len(suite_tasks(name))):
@@ -88,38 +88,45 @@ def in_short(tasks: Iterable[str]) -> str:
 
 
 def task_names() -> list[str]:
-    """Of this package and of others."""
+    """The tasks of this package and of others."""
     return sorted({*own_tasks(), *plugin_names(TASK_GROUP)})
 
 
-def _instead(name: str) -> str:
-    """What may have been meant: what is not installed, names like it, or one task of each simulator, and the suites."""
+def _suggestion(name: str) -> str:
+    """What to do about an unknown name: install a package, or choose a similar name, an example, or a suite."""
     missing: dict[str, str] = {
-        start: told for each in _modules() for start, told in getattr(each, "MISSING", {}).items()
+        start: remedy for each in _modules() for start, remedy in getattr(each, "MISSING", {}).items()
     }
     for start, remedy in missing.items():
         if name.startswith(start):
             return remedy
     tasks = task_names()
-    some = {task.partition("/")[0]: task for task in reversed(tasks)}
-    close = get_close_matches(name, [*tasks, *suites()], n=5, cutoff=0.5)
-    told = f"did you mean {' or '.join(close)}?" if close else f"choose a task, such as {' or '.join(some.values())}"
-    return f"{told}; suites: {', '.join(suites())}" if suites() else told
+    if close := get_close_matches(name, [*tasks, *suites()], n=5, cutoff=0.5):
+        advice = f"did you mean {' or '.join(close)}?"
+    else:  # one example for each simulator whose tasks are not in a suite of its name
+        examples = {task.partition("/")[0]: task for task in reversed(tasks)}
+        advice = f"choose a task, such as {' or '.join(examples[each] for each in examples if each not in suites())}"
+    return f"{advice}; suites: {', '.join(suites())}" if suites() else advice
 
 
 def choose_render(asked: RenderMode | None, tasks: Iterable[str]) -> RenderMode:
-    """How the tasks are shown together: as asked, else as they all want.
+    """The rendering mode of a run of these tasks.
+
+    Args:
+        asked: the user's choice; None: the tasks' common default.
 
     Raises:
-        SimEvalError: nothing is asked and they differ.
+        SimEvalError: there is no choice, and the tasks' defaults differ.
     """
     if asked is not None:
         return asked
-    wanted = {get_task(name).render: name for name in tasks}
-    if len(wanted) > 1:
-        told = " and ".join(f"{name} {mode}" for mode, name in wanted.items())
-        raise SimEvalError(f"shown by default are {told}: say --render fast or --render faithful")
-    return next(iter(wanted))
+    defaults = {get_task(name).render: name for name in tasks}
+    if len(defaults) > 1:
+        differing = ", ".join(f"{name} {mode}" for mode, name in defaults.items())
+        raise SimEvalError(
+            f"the tasks' default rendering differs ({differing}): give --render fast or --render faithful"
+        )
+    return next(iter(defaults))
 
 
 @cache
@@ -133,7 +140,7 @@ def get_task(name: str) -> Task:
     plugin = find_plugin(TASK_GROUP, name, own is not None)
     if plugin is None:
         if own is None:
-            raise SimEvalError(f"unknown task '{name}': {_instead(name)}")
+            raise SimEvalError(f"unknown task '{name}': {_suggestion(name)}")
         return own
     with plugin.blamed():
         task = plugin.load()

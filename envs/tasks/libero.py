@@ -1,6 +1,6 @@
 """LIBERO's 130 tasks in its five suites, as ``libero_object/3``: the number is LIBERO's, counted from 0.
 
-They are here when LIBERO is installed (``make libero``).
+They exist when LIBERO is installed (``make libero``).
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class LiberoTask(Task):
     """A task whose test episodes are LIBERO's official initial states, and as many."""
 
     def instruction(self, key: EpisodeKey, instruction_condition: InstructionCondition = "correct") -> str:
-        """As the contract says.
+        """See :meth:`sim_eval.core.types.Task.instruction`.
 
         Raises:
-            SimEvalError: also when there is no such official initial state.
+            SimEvalError: also when the key's official initial state does not exist.
         """
         if key.split == "test" and key.index >= OFFICIAL_STATES:
             raise SimEvalError(
@@ -57,24 +57,24 @@ def make(task: Task, options: RenderConfig) -> Simulator:
 
 
 def scene(suite: str, official: str) -> str:
-    """What tasks that could be asked for in one scene have in common."""
-    found = SCENE.match(official)
-    return found.group() if found else suite
+    """A name that all tasks of one scene share."""
+    prefix = SCENE.match(official)
+    return prefix.group() if prefix else suite
 
 
 def sentence(official: str) -> str:
-    """The official instruction, which LIBERO makes of the task's name."""
+    """The official instruction, which LIBERO derives from the task's name."""
     return SCENE.sub("", official).replace("_", " ")
 
 
 def room(suite: str, official: str) -> str:
-    """Which of the workspaces the task happens in."""
-    found = SCENE.match(official)
-    return found["room"] if found else "FLOOR" if suite == "libero_object" else "TABLE"
+    """The task's workspace: a key of :data:`WORKSPACES`."""
+    prefix = SCENE.match(official)
+    return prefix["room"] if prefix else "FLOOR" if suite == "libero_object" else "TABLE"
 
 
 def counterfactuals(suite: str, official: str, tasks: Sequence[str]) -> tuple[str, ...]:
-    """Sentences for something else in the same scene, or, where the suite has no other task there, in another."""
+    """The instructions of the suite's other tasks in the same scene, or of all its other tasks if it has none."""
     near = [sentence(task) for task in tasks if scene(suite, task) == scene(suite, official)]
     far = [sentence(task) for task in tasks]
     right = sentence(official)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from robosuite.environments.manipulation.lift import Lift
 
 TABLE_HEIGHT = 0.8
-# From 5 mm above the table, so that its plane and what depth noise makes of it stay out, to where a cube is lifted.
+# From 5 mm above the table, without its plane and its depth noise, to the height of a lifted cube.
 WORKSPACE = WorkspaceBox((-0.25, -0.25, TABLE_HEIGHT + 0.005), (0.25, 0.25, TABLE_HEIGHT + 0.2))
 REACH_METRES = 0.03
 

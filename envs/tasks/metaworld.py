@@ -13,7 +13,7 @@ from sim_eval.core.types import RenderConfig, Simulator, Task, WorkspaceBox
 MAX_EPISODE_STEPS = 500  # Meta-World's max_path_length
 # Above the table and before its far rim.
 WORKSPACE = WorkspaceBox((-0.5, 0.3, 0.005), (0.45, 0.97, 0.45))
-# A table with a hole is 5 cm higher, and what lies in the hole never moves or is shown by nothing but its goal.
+# A table with a hole is 5 cm higher; an object in the hole never moves, or only its goal is visible.
 HIGHER = WorkspaceBox((-0.5, 0.3, 0.055), (0.45, 0.97, 0.45))
 HOLES = ("hand-insert-v3", "pick-out-of-hole-v3", "sweep-into-v3")
 

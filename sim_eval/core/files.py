@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sim_eval.core.errors import SimEvalError
 
 if TYPE_CHECKING:
     import h5py
+    from typing_extensions import Buffer
 
 PARTIAL = ".partial-"
 
@@ -81,20 +85,30 @@ USER_BLOCK = 512
 TEMPORARY_SUFFIX = ".tmp"
 
 
-def sealed(mark: bytes, fill: Callable[[h5py.File], None]) -> bytes:
+def sealed(mark: bytes, fill: Callable[[h5py.File], h5py.Dataset | None]) -> bytes:
     """A whole file, built in memory: the disk then sees one plain write, whose failure is a plain OSError.
 
     Args:
-        mark: what kind of file it is, and in which version.
-        fill: writes its groups, datasets and attributes.
+        mark: the kind and version of the file.
+        fill: writes its groups, datasets and attributes. It may return a table, int64 [..., 3], of parts that the
+            checksum leaves out because each has its own: position in the file, number of bytes, CRC-32.
     """
     import h5py
 
     with h5py.File("sealed", "w", driver="core", backing_store=False, userblock_size=USER_BLOCK) as file:
-        fill(file)
+        table = fill(file)
         file.flush()
-        body = cast(bytes, file.id.get_file_image())
-    return _user_block(mark, body) + body
+        body = memoryview(file.id.get_file_image())
+        parts, where = np.zeros((0, 3), dtype=np.int64), b""
+        if table is not None and table.size:
+            parts = table[()].reshape(-1, 3)
+            where = f" table {table.id.get_offset()} {len(parts)}".encode()
+
+    def read(begin: int, size: int) -> memoryview:
+        return body[begin - USER_BLOCK : begin - USER_BLOCK + size]
+
+    digest = _checksum(where, parts, USER_BLOCK + len(body), read)
+    return (mark + digest + where).ljust(USER_BLOCK, b"\0") + body
 
 
 def write_sealed(path: Path, content: bytes, check: Callable[[Path], object], remedy: str) -> None:
@@ -126,7 +140,16 @@ def write_sealed(path: Path, content: bytes, check: Callable[[Path], object], re
 
 @contextlib.contextmanager
 def unsealed(path: Path, mark: bytes, kind: str, remedy: str) -> Iterator[h5py.File]:
-    """The file, known to be what :func:`sealed` made with the same mark.
+    """The file, after :func:`verified`."""
+    verified(path, mark, kind, remedy)
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        yield file
+
+
+def verified(path: Path, mark: bytes, kind: str, remedy: str) -> NDArray[np.int64]:
+    """Compares the checksum of a file that :func:`sealed` made with the same mark; returns its table [n, 3] of parts.
 
     Args:
         kind, remedy: "episode", "delete it and collect it again": words of the error.
@@ -135,23 +158,52 @@ def unsealed(path: Path, mark: bytes, kind: str, remedy: str) -> Iterator[h5py.F
         SimEvalError: the file is missing, truncated, damaged or foreign.
     """
     try:
-        with path.open("rb") as stream:
-            block = stream.read(USER_BLOCK)
-            ours = block.startswith(mark)
-            body = stream.read() if ours else b""
+        with path.open("rb", buffering=0) as stream:
+            handle = stream.fileno()
+            size, block = os.fstat(handle).st_size, os.pread(handle, USER_BLOCK, 0)
+            if (seal := _SEAL.fullmatch(block, len(mark))) is None or not block.startswith(mark):
+                raise _unsound(path, kind, "sim_eval did not write it, or its beginning is lost", remedy)
+            position, count = int(seal[3] or 0), int(seal[4] or 0)
+            if position + 24 * count > size:
+                raise ValueError("too short")
+            parts = np.frombuffer(os.pread(handle, 24 * count, position), dtype="<i8").reshape(count, 3)
+            digest = _checksum(seal[2], parts, size, lambda begin, size: os.pread(handle, size, begin))
     except OSError as error:
         raise SimEvalError(f"cannot read {path} ({error.strerror}): check the path and permissions") from error
-    if not ours or block != _user_block(mark, body):
-        reason = "it is truncated or damaged" if ours else "sim_eval did not write it, or its beginning is lost"
-        raise SimEvalError(f"{path} is not a sound {kind} ({reason}): {remedy}")
-    import h5py
-
-    with h5py.File(io.BytesIO(block + body), "r") as file:
-        yield file
+    except ValueError as error:
+        raise _unsound(path, kind, "it is truncated or damaged", remedy) from error
+    if digest != seal[1]:
+        raise _unsound(path, kind, "it is truncated or damaged", remedy)
+    return parts
 
 
-def _user_block(mark: bytes, body: bytes) -> bytes:
-    return (mark + hashlib.sha256(body).hexdigest().encode()).ljust(USER_BLOCK, b"\0")
+_SEAL = re.compile(rb"([0-9a-f]{64})((?: table (\d{1,15}) (\d{1,15}))?)\0*")
+
+
+def _unsound(path: Path, kind: str, reason: str, remedy: str) -> SimEvalError:
+    return SimEvalError(f"{path} is not a sound {kind} ({reason}): {remedy}")
+
+
+def _checksum(where: bytes, parts: NDArray[np.int64], size: int, read: Callable[[int, int], Buffer]) -> bytes:
+    """SHA-256, in hexadecimal, of ``where`` and of all of a file of ``size`` bytes that is not among the parts.
+
+    Args:
+        read: from a position, so many bytes.
+
+    Raises:
+        ValueError: the parts overlap or leave the file.
+    """
+    if ((parts[:, :2] < 0) | (parts[:, :2] > size)).any():
+        raise ValueError("parts leave the file")
+    ordered = parts[np.argsort(parts[:, 0])]
+    begins = np.append(USER_BLOCK, ordered[:, 0] + ordered[:, 1])
+    ends = np.append(ordered[:, 0], size)
+    if (begins > ends).any():
+        raise ValueError("parts overlap")
+    digest = hashlib.sha256(where)
+    for begin, length in zip(begins.tolist(), (ends - begins).tolist(), strict=True):
+        digest.update(read(begin, length))
+    return digest.hexdigest().encode()
 
 
 def _sync_folder(folder: Path) -> None:

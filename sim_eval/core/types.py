@@ -1,14 +1,14 @@
-"""The ground floor: what an observation, a task, an episode and a simulator are.
+"""The types that all packages share: observations, tasks, episodes, simulators and recorders.
 
-Every room may import this module; it imports none of ours. Units are metres, radians and seconds; poses are 4x4
-matrices that map points of the named frame into the world; images are upright (row 0 on top).
+Every package may import this module. Units are metres, radians and seconds; poses are 4x4 matrices that map points of
+the named frame into the world; images are upright (row 0 on top).
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -57,42 +57,51 @@ class CameraView:
 
 @dataclass(frozen=True)
 class WorkspaceBox:
-    """Axis-aligned box in the world frame, metres; what lies outside is not part of the task."""
+    """Axis-aligned box in the world frame, metres; points outside are not part of the task."""
 
     lower: tuple[float, float, float]
     upper: tuple[float, float, float]
 
     def contains(self, points: FloatArray) -> NDArray[np.bool_]:
-        """Which of the points [..., 3] lie inside; bool [...]."""
+        """Whether each of the points [..., 3] lies inside; bool [...]."""
         inside: NDArray[np.bool_] = np.all((points >= self.lower) & (points <= self.upper), axis=-1)
         return inside
 
 
 @dataclass(frozen=True)
-class Observation:
-    """What a policy may see.
+class SensorReadings:
+    """What a simulator measures at one instant.
 
     Attributes:
         views: camera name -> picture.
-        proprio: field name -> float64 [n]. ``eef_pos`` (3, world, metres) is always there.
-        instruction: the sentence to obey.
-        workspace: where the task happens, world frame.
+        proprio: field name -> float64 [n]. ``eef_pos`` (3, world, metres) is always included.
     """
 
     views: Mapping[str, CameraView]
     proprio: Mapping[str, FloatArray]
+
+
+@dataclass(frozen=True)
+class Observation(SensorReadings):
+    """What a policy may see: sensor readings and the task.
+
+    Attributes:
+        instruction: the sentence to obey.
+        workspace: where the task happens, world frame.
+    """
+
     instruction: str
     workspace: WorkspaceBox
 
 
 @dataclass(frozen=True)
 class TrainingWindow:
-    """One example for imitation: what was seen, and what the demonstrator did from there on.
+    """One example for imitation: an observation and the demonstrator's actions from there on.
 
     Attributes:
         observation: at the window's first step.
-        actions: float64 [horizon, action dim], labels in the environment's units; past the episode's end, zeros.
-        valid: bool [horizon], False past the episode's end.
+        actions: float64 [chunk size, action dim], labels in the environment's units; zeros after the episode's end.
+        valid: bool [chunk size], False after the episode's end.
     """
 
     observation: Observation
@@ -102,7 +111,7 @@ class TrainingWindow:
 
 @dataclass(frozen=True, order=True)
 class EpisodeKey:
-    """Decides everything random about an episode. Keys of different splits never share a random stream."""
+    """Seeds everything random in an episode. Keys of different splits never share a random stream."""
 
     task: str
     split: str
@@ -121,7 +130,7 @@ class EpisodeKey:
 
     @property
     def stem(self) -> str:
-        """What the names of the episode's files begin with: task, split, index."""
+        """The beginning of the names of the episode's files: task, split, index."""
         return f"{file_stem(self.task, self.split)}_{self.index:05d}"
 
     def __str__(self) -> str:
@@ -129,7 +138,7 @@ class EpisodeKey:
 
 
 def file_stem(task: str, split: str) -> str:
-    """What the names of all files of a task and split begin with, for example ``robosuite-LiftWide_train``."""
+    """The beginning of the names of all files of a task and split, for example ``robosuite-LiftWide_train``."""
     return f"{task.replace('/', '-')}_{split}"
 
 
@@ -189,13 +198,13 @@ class ActionSpec:
 
 @dataclass(frozen=True)
 class EnvironmentSpec:
-    """What an environment offers; a policy is checked against it before the first step.
+    """The interface of an environment; a policy is checked against it before the first step.
 
     Attributes:
         robot: the robot's name.
         cameras: camera name -> (height, width) in pixels.
         proprio: field name -> length.
-        action: what actions mean.
+        action: the meaning of actions.
     """
 
     robot: str
@@ -206,11 +215,11 @@ class EnvironmentSpec:
 
 @dataclass(frozen=True)
 class Status:
-    """What one control step led to.
+    """The state of the task after a control step.
 
     Attributes:
-        success: the task's success rule, at this instant.
-        phase: how many of the task's phases are fulfilled at this instant, in order.
+        success: whether the task's success rule holds at this instant.
+        phase: the number of the task's phases, in order, that are fulfilled at this instant.
     """
 
     success: bool
@@ -219,7 +228,7 @@ class Status:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The simulator's full state: float64 [n] and its SHA-256; ``names`` says what each number is, when known."""
+    """The simulator's full state: float64 [n] and its SHA-256; ``names`` names each number, when known."""
 
     state: FloatArray
     names: tuple[str, ...] = ()
@@ -234,25 +243,40 @@ RenderMode: TypeAlias = Literal["fast", "faithful"]
 
 @dataclass(frozen=True)
 class RenderConfig:
-    """How a task is shown; part of the protocol, since it changes what a policy sees.
+    """How a task is rendered; part of the evaluation protocol, since it changes what a policy sees.
 
     Attributes:
         mode: "fast" (no shadows, decimated robot meshes) or "faithful" (the simulator's own look).
-        height, width: pixels of every camera.
+        height, width: pixels of every camera that is not in ``camera_sizes``.
         hide_goal: leave out the marks by which a simulator shows where the goal is.
+        camera_sizes: camera name -> (height, width) of the cameras with another size.
     """
 
     mode: RenderMode = "fast"
     height: int = 128
     width: int = 128
     hide_goal: bool = False
+    camera_sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict, hash=False)
+
+    @classmethod
+    def for_cameras(
+        cls, mode: RenderMode, cameras: Mapping[str, tuple[int, int]], hide_goal: bool = False
+    ) -> RenderConfig:
+        """Renders each of these cameras at its size, (height, width), and all others at the size of the first."""
+        default = next(iter(cameras.values()), (cls.height, cls.width))
+        return cls(mode, *default, hide_goal, {name: size for name, size in cameras.items() if size != default})
+
+    def size(self, camera: str) -> tuple[int, int]:
+        """(height, width) of a camera in pixels."""
+        return self.camera_sizes.get(camera, (self.height, self.width))
 
     def __str__(self) -> str:
-        return f"{self.mode} {self.height}x{self.width}{', goal hidden' * self.hide_goal}"
+        sizes = "".join(f", {name} {height}x{width}" for name, (height, width) in self.camera_sizes.items())
+        return f"{self.mode} {self.height}x{self.width}{sizes}{', goal hidden' * self.hide_goal}"
 
 
 class Simulator(Protocol):
-    """One task, running. Observations are rendered when somebody asks, not at every control step."""
+    """One running task. It knows no instructions, and renders only when it is asked to, not at every control step."""
 
     @property
     def task(self) -> Task: ...
@@ -263,17 +287,17 @@ class Simulator(Protocol):
         """One control step with an action [action dim]."""
         ...
 
-    def observe(self, cameras: Sequence[str] | None = None) -> Observation:
+    def observe(self, cameras: Sequence[str] | None = None) -> SensorReadings:
         """Renders the named cameras (None: all; empty: proprioception only)."""
         ...
 
     def snapshot(self) -> Snapshot: ...
     def privileged(self) -> Mapping[str, FloatArray]:
-        """Object poses and the like, for those allowed (scripted experts)."""
+        """Object poses and the like, for policies that may see them (scripted demonstrators)."""
         ...
 
     def provenance(self) -> Mapping[str, str]:
-        """What a recording must say of the simulator: ``env_args`` (JSON, robomimic's) and ``model_file`` (MJCF)."""
+        """The simulator's part of a recording: ``env_args`` (JSON, as robomimic's) and ``model_file`` (MJCF)."""
         ...
 
     def close(self) -> None: ...
@@ -281,18 +305,19 @@ class Simulator(Protocol):
 
 @dataclass(frozen=True)
 class Task:
-    """A thing to be done, complete: adding one means writing one of these.
+    """The complete definition of a task.
 
     Attributes:
         name: "simulator/Task".
-        goals: what can be asked for in the same scene; each goal is the sentences that all ask for it. Consecutive
-            keys go round the goals, so that each gets its share of the episodes.
-        horizon: control steps until truncation.
-        workspace: where the task happens, the table plane left out.
-        phases: names of the phases on the way to success, the last being success.
+        goals: the goals that can be asked for in the same scene; each is a tuple of sentences that all ask for it.
+            Consecutive keys cycle through the goals, so that each gets its share of the episodes.
+        max_episode_steps: control steps until truncation.
+        workspace: where the task happens, without the table's plane.
+        phases: names of the phases on the way to success; the last is success.
         factory: makes the simulator; heavy imports happen inside.
-        others: sentences that ask for something else than a task's only goal, for when it is told wrong.
-        render: how it is shown when nobody says; "faithful" where published policies know its own look.
+        counterfactuals: sentences that ask for something else, for a task with one goal. They are used when a wrong
+            instruction is given.
+        render: the default rendering mode; "faithful" where published policies were trained on the simulator's look.
     """
 
     name: str
@@ -308,14 +333,16 @@ class Task:
         return self.factory(self, options)
 
     def goal(self, key: EpisodeKey) -> int:
-        """Which goal counts as success in the episode: an index into ``goals``."""
+        """The goal that counts as success in the episode: an index into ``goals``."""
         return key.index % len(self.goals)
 
     def instruction(self, key: EpisodeKey, instruction_condition: InstructionCondition = "correct") -> str:
-        """The sentence that the key draws for its goal; told wrong, one for the goal after it, or of ``others``.
+        """A sentence for the key's goal, drawn by the key.
+
+        Counterfactual sentences ask for the goal after it, or are among ``counterfactuals`` if there is one goal.
 
         Raises:
-            SimEvalError: told wrong, but the task has one goal and no other sentences.
+            SimEvalError: a counterfactual sentence is asked for, and the task has none.
         """
         sentences = self.goals[self.goal(key)]
         if instruction_condition == "counterfactual":
@@ -324,20 +351,30 @@ class Task:
             )
         if not sentences:
             raise SimEvalError(
-                f"{self.name} has one goal, so no instruction is wrong: choose a task with several, as robosuite/Stack"
+                f"{self.name} has no counterfactual instruction: choose a task with several goals, as robosuite/Stack"
             )
         return sentences[int(key.rng("instruction").integers(len(sentences)))]
 
 
+def observe_task(simulator: Simulator, instruction: str, cameras: Sequence[str] | None = None) -> Observation:
+    """What a policy sees that is given the instruction.
+
+    Args:
+        cameras: are rendered (None: all; empty: proprioception only).
+    """
+    readings = simulator.observe(cameras)
+    return Observation(readings.views, readings.proprio, instruction, simulator.task.workspace)
+
+
 @dataclass(frozen=True)
 class ActionChunk:
-    """A policy's answer.
+    """The actions that a policy plans.
 
     Attributes:
-        actions: float64 [horizon, action dim], in the environment's units.
-        disturbance: standard deviation [action dim] of the noise that a collector may add to what is executed while it
-            records ``actions`` as the label (DART, Laskey et al. 2017); None: none.
-        disturbed_share: of the control steps on which it does so, in bursts; 1: all the time.
+        actions: float64 [chunk size, action dim], in the environment's units.
+        disturbance: standard deviation [action dim] of the noise that a collector may add to the executed actions while
+            it records ``actions`` as labels (DART, Laskey et al. 2017); None: no noise.
+        disturbed_share: share of the control steps with noise, in bursts; 1: every step.
     """
 
     actions: FloatArray
@@ -346,20 +383,38 @@ class ActionChunk:
 
 
 class Recorder:
-    """Watches an episode; a subclass has what it wants to hear. An episode that is interrupted never finishes: the next
-    ``start`` forgets it."""
+    """Observes an episode; a subclass overrides the events that it needs. An interrupted episode has no ``finish``, and
+    the next ``start`` discards it."""
 
     def start(self, simulator: Simulator, key: EpisodeKey, instruction: str) -> None:
-        """After the reset; the instruction is the sentence that the policy is given."""
+        """After the reset.
+
+        Args:
+            instruction: is given to the policy.
+        """
 
     def asked(self, observation: Observation, chunk: ActionChunk) -> None:
-        """The policy saw this and answered that; the chunk's actions are within their bounds."""
+        """The policy was called.
+
+        Args:
+            observation: its input.
+            chunk: its output, clipped to the action's bounds.
+        """
 
     def before_act(self, simulator: Simulator, label: FloatArray, executed: FloatArray) -> None:
-        """Before a control step: float64 [action dim] each, what the policy wanted and what will move the robot."""
+        """Before a control step.
+
+        Args:
+            label: the policy's action, float64 [action dim].
+            executed: the action that the robot will execute, float64 [action dim].
+        """
 
     def after_act(self, simulator: Simulator, status: Status) -> None:
         """After a control step."""
 
     def finish(self, simulator: Simulator, success: bool) -> None:
-        """The episode has come to its end, or has broken off."""
+        """After the episode.
+
+        Args:
+            success: the task's rule held at some step, and the episode did not break off.
+        """

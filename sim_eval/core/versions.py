@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -30,8 +31,13 @@ PACKAGES = (
 
 def versions() -> dict[str, object]:
     """Of what may change the last bit of a result: package -> version."""
-    found: dict[str, object] = {"sim_eval": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
+    return {"sim_eval": __version__, "python": platform.python_version(), **installed(PACKAGES)}
+
+
+def installed(packages: Iterable[str]) -> dict[str, str]:
+    """Package -> version, of those that are installed."""
+    found = {}
+    for package in packages:
         with suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found

@@ -1,1 +1,1 @@
-"""What the doctor examines: small functions that measure one thing each and say what they found."""
+"""The checks of the doctor: small functions that measure one thing each and return findings."""

@@ -1,4 +1,4 @@
-"""Demonstrations against the environment: pictures rendered again, actions played through the evaluation's engine."""
+"""Demonstrations against the environment: pictures are rendered again, and actions replayed by the engine."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from sim_eval.policies.policy import PolicyRequest, PolicySpec
 if TYPE_CHECKING:
     from sim_eval.datasets.episode_file import Episode, EpisodeHeader
 
-# Path of the end effector as recorded, against the path that the same actions make it travel here. Recorded at 10, 15
-# and 40 Hz and played back at 20, it is 1.85, 1.30 and 0.6 times as long.
+# Length of the end effector's recorded path over that of the path with the same actions here. Recorded at 10, 15 and
+# 40 Hz and played back at 20 Hz, it is 1.85, 1.30 and 0.6.
 MOTION = (0.8, 1.25)
 
 
@@ -30,7 +30,7 @@ class Catalogue:
 
     Attributes:
         headers: of every sound file, in the order of their keys.
-        problems: one sentence each: files that are damaged, or that may not be used together.
+        problems: files that are damaged or may not be used together, one sentence each.
     """
 
     headers: Mapping[Path, EpisodeHeader]
@@ -38,7 +38,7 @@ class Catalogue:
 
     @property
     def spec(self) -> EnvironmentSpec | None:
-        """What the first of them holds."""
+        """The environment of the first of them."""
         return next((header.spec for header in self.headers.values()), None)
 
     @property
@@ -49,19 +49,19 @@ class Catalogue:
         return {path: header for path, header in self.headers.items() if header.key.task == task}
 
     def chosen(self, task: str, count: int) -> list[Path]:
-        """At most so many of a task's successful episodes, evenly spread over its keys."""
+        """At most ``count`` of a task's successful episodes, evenly spread over its keys."""
         good = [path for path, header in self.of(task).items() if header.success]
         places = np.unique(np.linspace(0, len(good) - 1, min(count, len(good))).round().astype(int))
         return [good[place] for place in places]
 
 
 def catalogue(folders: Sequence[Path]) -> Catalogue:
-    """Looks through folders of episodes.
+    """Reads the headers of all episodes in some folders.
 
     Raises:
-        SimEvalError: a folder holds none.
+        SimEvalError: a folder has no episodes.
     """
-    from sim_eval.datasets.checks import set_problems
+    from sim_eval.datasets.checks import check_episode, set_problems
     from sim_eval.datasets.episode_file import episode_files, read_header
 
     headers, problems = {}, []
@@ -71,6 +71,7 @@ def catalogue(folders: Sequence[Path]) -> Catalogue:
             raise SimEvalError(f"no demonstrations in {folder}: give --data a folder that sim_eval.collect filled")
         for path in files:
             try:
+                problems += [f"{path}: {problem}" for problem in check_episode(path)]
                 headers[path] = read_header(path)
             except SimEvalError as error:
                 problems.append(str(error))
@@ -78,24 +79,24 @@ def catalogue(folders: Sequence[Path]) -> Catalogue:
     return Catalogue(ordered, (*problems, *set_problems(ordered)))
 
 
-def catalogue_findings(found: Catalogue) -> Iterator[Finding]:
-    if found.problems:
-        more = f" (and {len(found.problems) - 1} more)" if len(found.problems) > 1 else ""
-        yield Finding("files", "fault", found.problems[0] + more, "collect these episodes again or take them out")
+def catalogue_findings(data: Catalogue) -> Iterator[Finding]:
+    if data.problems:
+        more = f" (and {len(data.problems) - 1} more)" if len(data.problems) > 1 else ""
+        yield Finding("files", "fault", data.problems[0] + more, "collect these episodes again or remove them")
     else:
-        counts = ", ".join(f"{len(found.of(task))} of {task}" for task in found.tasks)
+        counts = ", ".join(f"{len(data.of(task))} of {task}" for task in data.tasks)
         yield Finding("files", "ok", f"sound and of one kind: {counts}")
 
 
 def first_pictures(simulator: Simulator, episodes: Sequence[Episode]) -> Iterator[Finding]:
-    """The first observation of each episode against what the environment shows at that episode's key now."""
+    """The first observation of each episode against the environment's at the same key."""
     starts, pairs = [], dict[str, list[Pair]]()
     for episode in episodes:
         simulator.reset(episode.key)
         starts.append(_difference(episode.states[0], simulator.snapshot().state))
-        seen, recorded = simulator.observe().views, episode.observations[0].views
-        for name in recorded.keys() & seen.keys():
-            pairs.setdefault(name, []).append((recorded[name], seen[name]))
+        rendered, recorded = simulator.observe().views, episode.observations[0].views
+        for name in recorded.keys() & rendered.keys():
+            pairs.setdefault(name, []).append((recorded[name], rendered[name]))
     yield graded(
         "initial states",
         level_above(max(starts), 1e-6, 1e-2),
@@ -111,24 +112,24 @@ def _difference(one: FloatArray, other: FloatArray) -> float:
 
 
 class Playback:
-    """Answers with what was executed in a recorded episode; past its end, with nothing moving."""
+    """Returns the executed actions of a recorded episode; after its end, zeros."""
 
     spec = PolicySpec(name="recorded actions")
 
     def __init__(self, episode: Episode, n_action_steps: int) -> None:
-        self._actions, self._replan = episode.executed_actions, n_action_steps
+        self._actions, self._n_action_steps = episode.executed_actions, n_action_steps
 
     def predict(self, requests: Sequence[PolicyRequest]) -> list[ActionChunk]:
         return [ActionChunk(self._chunk(request)) for request in requests]
 
     def _chunk(self, request: PolicyRequest) -> FloatArray:
-        start = request.policy_call * self._replan
-        chunk = self._actions[start : start + self._replan]
-        return chunk if len(chunk) else np.zeros((self._replan, request.action.dim))
+        start = request.policy_call * self._n_action_steps
+        chunk = self._actions[start : start + self._n_action_steps]
+        return chunk if len(chunk) else np.zeros((self._n_action_steps, request.action.dim))
 
 
 class PathRecorder(Recorder):
-    """Keeps where the end effector was before each action, and the state that the simulator was in."""
+    """Records the end effector's position and the simulator's state before each action."""
 
     def __init__(self) -> None:
         self.positions: list[FloatArray] = []
@@ -141,13 +142,13 @@ class PathRecorder(Recorder):
 
 @dataclass(frozen=True)
 class Replay:
-    """A recorded success, played again.
+    """The replay of a successful episode.
 
     Attributes:
-        success: it succeeds again.
-        identical: every state before an action is the recorded one, bit for bit.
-        drift: largest distance, in metres, of the end effector from where it was recorded.
-        motion: length of the end effector's recorded path over that of the path here.
+        success: whether it succeeds again.
+        identical: whether every state before an action equals the recorded one bit for bit.
+        drift: largest distance in metres of the end effector from its recorded position.
+        motion: length of the end effector's recorded path over that of its path here.
         error: why it broke off; None: it did not.
     """
 
@@ -159,22 +160,22 @@ class Replay:
 
 
 def replay(simulator: Simulator, episode: Episode, protocol: RolloutProtocol) -> Replay:
-    """Plays the executed actions of an episode through the engine that scores policies."""
+    """Replays the executed actions of an episode by the engine that scores policies."""
     paths = PathRecorder()
     result = run_episode(simulator, Playback(episode, protocol.n_action_steps), episode.key, protocol, paths)
-    there = np.array([seen.proprio["eef_pos"] for seen in episode.observations])
-    count = min(len(there), len(paths.positions))
+    recorded = np.array([each.proprio["eef_pos"] for each in episode.observations])
+    count = min(len(recorded), len(paths.positions))
     if count < 2:
         return Replay(result.success, False, float("inf"), float("nan"), result.error)
-    here, there = np.array(paths.positions[:count]), there[:count]
+    here, recorded = np.array(paths.positions[:count]), recorded[:count]
     identical = all(np.array_equal(*states) for states in zip(paths.states, episode.states, strict=False))
-    lengths = [float(np.linalg.norm(np.diff(path, axis=0), axis=1).sum()) for path in (there, here)]
-    drift = float(np.linalg.norm(here - there, axis=1).max())
+    lengths = [float(np.linalg.norm(np.diff(path, axis=0), axis=1).sum()) for path in (recorded, here)]
+    drift = float(np.linalg.norm(here - recorded, axis=1).max())
     return Replay(result.success, identical, drift, lengths[0] / max(lengths[1], 1e-9), result.error)
 
 
 def replay_findings(replays: Sequence[Replay]) -> Iterator[Finding]:
-    """What the replays of successful demonstrations prove of the way from an action to its effect."""
+    """Whether the actions of successful demonstrations have the same effect here."""
     count, successes = len(replays), sum(each.success for each in replays)
     identical = sum(each.identical for each in replays)
     level: Level = "ok" if successes == count else "warning" if 2 * successes > count else "fault"

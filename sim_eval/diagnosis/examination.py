@@ -1,23 +1,26 @@
-"""The whole examination: which checks a policy, a task and demonstrations call for, in which order."""
+"""The whole examination: the checks for a policy, its tasks and demonstrations, in their order."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 
+from sim_eval.configs import DoctorConfig
+from sim_eval.console import named_tasks
 from sim_eval.core.normalization import NormalizationStats, normalization_stats
-from sim_eval.core.types import EpisodeKey, RenderConfig, Simulator, Task
+from sim_eval.core.types import EpisodeKey, RenderConfig, Simulator, Task, observe_task
 from sim_eval.datasets.episode_file import Episode, read_episode
 from sim_eval.diagnosis.answers import checkpoint, data_fit_findings, fit_findings, imitation_findings, task_finding
 from sim_eval.diagnosis.checkpoint_metadata import record_findings, was_trained_on
 from sim_eval.diagnosis.demonstrations import (
     Catalogue,
+    catalogue,
     catalogue_findings,
     first_pictures,
     replay,
@@ -28,28 +31,32 @@ from sim_eval.diagnosis.findings import Finding, examine
 from sim_eval.diagnosis.geometry import Moment, scene_findings
 from sim_eval.diagnosis.machine import machine_findings
 from sim_eval.diagnosis.pace import policy_pace, simulator_pace, worker_findings
+from sim_eval.envs.tasks import choose_render, get_task
 from sim_eval.evaluation.engine import RolloutProtocol
-from sim_eval.policies.policy import Policy, PolicyRequest, differences
+from sim_eval.evaluation.jobs import PolicySource
+from sim_eval.policies.policy import AS_SAVED, Policy, PolicyRequest, differences
+from sim_eval.policies.registry import checkpoint_folder
 from sim_eval.policies.scripted.scripted_policy import ScriptedPolicy, find_demonstrator
 
 Group: TypeAlias = tuple[str, list[Finding]]
 
-# Where the self-test looks: at the start of so many episodes, and so many times more with so many steps between.
-EPISODES, LOOKS, STEPS_BETWEEN = 2, 3, 8
+DEFAULT_TASK = "robosuite/LiftWide"
+# The self-test observes so many episodes at so many moments each, with so many control steps between them.
+EPISODES, MOMENTS, STEPS_BETWEEN = 2, 3, 8
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is examined.
+    """The policy, tasks and demonstrations to examine.
 
     Attributes:
-        policy: as the evaluation would run it; None: none.
+        policy: as the evaluation would run it; None: there is none.
         folder: of the policy's checkpoint; None: it has none.
-        data: demonstrations; without headers: none were named.
-        tasks: where it is all tried.
-        render: how tasks are shown.
-        replayed: demonstrations of each task that are played again.
-        device: torch's, as asked for.
+        data: demonstrations; without headers: there are none.
+        tasks: in which policy and demonstrations are tried.
+        render: how tasks are rendered.
+        replayed: number of demonstrations of each task that are replayed.
+        device: torch's, as the user named it.
     """
 
     policy: Policy | None
@@ -60,15 +67,40 @@ class Subject:
     replayed: int
     device: str
 
+    @classmethod
+    def of(cls, config: DoctorConfig) -> Subject:
+        """Loads policy and demonstrations.
+
+        Raises:
+            SimEvalError: policy, device, a task or demonstrations cannot be found or read.
+        """
+        data = catalogue(config.data)
+        tasks = named_tasks(config.task) or list(data.tasks)  # wrong names are refused before the policy is loaded
+        policy = None
+        if config.policy:
+            policy = PolicySource(config.policy, config.device, AS_SAVED, config.threads).load()
+        tasks = tasks or list(policy.spec.tasks if policy else ()) or [DEFAULT_TASK]
+        cameras = (policy.spec.cameras if policy else None) or (data.spec.cameras if data.spec else {})
+        mode = choose_render(config.render or (policy.spec.render if policy else None), tasks)
+        return cls(
+            policy=policy,
+            folder=checkpoint_folder(config.policy) if config.policy else None,
+            data=data,
+            tasks=tuple(get_task(name) for name in tasks),
+            render=RenderConfig.for_cameras(mode, cameras, config.hide_goal),
+            replayed=config.episodes,
+            device=config.device,
+        )
+
     @cached_property
     def stats(self) -> NormalizationStats | None:
         """The normalisation of a trained policy."""
-        own = checkpoint(self.policy) if self.policy else None
-        return own.processor.stats if own else None
+        trained = checkpoint(self.policy) if self.policy else None
+        return trained.processor.stats if trained else None
 
 
 def examination(subject: Subject) -> Iterator[Group]:
-    """Groups of findings, each when it is done."""
+    """Groups of findings, each as soon as it is complete."""
     yield "machine", list(machine_findings(subject.device))
     if subject.data.headers or subject.data.problems:
         yield "demonstrations", examine("files", lambda: catalogue_findings(subject.data))
@@ -79,13 +111,12 @@ def examination(subject: Subject) -> Iterator[Group]:
 
 
 def checkpoint_findings(subject: Subject, policy: Policy, stats: NormalizationStats) -> Iterator[Finding]:
-    """What can be told of a trained policy without a simulator."""
+    """Checks of a trained policy without a simulator."""
     spec, folder, headers = policy.spec, subject.folder, subject.data.headers
     if folder is not None:
         yield from examine("record", lambda: record_findings(folder, spec, stats))
     if spec.action is not None:
-        action = spec.action
-        yield from examine("statistics", lambda: sound_statistics(stats, action))
+        yield from examine("statistics", partial(sound_statistics, stats, spec.action))
     if headers:
         (header, *_) = headers.values()
         yield from examine("fit to the data", lambda: fit_findings(spec, header.spec, "the data"))
@@ -99,7 +130,7 @@ def checkpoint_findings(subject: Subject, policy: Policy, stats: NormalizationSt
 
 
 def task_findings(subject: Subject, task: Task) -> Iterator[Finding]:
-    """What can be told of policy and demonstrations in a task's environment."""
+    """Checks of policy and demonstrations in a task's environment."""
     made: list[Simulator] = []
 
     def make() -> Iterator[Finding]:
@@ -129,20 +160,18 @@ def environment_findings(subject: Subject, simulator: Simulator) -> Iterator[Fin
         if stats is not None and moments:
             known = [name for name in spec.proprio if name in simulator.spec.proprio]
             proprio = [moment.observation.proprio for moment in moments]
-            own = stats
-            yield from examine("statistics here", lambda: against_environment(own, proprio, known))
+            yield from examine("statistics here", partial(against_environment, stats, proprio, known))
     if data:
         yield from demonstration_findings(subject, simulator)
     key = EpisodeKey(simulator.task.name, "val", 0)
     if policy is not None and fits:
-        able = policy
-        yield from examine("policy latency", lambda: policy_pace(able, simulator, key))
+        yield from examine("policy latency", partial(policy_pace, policy, simulator, key))
     yield from examine("simulator", lambda: simulator_pace(simulator, key))
     yield from examine("suggested --workers", worker_findings)
 
 
 def demonstration_findings(subject: Subject, simulator: Simulator) -> Iterator[Finding]:
-    """A task's demonstrations in its environment, and the policy's answers to them."""
+    """Checks of a task's demonstrations in its environment, and of the policy's actions on them."""
     task, policy = simulator.task.name, subject.policy
     header = next(iter(subject.data.of(task).values()))
     yield from examine("fit of the data", lambda: data_fit_findings(header.spec, simulator.spec))
@@ -162,22 +191,23 @@ def demonstration_findings(subject: Subject, simulator: Simulator) -> Iterator[F
         "replays", lambda: replay_findings([replay(simulator, episode, protocol) for episode in episodes])
     )
     if policy is not None and subject.stats and not differences(policy.spec, header.spec):
-        able = policy
-        yield from examine("imitation", lambda: imitation_findings(able, episodes, protocol.n_action_steps))
+        yield from examine("imitation", partial(imitation_findings, policy, episodes, protocol.n_action_steps))
 
 
 def look_around(simulator: Simulator) -> Iterator[Moment]:
-    """The start of some validation episodes and a little of their course, led by the task's expert if it has one."""
-    task, action = simulator.task.name, simulator.spec.action
-    expert = ScriptedPolicy() if find_demonstrator(task) else None
+    """Moments from the beginning of some validation episodes, acted by the task's demonstrator if it has one."""
+    task, action = simulator.task, simulator.spec.action
+    demonstrator = ScriptedPolicy() if find_demonstrator(task.name) else None
     for index in range(EPISODES):
-        key = EpisodeKey(task, "val", index)
+        key = EpisodeKey(task.name, "val", index)
+        instruction = task.instruction(key)
         simulator.reset(key)
-        for look in range(LOOKS):
-            for step in range(STEPS_BETWEEN if look else 0):
+        for moment in range(MOMENTS):
+            for step in range(STEPS_BETWEEN if moment else 0):
                 command = np.zeros(action.dim)
-                if expert is not None:
-                    request = PolicyRequest(simulator.observe(()), key, step, action, simulator.privileged())
-                    command = expert.predict([request])[0].actions[0]
+                if demonstrator is not None:
+                    observation = observe_task(simulator, instruction, ())
+                    request = PolicyRequest(observation, key, step, action, simulator.privileged())
+                    command = demonstrator.predict([request])[0].actions[0]
                 simulator.act(action.clip(command))
-            yield Moment(simulator.observe(), simulator.privileged())
+            yield Moment(observe_task(simulator, instruction), simulator.privileged())

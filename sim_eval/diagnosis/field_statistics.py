@@ -1,4 +1,4 @@
-"""Normalisation statistics: sound in themselves, those of the data, and fitting what the environment gives."""
+"""Checks of normalisation statistics: by themselves, against the data's, and against the environment."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ SAME_LIMITS = 0.01, 0.1
 # How far other data may reach beyond the policy's quantiles, in the policy's standard deviations. One task's
 # demonstrations reach 0.3 beyond those of a policy of four tasks.
 LIKE_LIMITS = 1.0, 3.0
-EXPLAINED = 0.25  # what an exchange must leave of the distance, to be named as its cause
+EXPLAINED = 0.25  # share of the distance that may remain when an exchange is undone which is named as its cause
 LEAST_EXPLAINED = 0.5  # standard deviations; smaller distances need no explanation
-# How far from the middle a normalised number may lie. Where the doctor looks, shipped policies see at most 3.7, and one
-# trained on two episodes sees 4.7.
+# How far from the middle a normalised number may lie. In the doctor's observations it is at most 3.7 for the shipped
+# policies, and 4.7 for one trained on two episodes.
 FAR_WARNING, FAR_FAULT = 7.0, 15.0
 
 
 def sound_statistics(stats: NormalizationStats, action: ActionSpec) -> Iterator[Finding]:
-    """What can be told of statistics without any data."""
+    """Checks of statistics without any data."""
     wrong = []
     for name, field in stats.fields.items():
         mean, std, low, high = np.array(astuple(field))
@@ -62,7 +62,7 @@ def _distances(field: FieldStats, data: FieldStats, floor: float) -> FloatArray:
 
 
 def outlying(field: FieldStats, data: FieldStats, floor: float) -> float:
-    """How far the bulk of some data lies from the policy's mean, beyond the policy's quantiles, in its deviations."""
+    """How far most of the data lies outside the policy's quantiles, in the policy's standard deviations."""
     mean, std, low, high = np.array(astuple(field))
     bulk = np.array([data.mean, data.q01, data.q99])
     beyond = np.maximum(bulk - np.maximum(high, mean), np.minimum(low, mean) - bulk)
@@ -70,38 +70,38 @@ def outlying(field: FieldStats, data: FieldStats, floor: float) -> float:
 
 
 def explanation(name: str, stats: NormalizationStats, data: NormalizationStats) -> str | None:
-    """What was exchanged, if that makes the policy's statistics of a field differ from the data's; None: nothing."""
+    """The exchange that explains why the policy's statistics of a field differ from the data's; None: there is none."""
     mine, theirs, floor = stats.fields[name], data.fields[name], stats.floor
     before = distance(mine, theirs, floor)
     if before < LEAST_EXPLAINED:
         return None
-    trials = {told: distance(field, theirs, floor) for told, field in _exchanges(mine, theirs, floor).items()}
+    trials = {name: distance(field, theirs, floor) for name, field in _exchanges(mine, theirs, floor).items()}
     trials |= {
         f"they are those of {other}": distance(mine, field, floor)
         for other, field in data.fields.items()
         if other != name and len(field.mean) == len(mine.mean)
     }
-    best = min(trials, key=lambda told: trials[told])
+    best = min(trials, key=lambda name: trials[name])
     return best if trials[best] < EXPLAINED * before else None
 
 
 def _exchanges(field: FieldStats, data: FieldStats, floor: float) -> dict[str, FieldStats]:
-    """What may have been exchanged inside a field's statistics -> the statistics when that is undone."""
+    """Possible exchange inside a field's statistics -> the statistics when it is undone."""
     from scipy.optimize import linear_sum_assignment
 
     parts = vars(field)
-    found = {
+    exchanges = {
         f"{first} and {second} are exchanged": replace(field, **{first: parts[second], second: parts[first]})
         for first, second in combinations(parts, 2)
     }
-    found["mean and std stand where q01 and q99 belong"] = FieldStats(field.q01, field.q99, field.mean, field.std)
+    exchanges["mean and std stand where q01 and q99 belong"] = FieldStats(field.q01, field.q99, field.mean, field.std)
     columns = linear_sum_assignment(_distances(field, data, floor).T)[1]
-    moved = [f"{there} at {here}" for here, there in enumerate(columns) if here != there]
+    moved = [f"{source} at {place}" for place, source in enumerate(columns) if place != source]
     if moved:
-        found[f"dimensions are permuted ({', '.join(moved)})"] = FieldStats(
+        exchanges[f"dimensions are permuted ({', '.join(moved)})"] = FieldStats(
             *(tuple(part[column] for column in columns) for part in parts.values())
         )
-    return found
+    return exchanges
 
 
 def against_data(
@@ -110,7 +110,7 @@ def against_data(
     """The policy's statistics of the fields against the demonstrations'.
 
     Args:
-        trained_on: the data is what the policy was trained on, so that the two must be equal.
+        trained_on: the policy was trained on this data, so the two must be equal.
     """
     for name in fields:
         field, theirs = stats.fields[name], data.fields[name]
@@ -130,7 +130,7 @@ def against_data(
 def against_environment(
     stats: NormalizationStats, proprio: Sequence[Mapping[str, FloatArray]], fields: Sequence[str]
 ) -> Iterator[Finding]:
-    """Where the environment's proprioception lies once it is normalised: far out, the network has never seen it."""
+    """The range of the environment's normalised proprioception: the network has never seen values far outside."""
     for name in fields:
         values = np.abs(np.array([stats.normalize(name, seen[name]) for seen in proprio]))
         far = values.max(axis=0)

@@ -1,4 +1,4 @@
-"""What an examination found, and how a person reads it."""
+"""Findings of an examination, and their text."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ PLAIN = "\033[0m"
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was examined.
+    """The result of one check.
 
     Attributes:
-        name: what was examined, a few words.
+        name: of the check, a few words.
         level: a fault makes a score meaningless or impossible; a warning may change it.
-        measured: what was measured, one line.
-        remedy: what mends it, one line; empty when all is well.
+        measured: the measurement, one line.
+        remedy: one line; empty when no remedy is needed.
     """
 
     name: str
@@ -33,30 +33,32 @@ class Finding:
 
 
 def graded(name: str, level: Level, measured: str, remedy: str) -> Finding:
-    """A finding that carries its remedy only where one is needed."""
+    """A finding with a remedy unless its level is ok."""
     return Finding(name, level, measured, "" if level == "ok" else remedy)
 
 
 def level_above(value: float, warning: float, fault: float) -> Level:
-    """How bad a value is that should be small; what is not a number is a fault."""
+    """The level of a value that should be small; NaN is a fault."""
     return "ok" if value <= warning else "warning" if value <= fault else "fault"
 
 
 def examine(name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
-    """What a check finds; that it breaks off is a finding too, for a doctor does not fall ill with the patient."""
-    found: list[Finding] = []
+    """The findings of a check; an exception of it is a finding too."""
+    findings: list[Finding] = []
     try:
-        found.extend(check())
+        findings.extend(check())
     except SimEvalError as error:
-        found.append(Finding(name, "fault", " ".join(str(error).split()), "do what the message says"))
+        findings.append(Finding(name, "fault", " ".join(str(error).split()), "do what the message says"))
     except Exception as error:
-        told = " ".join(f"{type(error).__name__}: {error}".split())
-        found.append(Finding(name, "fault", f"broke off ({told})", "mend what the message names and examine again"))
-    return found
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        findings.append(
+            Finding(name, "fault", f"broke off ({message})", "correct what the message names and try again")
+        )
+    return findings
 
 
-def shown(title: str, findings: Sequence[Finding], colour: bool) -> str:
-    """A titled group of findings: level, name and measurement in columns, each remedy on the line below."""
+def group_text(title: str, findings: Sequence[Finding], colour: bool) -> str:
+    """A titled group of findings: columns of level, name and measurement, with remedies on lines of their own."""
     width = max((len(each.name) for each in findings), default=0)
     lines = [title]
     for each in findings:
@@ -69,7 +71,7 @@ def shown(title: str, findings: Sequence[Finding], colour: bool) -> str:
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """The last line: how many of each level."""
+    """The last line: the number of findings of each level."""
     count = Counter(each.level for each in findings)
     faults, warnings = (f"{count[level]} {level}{'' if count[level] == 1 else 's'}" for level in ("fault", "warning"))
     return f"doctor: {faults}, {warnings}, {count['ok']} ok"

@@ -1,9 +1,9 @@
-"""Reprojection self-test: do all cameras see one world, and things where the simulator says that they are.
+"""Reprojection test: whether all cameras see one world, and objects at the simulator's positions.
 
-Nothing but the Simulator protocol's calibrated views is read. What one camera sees can be hidden from another, but it
-cannot stand where the other looks through empty space: in a sound scene hardly a point contradicts another camera
-(none of 46,000 at 64 x 64 pixels), while a picture turned round or a depth in another unit contradicts at once. Each
-such error is undone on trial; the one whose undoing makes the cameras agree is the one that was made.
+It reads only the calibrated views of the Simulator protocol. A surface that one camera sees can be hidden from another,
+but cannot be where the other sees empty space. In a sound scene hardly a point contradicts another camera (none of
+46,000 at 64 x 64 pixels); with a flipped picture or a depth in another unit many do. Each known error is undone on
+trial, and the one whose correction makes the cameras agree is reported.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ TOLERANCE, RELATIVE_TOLERANCE = 0.005, 0.01
 # Share of contradicting points. Measured on four tasks, fast and faithful: at most 0.0001 from 64 pixels on, 0.06 at
 # 32 (walls thinner than a pixel); with a picture turned round or a depth of another kind 0.004 to 1.
 CONTRADICTION_WARNING, CONTRADICTION_FAULT = 0.002, 0.02
-LEAST_POINTS = 50  # fewer that two cameras look at prove nothing
-NEAR_OBJECT = 0.08  # metres from the middle of a thing that fits a gripper to the surface that a camera sees of it
-SEEN_THROUGH_FAULT = 0.1  # share of looks at an object's middle; a hollow one now and then is only worth a warning
-# By how much the edges of a picture and of its depth may correlate better when the picture is turned round.
+LEAST_POINTS = 50  # common to two cameras; fewer prove nothing
+NEAR_OBJECT = 0.08  # largest distance in metres from the middle of an object that fits a gripper to its visible surface
+SEEN_THROUGH_FAULT = 0.1  # share of rays through an object's middle; a few, as of a hollow object, are only a warning
+# By how much the edges of a picture and of its depth may correlate better when the picture is flipped.
 EDGE_WARNING, EDGE_FAULT = 0.01, 0.1
 
 
 @dataclass(frozen=True)
 class Moment:
-    """What was to be seen at one instant, and where the simulator says that things are."""
+    """An observation, and the simulator's own state of objects at that instant."""
 
     observation: Observation
     privileged: Mapping[str, FloatArray]
@@ -58,7 +58,7 @@ TURNS: Mapping[str, tuple[Repair, str]] = {
     "mirrored": (_turned(np.fliplr), "turn its columns round: column 0 is the left"),
     "turned by 180 degrees": (_turned(lambda picture: picture[::-1, ::-1]), "turn its rows and columns round"),
 }
-# What is done wrong with depth -> how it is undone, and what to tell the user.
+# Error in depth -> its correction, and the remedy for the user.
 DEPTH_ERRORS: Mapping[str, tuple[Repair, str]] = {
     "depth in millimetres": (lambda view: replace(view, depth=view.depth / 1000), "divide the depth by 1000: metres"),
     "depth along the ray": (
@@ -70,7 +70,7 @@ ERRORS = {**TURNS, **DEPTH_ERRORS}
 
 
 def scene_findings(moments: Sequence[Moment]) -> Iterator[Finding]:
-    """Everything that the pictures of some moments tell of the cameras that took them."""
+    """All checks of the cameras by their pictures of some moments."""
     yield from depth_ranges([moment.observation.views for moment in moments])
     yield from camera_agreement([moment.observation.views for moment in moments])
     yield from known_positions(moments)
@@ -98,12 +98,12 @@ def depth_ranges(scenes: Sequence[Views]) -> Iterator[Finding]:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Points of one camera at which another looks.
+    """Numbers of points of one camera in the picture of another.
 
     Attributes:
-        same: it sees that surface too.
-        contradicted: it sees through that place to something behind.
-        hidden: it sees something in front.
+        same: the other sees the same surface.
+        contradicted: the other sees something behind the point.
+        hidden: the other sees something in front of it.
     """
 
     same: int = 0
@@ -112,23 +112,23 @@ class Agreement:
 
     @property
     def contradiction(self) -> float:
-        """Share of the points, hidden ones left out, that cannot be; 1 when too few agree to tell."""
+        """Share of contradicted points without the hidden ones; 1 when too few agree."""
         return self.contradicted / (self.same + self.contradicted) if self.same >= LEAST_POINTS else 1.0
 
     @property
     def share(self) -> float:
-        """Of all points, the share that both see."""
+        """Share of all points that both see."""
         return self.same / max(1, self.same + self.contradicted + self.hidden)
 
 
 def agreement(scenes: Sequence[Views]) -> Agreement:
-    """Of all pairs of cameras in all scenes together."""
+    """The agreement of all pairs of cameras in all scenes together."""
     pairs = [_compare(views[one], views[other]) for views in scenes for one in views for other in views if one != other]
     return Agreement(*(sum(counts) for counts in zip(*pairs, strict=True)))
 
 
 def _compare(one: CameraView, other: CameraView) -> tuple[int, int, int]:
-    """How many points of one camera the other sees too, sees through, and cannot see."""
+    """The numbers of points of one camera that the other sees too, sees through, and cannot see."""
     from scipy.ndimage import maximum_filter, minimum_filter
 
     height, width = other.depth.shape
@@ -136,10 +136,10 @@ def _compare(one: CameraView, other: CameraView) -> tuple[int, int, int]:
     with np.errstate(all="ignore"):
         pixels, depth = project(points, other.intrinsics, other.camera_to_world)
         inside = (depth > 0) & np.all((pixels >= 0) & (pixels < (width, height)), axis=-1)
-    inside &= one.depth.reshape(-1) < FARTHEST  # the far plane, where nothing is seen, is another one for each camera
+    inside &= one.depth.reshape(-1) < FARTHEST  # each camera has its own far plane
     columns, rows = pixels[inside].astype(int).T
     depth = depth[inside]
-    # A pixel stands for all that its neighbourhood shows: a slanted surface changes its depth within one.
+    # Depths of neighbouring pixels count too: a slanted surface changes its depth within one pixel.
     near, far = (filtered(other.depth, 3)[rows, columns] for filtered in (minimum_filter, maximum_filter))
     slack = TOLERANCE + RELATIVE_TOLERANCE * depth
     before, behind = depth <= near - slack, depth >= far + slack
@@ -147,14 +147,14 @@ def _compare(one: CameraView, other: CameraView) -> tuple[int, int, int]:
 
 
 def camera_agreement(scenes: Sequence[Views]) -> Iterator[Finding]:
-    """Whether the cameras see one world, and if not, which error of which camera explains it."""
+    """Whether the cameras see one world, and if not, the error of the camera that explains it."""
     names = tuple(scenes[0])
     if len(names) < 2:
         yield Finding("reprojection", "ok", f"{len(names)} camera: there is no other to compare it with")
         return
-    found = agreement(scenes)
-    measured = f"{found.contradiction:.2%} of the points of one camera contradict another ({found.share:.0%} agree)"
-    level = level_above(found.contradiction, CONTRADICTION_WARNING, CONTRADICTION_FAULT)
+    as_is = agreement(scenes)
+    measured = f"{as_is.contradiction:.2%} of the points of one camera contradict another ({as_is.share:.0%} agree)"
+    level = level_above(as_is.contradiction, CONTRADICTION_WARNING, CONTRADICTION_FAULT)
     remedy = "check intrinsics and camera_to_world: pixels of this picture, OpenCV axes, metres"
     if level != "ok":
         suspects = [(name,) for name in names] + [names]
@@ -164,7 +164,7 @@ def camera_agreement(scenes: Sequence[Views]) -> Iterator[Finding]:
             for suspect in suspects
         }
         error, suspect = max(trials, key=lambda trial: trials[trial].share)
-        if trials[error, suspect].contradiction < found.contradiction / 3:
+        if trials[error, suspect].contradiction < as_is.contradiction / 3:
             level, remedy = "fault", ERRORS[error][1]
             measured = f"{' and '.join(suspect)}: {error}; as it is, {measured}"
     yield graded("reprojection", level, measured, remedy)
@@ -176,7 +176,7 @@ def _undone(views: Views, error: str, suspects: Sequence[str]) -> dict[str, Came
 
 
 def known_positions(moments: Sequence[Moment]) -> Iterator[Finding]:
-    """Whether a surface stands before, and near, the middle of every object whose position the simulator tells."""
+    """Whether a surface is in front of, and near, the middle of every object whose position the simulator knows."""
     seen, through, distances = 0, 0, dict[str, float]()
     for moment in moments:
         for name, position in object_positions(moment).items():
@@ -188,11 +188,12 @@ def known_positions(moments: Sequence[Moment]) -> Iterator[Finding]:
                 seen += gap is not None
                 through += gap is not None and gap < -TOLERANCE
     if not seen:
-        yield Finding("known positions", "ok", "the simulator tells no object's position that a camera looks at")
+        yield Finding("known positions", "ok", "the simulator knows no position of an object that a camera sees")
         return
     far = {name: distance for name, distance in distances.items() if distance > NEAR_OBJECT}
-    measured = f"{through} of {seen} looks at an object's middle go through it; nearest surfaces " + ", ".join(
-        f"{name} {1000 * distance:.0f} mm" for name, distance in distances.items()
+    measured = (
+        f"{through} of {seen} rays through an object's middle meet no surface before it; nearest surfaces "
+        + ", ".join(f"{name} {1000 * distance:.0f} mm" for name, distance in distances.items())
     )
     level = level_above(through / seen, 0.0, SEEN_THROUGH_FAULT)
     yield graded(
@@ -215,7 +216,7 @@ def object_positions(moment: Moment) -> dict[str, FloatArray]:
 
 
 def _surface_before(view: CameraView, point: FloatArray) -> float | None:
-    """Metres, along the optical axis, by which the surface seen in the point's direction stands before it."""
+    """Metres along the optical axis by which the visible surface is in front of the point; None: it is not in view."""
     height, width = view.depth.shape
     (column, row), depth = project(point, view.intrinsics, view.camera_to_world)
     if depth <= 0 or not (0 <= column < width and 0 <= row < height):
@@ -224,7 +225,7 @@ def _surface_before(view: CameraView, point: FloatArray) -> float | None:
 
 
 def edges_agree(scenes: Sequence[Views]) -> Iterator[Finding]:
-    """Whether picture and depth of each camera show their edges at the same places, or one is turned round."""
+    """Whether picture and depth of each camera have their edges at the same places, or one of them is flipped."""
     for name in scenes[0]:
         views = [views[name] for views in scenes]
         as_is = _edge_correlation(views, lambda view: view)
@@ -234,7 +235,7 @@ def edges_agree(scenes: Sequence[Views]) -> Iterator[Finding]:
         measured = f"edges of rgb and depth correlate with {as_is:.2f}"
         level = level_above(gain, EDGE_WARNING, EDGE_FAULT)
         if level != "ok":
-            measured += f", with {turned[best]:.2f} if the one is taken to be {best} against the other"
+            measured += f", with {turned[best]:.2f} if one of them is taken to be {best}"
         yield graded(f"{name}: rgb and depth", level, measured, "turn both alike: row 0 is the top, column 0 the left")
 
 

@@ -13,15 +13,15 @@ from sim_eval.core.errors import SimEvalError
 from sim_eval.diagnosis.findings import Finding, Level, examine, graded
 
 ROOT = Path(__file__).resolve().parents[2]  # of a clone; a wheel has no lock and no pyproject.toml there
-# Another version of these changes pictures, physics or floating-point sums; of the others, nothing that is scored.
+# Another version of these packages changes pictures, physics or floating-point sums, and so may change a score.
 DECIDING = ("numpy", "mujoco", "robosuite", "metaworld", "torch", "transformers", "tokenizers", "h5py")
 SOFTWARE_RENDERERS = ("llvmpipe", "softpipe", "swrast", "osmesa", "software")
-LEAST_MEMORY = 2e9  # bytes that a simulator and a tiny policy take together
+LEAST_MEMORY = 2e9  # bytes of a simulator and a tiny policy together
 GIGABYTE = 1e9
 
 
 def machine_findings(device: str) -> Iterator[Finding]:
-    """Everything that can be told before a task or a policy is looked at."""
+    """All checks that need neither task nor policy."""
     checks: Mapping[str, Callable[[], Iterable[Finding]]] = {
         "Python": python_finding,
         "packages": package_findings,
@@ -46,13 +46,13 @@ def package_findings() -> Iterator[Finding]:
     yield graded(
         "required packages",
         "fault" if unmet else "ok",
-        "; ".join(unmet) or "all there",
+        "; ".join(unmet) or "all installed",
         "install them: make setup, or pip install sim_eval",
     )
     lock = ROOT / "requirements.lock"
     if lock.is_file():
         other = other_versions(locked(lock.read_text()), installed)
-        deciding = [told for name, told in other.items() if name in DECIDING]
+        deciding = [difference for name, difference in other.items() if name in DECIDING]
         yield graded(
             "locked packages",
             "warning" if deciding else "ok",
@@ -69,7 +69,7 @@ def installed(name: str) -> str | None:
 
 
 def requirements() -> list[str]:
-    """What sim_eval requires, of a clone or of an installed package; extras left out."""
+    """The requirements of sim_eval, from a clone or an installed package, without extras."""
     import tomllib
 
     project = ROOT / "pyproject.toml"
@@ -79,14 +79,14 @@ def requirements() -> list[str]:
 
 
 def unmet_requirements(required: Sequence[str], version_of: Callable[[str], str | None]) -> list[str]:
-    """One clause for each requirement that the installed versions do not meet."""
+    """One clause for each requirement that the installed versions violate."""
     from packaging.requirements import Requirement
 
     unmet = []
     for entry in map(Requirement, required):
         version = version_of(entry.name)
         if version is None or not entry.specifier.contains(version, prereleases=True):
-            unmet.append(f"{entry} needed, {version or 'none'} there")
+            unmet.append(f"{entry} needed, {version or 'none'} installed")
     return unmet
 
 
@@ -97,17 +97,17 @@ def locked(text: str) -> dict[str, str]:
 
 
 def other_versions(lock: Mapping[str, str], version_of: Callable[[str], str | None]) -> dict[str, str]:
-    """Package -> one clause, where another version is installed than the lock's; a build's suffix does not count."""
-    found = {}
+    """Package -> one clause, where the installed version is not the lock's; the suffix of a build is ignored."""
+    others = {}
     for name, wanted in lock.items():
         version = version_of(name)
         if version is not None and version.split("+")[0] != wanted:
-            found[name] = f"{name} {version}, locked {wanted}"
-    return found
+            others[name] = f"{name} {version}, locked {wanted}"
+    return others
 
 
 def opengl_finding() -> Iterator[Finding]:
-    """Which OpenGL draws, asked of a context of its own."""
+    """The OpenGL renderer, as a new context reports it."""
     from sim_eval.envs.rendering import choose_backend
 
     backend = choose_backend()
@@ -145,14 +145,14 @@ def resource_finding() -> Iterator[Finding]:
 
 
 def available_cores() -> int:
-    """Cores that this process may run on, of which a container may grant a part only."""
+    """Cores that this process may use, which a container may limit."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     scheduler, period = [*_control_group("cpu.max").split(), "", ""][:2]
     return max(1, min(allowed, int(scheduler) // int(period))) if scheduler.isdigit() and period.isdigit() else allowed
 
 
 def available_memory() -> int:
-    """Bytes that can still be taken, of which a container may grant a part only."""
+    """Bytes of free memory, which a container may limit."""
     import psutil
 
     free = int(psutil.virtual_memory().available)
@@ -161,7 +161,7 @@ def available_memory() -> int:
 
 
 def _control_group(name: str) -> str:
-    """A limit of the container, as Linux's control groups (version 2) tell it; empty where there are none."""
+    """A value of Linux's control groups (version 2), which limit a container; empty without one."""
     try:
         return (Path("/sys/fs/cgroup") / name).read_text().strip()
     except OSError:

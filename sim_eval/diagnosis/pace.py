@@ -1,4 +1,4 @@
-"""How fast policy and simulator are, and how many workers the machine bears."""
+"""The speed of policy and simulator, and the number of workers for this machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from statistics import median
 
 import numpy as np
 
-from sim_eval.core.types import EpisodeKey, Simulator
+from sim_eval.core.types import EpisodeKey, Simulator, observe_task
 from sim_eval.diagnosis.findings import Finding
 from sim_eval.diagnosis.machine import GIGABYTE, available_cores, available_memory
 from sim_eval.policies.policy import Policy, PolicyRequest
@@ -21,7 +21,7 @@ STEPS = 40  # timed control steps, and as many observations
 def policy_pace(policy: Policy, simulator: Simulator, key: EpisodeKey) -> Iterator[Finding]:
     """The policy's latency for one observation at a time."""
     simulator.reset(key)
-    observation = simulator.observe(tuple(policy.spec.cameras))
+    observation = observe_task(simulator, simulator.task.instruction(key), tuple(policy.spec.cameras))
     privileged = simulator.privileged() if policy.spec.privileged else None
     requests = [
         PolicyRequest(observation, key, policy_call, simulator.spec.action, privileged)
@@ -60,12 +60,12 @@ def _timed(work: Callable[[], object]) -> float:
 
 
 def suggested_workers(cores: int, free: int, needed: int) -> int:
-    """One worker a core, as long as the free memory (bytes) holds what each needs; at least one."""
+    """One worker a core, as far as the free memory (bytes) suffices for what each needs (bytes); at least one."""
     return max(1, min(cores, free // max(needed, 1)))
 
 
 def worker_findings() -> Iterator[Finding]:
-    """The suggestion for this machine; a worker needs what this process, with policy and simulator, takes and frees."""
+    """The suggestion for this machine; a worker needs as much memory as this process with policy and simulator."""
     import psutil
 
     needed = int(psutil.Process().memory_info().rss)

@@ -1,4 +1,4 @@
-"""Recorded pictures against pictures of the same instants that are rendered again."""
+"""Recorded pictures against pictures of the same instants that are rendered here."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def picture_findings(name: str, pairs: Sequence[Pair]) -> Iterator[Finding]:
     sizes = {(one.depth.shape, other.depth.shape) for one, other in pairs if one.depth.shape != other.depth.shape}
     if sizes:
         recorded, rendered = min(sizes)
-        told = f"{recorded[0]}x{recorded[1]} recorded, {rendered[0]}x{rendered[1]} here"
-        yield Finding(f"{name}: size", "fault", told, "collect demonstrations of the size that the policy asks for")
+        measured = f"{recorded[0]}x{recorded[1]} recorded, {rendered[0]}x{rendered[1]} here"
+        yield Finding(f"{name}: size", "fault", measured, "collect demonstrations of the size that the policy needs")
         return
     light, light_here = (_light([pair[side] for pair in pairs]) for side in (0, 1))
     yield _compared(f"{name}: rgb", pairs, grey_difference, GREY_LIMITS, f"grey levels {light}, here {light_here}")
@@ -76,7 +76,7 @@ def _compared(
     limits: tuple[float, float],
     light: str,
 ) -> Finding:
-    """The mean difference; when some error was made whose undoing halves it, that error."""
+    """The mean difference, or the known error whose correction halves it."""
     as_is = float(np.mean([difference(*pair) for pair in pairs]))
     undone = {
         error: float(np.mean([difference(repair(one), other) for one, other in pairs]))
@@ -84,7 +84,11 @@ def _compared(
     }
     best = min(undone, key=lambda error: undone[error])
     level = level_above(as_is, *limits)
-    told = f"differs by {as_is:.3g} from what is rendered here ({light})"
+    measured = f"differs by {as_is:.3g} from the picture here ({light})"
     if level != "ok" and undone[best] < as_is / 2:
-        return Finding(name, "fault", f"{best}: {told}, by {undone[best]:.3g} when that is undone", REPAIRS[best][1])
-    return graded(name, level, told, "evaluate as the demonstrations were rendered (--render), or collect them again")
+        return Finding(
+            name, "fault", f"{best}: {measured}, by {undone[best]:.3g} when that is undone", REPAIRS[best][1]
+        )
+    return graded(
+        name, level, measured, "evaluate as the demonstrations were rendered (--render), or collect them again"
+    )

@@ -1,1 +1,1 @@
-"""Running episodes and keeping what came of them: engine, manifest, run folder."""
+"""Running episodes and recording their results: engine, workers, run folder, verification."""

@@ -1,4 +1,4 @@
-"""One policy for several workers: their questions wait a bounded time for each other and are answered together."""
+"""One policy shared by several workers: their requests wait a bounded time for each other and are answered together."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from sim_eval.policies.policy import Policy, PolicyRequest, PolicySpec
 
 @dataclass(frozen=True)
 class Question:
-    """What a worker sends to be answered."""
+    """A worker's request to the shared policy."""
 
     request: PolicyRequest
 
 
 @dataclass(frozen=True)
 class Failure:
-    """The policy raised; an exception itself may not survive the way between processes."""
+    """The policy raised an exception, which itself may not be picklable."""
 
     name: str
     message: str
 
     def error(self) -> Exception:
-        """An exception that reads as the policy's own did."""
+        """An exception with the name and message of the policy's."""
         error: Exception = type(self.name, (Exception,), {})(self.message)
         return error
 
@@ -36,16 +36,16 @@ Answer: TypeAlias = ActionChunk | Failure
 
 
 class Asker(Protocol):
-    """Somebody who waits for an answer."""
+    """A worker that waits for an answer."""
 
     def send(self, message: Answer) -> None: ...
 
 
 class AskingPolicy:
-    """The policy as a worker sees it that has none of its own.
+    """A worker's stand-in for the shared policy.
 
     Args:
-        ask: sends the question and waits for the answer.
+        ask: sends a request and waits for the answer.
     """
 
     def __init__(self, spec: PolicySpec, ask: Callable[[Question], Answer]) -> None:
@@ -63,12 +63,12 @@ class AskingPolicy:
 
 
 class Batcher:
-    """Collects questions and answers them in batches.
+    """Collects requests and answers them in batches.
 
     Args:
-        size: most questions in one batch. With 1 an answer does not depend on who else asks; with more its last bits
-            may, since a network's sums are then made in another order.
-        bound: seconds that a question waits for others at most.
+        size: largest batch. With 1 an answer does not depend on other requests; with more its last bits may, since a
+            network then adds in another order.
+        bound: longest time in seconds that a request waits for others.
     """
 
     def __init__(self, policy: Policy, size: int, bound: float) -> None:
@@ -79,24 +79,24 @@ class Batcher:
         self._waiting.append((asker, question.request, time.monotonic()))
 
     def forget(self, asker: Asker) -> None:
-        """The asker is dead."""
+        """Drops the requests of a worker that is dead."""
         self._waiting = deque(entry for entry in self._waiting if entry[0] is not asker)
 
     def holds(self, asker: Asker) -> bool:
-        """Whether the asker waits for an answer."""
+        """Whether the worker waits for an answer."""
         return any(entry[0] is asker for entry in self._waiting)
 
-    def patience(self) -> float:
-        """Seconds until the oldest question has waited long enough; infinite without one."""
+    def seconds_left(self) -> float:
+        """Seconds until the oldest request has waited long enough; infinite without requests."""
         return self._waiting[0][2] + self._bound - time.monotonic() if self._waiting else float("inf")
 
     def answer(self, busy: int) -> None:
-        """Answers full batches, and what is left of one when nobody else can ask or when it has waited long enough.
+        """Answers full batches, and a smaller one when no other worker can send a request or it has waited long enough.
 
         Args:
-            busy: how many workers run an episode, those that wait for an answer included.
+            busy: number of workers that run an episode, including those that wait for an answer.
         """
-        while self._waiting and (len(self._waiting) >= min(self._size, busy) or self.patience() <= 0):
+        while self._waiting and (len(self._waiting) >= min(self._size, busy) or self.seconds_left() <= 0):
             batch = [self._waiting.popleft() for _ in range(min(self._size, len(self._waiting)))]
             answers = self._predict([request for _, request, _ in batch])
             for (asker, _, _), answer in zip(batch, answers, strict=True):

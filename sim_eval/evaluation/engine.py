@@ -1,7 +1,7 @@
 """The one episode loop: scoring, collecting and replaying all run through :func:`run_episode`.
 
-Chunking lives here and nowhere else: the policy answers with a chunk of actions, the engine executes its first part,
-looks again and asks again.
+Chunking is implemented here and nowhere else: the policy returns a chunk of actions, the engine executes the first
+part of it, observes again and calls the policy again.
 """
 
 from __future__ import annotations
@@ -26,25 +26,26 @@ from sim_eval.core.types import (
     Simulator,
     Status,
     Task,
+    observe_task,
 )
 from sim_eval.policies.policy import Policy, PolicyRequest
 
 # Correlation of the disturbance from one control step to the next: at 20 Hz a push lasts about half a second, long
-# enough to lead the arm off the expert's path instead of averaging out.
+# enough to lead the arm off the demonstrator's path instead of averaging out.
 DISTURBANCE_CORRELATION = 0.9
-# Control steps that a burst of disturbance lasts on average, where a policy wants it in bursts.
+# Mean length in control steps of a burst of disturbance.
 BURST_STEPS = 8
 
 
 @dataclass(frozen=True)
 class RolloutProtocol:
-    """How episodes are run; scores compare only under one protocol.
+    """How episodes are run; scores are comparable only under one protocol.
 
     Attributes:
-        replan: control steps executed of each chunk before the policy is asked again.
-        settle_steps: control steps that go on after the first success, so that success at the end has a meaning.
-        telling: "counterfactual" tells the policy another goal's instruction than the one that is scored.
-        simulator: how the task is shown.
+        n_action_steps: control steps executed of each chunk before the policy is called again.
+        post_success_steps: control steps after the first success, so that success at the end has a meaning.
+        instruction_condition: "counterfactual" gives the policy the instruction of another goal than the one scored.
+        render: how the task is rendered.
     """
 
     n_action_steps: int = 4
@@ -54,24 +55,24 @@ class RolloutProtocol:
 
     def __post_init__(self) -> None:
         if self.n_action_steps < 1:
-            raise SimEvalError(f"replan must be 1 or more control steps, not {self.n_action_steps}")
+            raise SimEvalError(f"n_action_steps must be 1 or more, not {self.n_action_steps}")
         if self.post_success_steps < 0:
-            raise SimEvalError(f"settle_steps must be 0 or more control steps, not {self.post_success_steps}")
+            raise SimEvalError(f"post_success_steps must be 0 or more, not {self.post_success_steps}")
 
 
 @dataclass(frozen=True)
 class EpisodeResult:
-    """What came of one episode. All fields but ``seconds`` are its identity: run again, they are the same.
+    """The result of one episode. All fields but ``seconds`` are the same whenever the episode is run again.
 
     Attributes:
         key: the episode.
-        instruction: the sentence the policy was given.
-        success: the task's rule held at some step.
-        success_end: it held at the last step.
-        steps: control steps made.
+        instruction: the sentence that the policy was given.
+        success: whether the task's rule held at some step.
+        success_end: whether it held at the last step.
+        steps: control steps.
         first_success: the control step (from 1) at which the rule first held; None: never.
         phase: the furthest of the task's phases that was reached; "none" before the first.
-        replans: how many times the policy was asked.
+        policy_calls: number of calls of the policy.
         error: why the episode broke off, one line; None: it did not. An episode with an error is a failure.
         seconds: wall-clock time.
     """
@@ -91,19 +92,19 @@ class EpisodeResult:
 def lost_episode(
     task: Task, key: EpisodeKey, instruction_condition: InstructionCondition, error: str, seconds: float
 ) -> EpisodeResult:
-    """The result of an episode whose process never came to its end: a failure, however far it was."""
+    """The result of an episode whose worker died or hung: a failure."""
     return EpisodeResult(
         key, task.instruction(key, instruction_condition), False, False, 0, None, "none", 0, error, seconds
     )
 
 
 class _BrokenEpisode(Exception):
-    """One episode cannot go on; the run can."""
+    """Ends one episode, but not the run."""
 
 
 @contextmanager
 def _blame(who: str) -> Iterator[None]:
-    """Turns any exception of a policy or simulator into one line. A recorder's exceptions are not the episode's."""
+    """Turns an exception of the policy or the simulator into a :class:`_BrokenEpisode` of one line."""
     try:
         yield
     except _BrokenEpisode:
@@ -115,9 +116,9 @@ def _blame(who: str) -> Iterator[None]:
 def _ask(
     simulator: Simulator, policy: Policy, key: EpisodeKey, instruction: str, policy_call: int
 ) -> tuple[Observation, ActionChunk]:
-    """One observation, with no more in it than the policy's spec names, and the policy's answer."""
+    """An observation with the cameras of the policy's spec, and the policy's chunk."""
     with _blame("simulator"):
-        observation = replace(simulator.observe(tuple(policy.spec.cameras)), instruction=instruction)
+        observation = observe_task(simulator, instruction, tuple(policy.spec.cameras))
         privileged = simulator.privileged() if policy.spec.privileged else None
     with _blame("policy"):
         (chunk,) = policy.predict([PolicyRequest(observation, key, policy_call, simulator.spec.action, privileged)])
@@ -125,7 +126,7 @@ def _ask(
 
 
 def _checked(actions: FloatArray, spec: ActionSpec) -> FloatArray:
-    """Actions [horizon, dim] in the bounds; refuses another shape and non-finite numbers."""
+    """Actions [chunk size, dim] clipped to the bounds; refuses another shape and non-finite numbers."""
     actions = np.asarray(actions, dtype=np.float64)
     if actions.ndim != 2 or len(actions) == 0 or actions.shape[1] != spec.dim:
         raise _BrokenEpisode(f"policy: action chunk of shape {actions.shape}, [1 or more, {spec.dim}] is needed")
@@ -135,7 +136,7 @@ def _checked(actions: FloatArray, spec: ActionSpec) -> FloatArray:
 
 
 class Disturbance:
-    """Temporally correlated unit noise (stationary AR(1)), one draw [dim] a control step, and when it is on."""
+    """Temporally correlated unit noise (stationary AR(1)), in bursts; one draw [dim] a control step."""
 
     def __init__(self, key: EpisodeKey, dim: int) -> None:
         self._rng, self._bursts = key.rng("disturbance"), key.rng("bursts")
@@ -143,10 +144,10 @@ class Disturbance:
         self._on = False
 
     def draw(self, share: float) -> FloatArray:
-        """The next draw [dim]; zeros between bursts, which take up ``share`` of all control steps."""
+        """The next draw [dim]; zeros between bursts, which take ``share`` of all control steps."""
         fresh = self._rng.standard_normal(self._noise.shape)
         self._noise = DISTURBANCE_CORRELATION * self._noise + np.sqrt(1 - DISTURBANCE_CORRELATION**2) * fresh
-        # A chain of two states that is on for BURST_STEPS and in the long run for the share.
+        # A Markov chain of two states, which is on for BURST_STEPS on average and for the share in the long run.
         begin = min(1.0, share / (1 - share) / BURST_STEPS) if share < 1 else 1.0
         end = 1 / BURST_STEPS if share < 1 else 0.0
         change = self._bursts.random() < (end if self._on else begin)
@@ -162,14 +163,14 @@ def run_episode(
     recorder: Recorder | None = None,
     disturb: bool = False,
 ) -> EpisodeResult:
-    """Runs one episode to ``settle_steps`` after its first success, or to the task's horizon.
+    """Runs one episode until ``post_success_steps`` after its first success, or until the task's ``max_episode_steps``.
 
     Args:
-        disturb: execute each label with the policy's disturbance added (DART, Laskey et al. 2017); labels stay clean.
+        disturb: add the policy's disturbance to each executed action (DART, Laskey et al. 2017), but not to its label.
 
     Returns:
         The result. An exception of the policy or the simulator ends the episode only, as a failure with ``error`` set;
-        a recorder's exception and KeyboardInterrupt pass through.
+        a recorder's exception and KeyboardInterrupt propagate.
     """
     began = time.perf_counter()
     task, spec = simulator.task, simulator.spec.action

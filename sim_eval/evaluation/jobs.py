@@ -1,33 +1,35 @@
-"""What a process needs to run episodes, to score or to collect them: policy, one simulator at a time, recorders."""
+"""The jobs of a process that runs episodes, to score or to collect them: policy, simulator and recorders."""
 
 from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
+from sim_eval.configs import CollectConfig, RolloutConfig
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import EnvironmentSpec, EpisodeKey, Recorder, RenderConfig, Simulator
 from sim_eval.envs.tasks import get_task
 from sim_eval.evaluation.batching import AskingPolicy
 from sim_eval.evaluation.engine import EpisodeResult, Recorders, RolloutProtocol, run_episode
-from sim_eval.evaluation.run_folder import VIDEOS
 from sim_eval.evaluation.trajectory import TrajectoryRecorder
 from sim_eval.evaluation.workers import HeartbeatRecorder, Link, Play
 from sim_eval.policies.policy import InferenceConfig, Policy, PolicySpec, check_fit
 from sim_eval.policies.registry import load_policy
-from sim_eval.reporting.video import VideoChoice, VideoRecorder
+
+RecorderFactory: TypeAlias = Callable[[], Recorder]  # picklable, so that each worker makes its own recorder
 
 
 @dataclass(frozen=True)
 class PolicySource:
-    """Where a policy is loaded from; see :func:`load_policy`.
+    """How a policy is loaded; see :func:`sim_eval.policies.registry.load_policy`.
 
     Attributes:
-        threads: torch's CPU threads from then on.
+        threads: torch's CPU threads after loading.
     """
 
     reference: str
@@ -35,6 +37,12 @@ class PolicySource:
     inference: InferenceConfig
     threads: int
     keys: Path | None = None
+
+    @classmethod
+    def of(cls, config: RolloutConfig) -> PolicySource:
+        """The policy of a rollout."""
+        inference = InferenceConfig(config.euler_steps, config.weights, config.compile)
+        return cls(config.policy, config.device, inference, config.threads, config.keys)
 
     def load(self) -> Policy:
         policy = load_policy(self.reference, self.device, self.inference, self.keys)
@@ -44,7 +52,7 @@ class PolicySource:
 
 
 class OneSimulator:
-    """The simulator of the task at hand. Another task's takes its place, so memory does not grow with the tasks."""
+    """The simulator of the current task. Another task's replaces it, so memory does not grow with the tasks."""
 
     def __init__(self, options: RenderConfig) -> None:
         self._options = options
@@ -64,12 +72,12 @@ class OneSimulator:
 
 @dataclass(frozen=True)
 class EpisodeJob(ABC):
-    """How episodes are run and what is kept of them; small, so that it can be sent to a worker.
+    """How episodes are run and recorded; small, since it is sent to workers.
 
     Attributes:
         spec: of the policy.
-        folder: where what is kept goes.
-        source: where a worker loads its own copy of the policy; None: it asks its parent's.
+        folder: for the recordings.
+        source: of a worker's own copy of the policy; None: it calls its parent's.
     """
 
     spec: PolicySpec
@@ -95,21 +103,19 @@ class EpisodeJob(ABC):
 
 @dataclass(frozen=True)
 class RolloutJob(EpisodeJob):
-    """How a run's episodes are scored, and recorded in its folder.
+    """How a run's episodes are scored; their trajectories are recorded in its folder.
 
     Attributes:
-        video: which episodes get one.
-        threads: torch's, in the process whose policy is asked; None: it has no torch, or each has its own copy.
+        recorders: make further recorders.
+        threads: torch's threads in the process of a shared policy; None: it has no torch, or the policy is not shared.
     """
 
-    video: VideoChoice
+    recorders: tuple[RecorderFactory, ...] = ()
     threads: int | None = None
 
     def player(self, policy: Policy, simulators: OneSimulator, *recorders: Recorder) -> Play[EpisodeResult]:
-        kept: list[Recorder] = [*recorders, TrajectoryRecorder(self.spec, self.folder, self.threads)]
-        if self.video != "none":
-            kept.append(VideoRecorder(self.folder / VIDEOS, self.spec.name, self.video))
-        recorder = Recorders(*kept)
+        trajectories = TrajectoryRecorder(self.spec, self.folder, self.threads)
+        recorder = Recorders(*recorders, trajectories, *(make() for make in self.recorders))
 
         def play(key: EpisodeKey) -> EpisodeResult:
             return run_episode(simulators.of(key.task), policy, key, self.protocol, recorder)
@@ -119,53 +125,53 @@ class RolloutJob(EpisodeJob):
 
 @dataclass(frozen=True)
 class CollectJob(EpisodeJob):
-    """How episodes become demonstrations, a file each in the folder.
+    """Runs episodes as demonstrations and writes a file for each into the folder.
 
     Attributes:
-        keep_failures: also of episodes that failed.
-        disturb: push the demonstrator off its path.
-        rehearse: run each episode without recording first, and again only if it is to be kept.
-        cameras: which are recorded; empty: all.
-        there: task -> cameras (name -> height, width) of the files that the folder holds of it.
+        config: the options of the collection.
+        recorded: task -> cameras (name -> height, width) of the episodes that the folder already holds.
     """
 
-    keep_failures: bool
-    disturb: bool
-    dry_run_first: bool = False
-    cameras: tuple[str, ...] = ()
-    there: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
+    config: CollectConfig
+    recorded: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """The cameras to record; empty: all."""
+        return tuple(name.strip() for name in self.config.cameras.split(",") if name.strip())
 
     def player(self, policy: Policy, simulators: OneSimulator, *recorders: Recorder) -> Play[EpisodeResult]:
         from sim_eval.datasets.recorder import DemonstrationRecorder, is_kept
 
-        recorder = Recorders(
-            *recorders,
-            DemonstrationRecorder(self.folder, self.protocol.render, self.keep_failures, cameras=self.cameras or None),
+        config = self.config
+        demonstrations = DemonstrationRecorder(
+            self.folder, self.protocol.render, config.keep_failures, cameras=self.cameras or None
         )
+        recorder = Recorders(*recorders, demonstrations)
 
         def play(key: EpisodeKey) -> EpisodeResult:
             simulator = simulators.of(key.task)
             check_fit(policy.spec, simulator.spec)
             self._check_cameras(key.task, simulator.spec)
-            if self.dry_run_first:
-                result = run_episode(simulator, policy, key, self.protocol, Recorders(*recorders), self.disturb)
-                if not is_kept(result.success, result.steps, self.keep_failures):
+            if config.dry_run_first:
+                result = run_episode(simulator, policy, key, self.protocol, Recorders(*recorders), config.disturb)
+                if not is_kept(result.success, result.steps, config.keep_failures):
                     return result
-            return run_episode(simulator, policy, key, self.protocol, recorder, self.disturb)
+            return run_episode(simulator, policy, key, self.protocol, recorder, config.disturb)
 
         return play
 
     def _check_cameras(self, task: str, spec: EnvironmentSpec) -> None:
-        """Refuses a camera that is not there, or others than those of the files that are.
+        """Refuses an unknown camera, and cameras that differ from those of the existing episodes.
 
         Raises:
             SimEvalError: names them.
         """
         if unknown := [name for name in self.cameras if name not in spec.cameras]:
             raise SimEvalError(f"--cameras: {task} has no camera '{unknown[0]}', it has {', '.join(spec.cameras)}")
-        recorded = {name: spec.cameras[name] for name in self.cameras or spec.cameras}
-        if (there := self.there.get(task, recorded)) != recorded:
+        cameras = {name: spec.cameras[name] for name in self.cameras or spec.cameras}
+        if (recorded := self.recorded.get(task, cameras)) != cameras:
             raise SimEvalError(
-                f"{self.folder} holds pictures of {dict(there)}, this command makes {recorded}: choose another --out "
+                f"{self.folder} holds pictures of {dict(recorded)}, this command makes {cameras}: choose another --out "
                 "or the same --cameras"
             )

@@ -1,13 +1,13 @@
-"""Which episodes a run is made of, fixed before the first one."""
+"""The episodes of a run, which are fixed before the first one."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
+from sim_eval.core.decoding import decode
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import EpisodeKey
 
@@ -19,7 +19,7 @@ def digest(value: object) -> str:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The keys of a run, in the order in which they are run. Two runs on one manifest are paired episode by episode."""
+    """The keys of a run, in their order. Two runs of one manifest are paired episode by episode."""
 
     keys: tuple[EpisodeKey, ...]
 
@@ -28,7 +28,7 @@ class Manifest:
         """``episodes`` of each task from index ``first`` on.
 
         Raises:
-            SimEvalError: nothing is planned, something is planned twice, or the split or first index does not exist.
+            SimEvalError: there are no episodes, a task is named twice, or the split or first index does not exist.
         """
         if not tasks or episodes < 1:
             raise SimEvalError("no episodes are planned: name at least one task and one episode")
@@ -42,24 +42,21 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """Of the set of keys: an episode does not depend on what was run before it, so their order does not count."""
+        """Digest of the set of keys; their order does not matter, since an episode does not depend on earlier ones."""
         return digest([asdict(key) for key in sorted(self.keys)])
 
     def to_dict(self) -> dict[str, object]:
         return {"digest": self.digest, "keys": [asdict(key) for key in self.keys]}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Manifest:
-        """Reads what :meth:`to_dict` wrote.
+    def from_dict(cls, data: dict[str, object]) -> Manifest:
+        """Reads the output of :meth:`to_dict`.
 
         Raises:
             SimEvalError: a field is missing or wrong, or the digest is not that of the keys.
         """
-        try:
-            entries, recorded = data["keys"], data["digest"]
-            manifest = cls(tuple(EpisodeKey(entry["task"], entry["split"], entry["index"]) for entry in entries))
-        except (KeyError, TypeError) as error:
-            raise SimEvalError(f"manifest is damaged: {error!r}") from error
-        if not manifest.keys or len(set(manifest.keys)) < len(manifest.keys) or recorded != manifest.digest:
-            raise SimEvalError("manifest is damaged: its digest is not that of its keys")
+        manifest = decode(cls, {name: value for name, value in data.items() if name != "digest"})
+        repeated = len(set(manifest.keys)) < len(manifest.keys)
+        if not manifest.keys or repeated or data.get("digest") != manifest.digest:
+            raise SimEvalError("its digest is not that of its keys")
         return manifest

@@ -1,7 +1,7 @@
 """Workers as Ray actors, on this machine or on a cluster whose nodes share the run folder.
 
-Ray places and starts them; what they do and how they are supervised is the same as on one machine: an actor connects
-back to the parent and runs :func:`sim_eval.evaluation.workers.work`.
+Ray places and starts them. An actor connects back to the parent and runs
+:func:`sim_eval.evaluation.workers.work`, as a worker process of this machine does, under the same supervision.
 """
 
 from __future__ import annotations
@@ -14,40 +14,40 @@ from multiprocessing.connection import Client, Connection, answer_challenge, del
 from pathlib import Path
 
 from sim_eval.core.errors import SimEvalError
-from sim_eval.evaluation.workers import STARTING, environment, work
+from sim_eval.evaluation.workers import START_TIMEOUT, environment, work
 
 try:
     import ray
 except ImportError as error:
     raise SimEvalError("--backend ray needs Ray: pip install 'sim_eval[ray]'") from error
 
-OBJECT_STORE = 100 * 1024 * 1024  # bytes; nothing is kept in it
-REACHED = 10.0  # seconds in which a cluster must answer
+OBJECT_STORE = 100 * 1024 * 1024  # bytes; nothing is stored in it
+CONNECT_TIMEOUT = 10.0  # seconds in which a cluster must answer
 
 
 class WorkerActor:
-    """The actor."""
+    """A Ray actor that runs a worker."""
 
     def work(self, folder: str, address: tuple[str, int], secret: bytes) -> None:
-        with suppress(OSError):  # the parent's folder, against which a policy's may be named; another node may lack it
+        with suppress(OSError):  # paths may be relative to the parent's folder, which another node may lack
             os.chdir(folder)
         work(Client(address, authkey=secret))
 
 
-class RayActor:
-    """A worker as an actor; see :class:`sim_eval.evaluation.workers.Body`."""
+class RayWorker:
+    """A :class:`sim_eval.evaluation.workers.WorkerHandle` of a :class:`WorkerActor`."""
 
     def __init__(self, gpus: float) -> None:
         secret = secrets.token_bytes(32)
         with socket.create_server((ray.util.get_node_ip_address(), 0)) as server:
-            server.settimeout(STARTING)
+            server.settimeout(START_TIMEOUT)
             options = {"num_cpus": 1, "num_gpus": gpus, "runtime_env": {"env_vars": environment()}}
             self._actor = ray.remote(WorkerActor).options(**options).remote()
             self._actor.work.remote(str(Path.cwd()), server.getsockname(), secret)
             try:
                 caller, _ = server.accept()
             except TimeoutError as error:
-                raise SimEvalError(f"Ray started no actor in {STARTING:g} s: see `ray status`") from error
+                raise SimEvalError(f"Ray started no actor in {START_TIMEOUT:g} s: see `ray status`") from error
         caller.setblocking(True)
         self.connection = Connection(caller.detach())
         deliver_challenge(self.connection, secret)
@@ -59,11 +59,11 @@ class RayActor:
 
 
 class Cluster:
-    """A connection to Ray. Call it for a worker; close it after the last.
+    """A connection to Ray. A call starts a worker; ``close`` comes after the last one.
 
     Args:
-        address: host:port of a running cluster; None: one is started on this machine.
-        workers: how many actors there will be; they share the cluster's GPUs, if there are any.
+        address: host:port of a running cluster; None: a new one of this machine.
+        workers: number of actors; they share the cluster's GPUs, if it has any.
 
     Raises:
         SimEvalError: there is no such cluster, or it has too few processors.
@@ -74,7 +74,7 @@ class Cluster:
         try:
             if address:
                 host, _, port = address.rpartition(":")
-                socket.create_connection((host, int(port)), REACHED).close()  # Ray itself would try for minutes
+                socket.create_connection((host, int(port)), CONNECT_TIMEOUT).close()  # Ray itself would try for minutes
                 ray.init(address, logging_level="ERROR")
             else:
                 ray.init(
@@ -86,14 +86,14 @@ class Cluster:
                 )
         except (OSError, RuntimeError, ValueError) as error:
             raise SimEvalError(f"no Ray at {address or 'this machine'} ({error}): check --ray-address") from error
-        there = ray.cluster_resources()
-        if there.get("CPU", 0) < workers:
+        resources = ray.cluster_resources()
+        if resources.get("CPU", 0) < workers:
             self.close()
-            raise SimEvalError(f"Ray has {there.get('CPU', 0):g} processors: ask for so many --workers or fewer")
-        self._gpus = min(1.0, there.get("GPU", 0) / workers)
+            raise SimEvalError(f"Ray has {resources.get('CPU', 0):g} processors: use no more --workers than that")
+        self._gpus = min(1.0, resources.get("GPU", 0) / workers)
 
-    def __call__(self) -> RayActor:
-        return RayActor(self._gpus)
+    def __call__(self) -> RayWorker:
+        return RayWorker(self._gpus)
 
     def close(self) -> None:
         ray.shutdown()

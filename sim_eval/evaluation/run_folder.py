@@ -1,45 +1,38 @@
-"""A run on disk: what was planned, how it was run, and what came of every episode.
+"""A run on disk: the plan, the configuration, and the result of every episode.
 
-``manifest.json`` (the keys; written first), ``run.json`` (what is needed to run it again), ``episodes.jsonl`` (one line
-an episode, as it ends; in the manifest's order once all have), ``trajectories/*.h5`` and ``videos/``.
+``manifest.json`` (the keys; written first), ``run.json`` (configuration, policy, protocol, environments and machine),
+``episodes.jsonl`` (one line an episode, as it ends; in the manifest's order once all have ended), ``trajectories/*.h5``
+and ``videos/``.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import UnionType
 from typing import IO, Any
 
+from sim_eval import __version__
+from sim_eval.configs import RolloutConfig
 from sim_eval.core import old_files
+from sim_eval.core.decoding import decode, encode
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.files import PARTIAL, atomic, read_json, unwritable, write_json
-from sim_eval.core.types import EnvironmentSpec, EpisodeKey, RenderConfig
+from sim_eval.core.types import EnvironmentSpec, EpisodeKey
 from sim_eval.core.versions import machine, versions
 from sim_eval.envs.tasks import in_short
 from sim_eval.evaluation.engine import EpisodeResult, RolloutProtocol
 from sim_eval.evaluation.manifest import Manifest
 from sim_eval.policies.policy import PolicySpec
 
-RESULT_TYPES: dict[str, type | UnionType] = {
-    "instruction": str,
-    "success": bool,
-    "success_end": bool,
-    "steps": int,
-    "first_success": int | None,
-    "phase": str,
-    "policy_calls": int,
-    "error": str | None,
-    "seconds": float,
-}
 MANIFEST, RUN, EPISODES, TRAJECTORIES, VIDEOS = "manifest.json", "run.json", "episodes.jsonl", "trajectories", "videos"
 OUTCOMES = ("success", "failure")  # the ends of videos' names
-TASK_PACKAGES = ("sim_eval", "mujoco", "robosuite", "metaworld", "rpent-libero")  # of another version: another task
+MACHINE = ("platform", "processor", "instructions", "torch_threads")  # fields of run.json
+TASK_PACKAGES = ("sim_eval", "mujoco", "robosuite", "metaworld", "rpent-libero")  # another version: another task
 
 
 def to_line(result: EpisodeResult) -> str:
@@ -49,33 +42,30 @@ def to_line(result: EpisodeResult) -> str:
 
 
 def from_line(line: str) -> EpisodeResult:
-    """Reads what :func:`to_line` wrote.
+    """Reads the output of :func:`to_line`.
 
     Raises:
-        ValueError, KeyError, TypeError, SimEvalError: it is something else.
+        SimEvalError: the line is something else.
     """
-    entry = old_files.episode(json.loads(line))
-    result = EpisodeResult(
-        key=EpisodeKey(*(entry.pop(name) for name in ("task", "split", "index"))),
-        **entry,
-    )
-    for name, kind in RESULT_TYPES.items():
-        if not isinstance(getattr(result, name), kind):
-            raise ValueError(f"{name} is {getattr(result, name)!r}")
-    return result
+    try:
+        fields = old_files.episode(json.loads(line))
+    except (ValueError, RecursionError) as error:
+        raise SimEvalError(str(error)) from error
+    if isinstance(fields, dict):
+        key = {name: fields.pop(name) for name in ("task", "split", "index") if name in fields}
+        fields = {"key": key, **fields}
+    return decode(EpisodeResult, fields)
 
 
-def identity(policy: PolicySpec, protocol: RolloutProtocol) -> dict[str, dict[str, object]]:
-    """What else than the manifest decides the episode lines of a run. The number of workers does not."""
+def identity(policy: PolicySpec, protocol: RolloutProtocol, versions: Mapping[str, object]) -> dict[str, object]:
+    """All that decides the episode lines of a run, except its manifest."""
     return {
-        "policy": {
-            "name": policy.name,
-            "digest": policy.digest,
-            "privileged": policy.privileged,
-            "variant": policy.variant,
-        },
-        "protocol": asdict(protocol),
-        "versions": versions(),
+        "policy name": policy.name,
+        "policy digest": policy.digest,
+        "policy privileged": policy.privileged,
+        "policy variant": policy.variant,
+        **{f"protocol {name}": value for name, value in vars(protocol).items()},
+        **{f"versions {package}": version for package, version in versions.items()},
     }
 
 
@@ -84,19 +74,41 @@ class Run:
     """A run as read back.
 
     Attributes:
-        versions: package -> version, as far as it is known.
+        config: options of sim_eval.rollout; None: another program made the run.
+        spec: of the policy.
+        machine: versions, processor and threads, as :func:`sim_eval.core.versions.machine` returns them.
         episodes: finished episodes, each once, in the manifest's order.
     """
 
     folder: Path
     manifest: Manifest
-    policy: str
-    digest: str
-    privileged: bool
-    variant: str
+    config: RolloutConfig | None
+    spec: PolicySpec
     protocol: RolloutProtocol
-    versions: Mapping[str, str]
+    machine: Mapping[str, Any]
     episodes: tuple[EpisodeResult, ...]
+
+    @property
+    def policy(self) -> str:
+        return self.spec.name
+
+    @property
+    def digest(self) -> str:
+        return self.spec.digest
+
+    @property
+    def privileged(self) -> bool:
+        return self.spec.privileged
+
+    @property
+    def variant(self) -> str:
+        return self.spec.variant
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """Package -> version, as far as they are known."""
+        packages: Mapping[str, str] = self.machine["versions"]
+        return packages
 
     @property
     def complete(self) -> bool:
@@ -107,39 +119,38 @@ def read_run(folder: Path) -> Run:
     """Reads a run folder.
 
     Raises:
-        SimEvalError: a file is missing or damaged; names file and line. A torn last line (the run was killed while
-            writing it) is no damage.
+        SimEvalError: a file is missing, damaged, or of a later version; names file and line. A torn last line (the run
+            was killed while writing it) is not an error.
     """
     manifest = _read_manifest(folder / MANIFEST)
-    path = folder / RUN
-    data = read_json(path)
-    try:
-        protocol = _protocol(data["protocol"])
-        name, digest, privileged = (data["policy"][part] for part in ("name", "digest", "privileged"))
-        variant = data["policy"].get("variant", "")  # runs of earlier versions have none
-        packages = {str(package): str(version) for package, version in data.get("versions", {}).items()}
-    except (AttributeError, KeyError, TypeError, SimEvalError) as error:
-        raise SimEvalError(f"{path} is damaged ({error!r}): run it again into a new folder") from error
     episodes = read_episodes(folder / EPISODES, manifest)
-    return Run(folder, manifest, name, digest, privileged, variant, protocol, packages, episodes)
+    path = folder / RUN
+    data = old_files.run(read_json(path))
+    try:
+        config = data.get("config")
+        return Run(
+            folder,
+            manifest,
+            None if config is None else decode(RolloutConfig, config, "config"),
+            PolicySpec.from_dict(data.get("policy", {})),
+            decode(RolloutProtocol, data["protocol"], "protocol"),
+            {name: data.get(name) for name in MACHINE} | {"versions": decode(dict[str, str], data.get("versions", {}))},
+            episodes,
+        )
+    except SimEvalError as error:
+        packages = data.get("versions")
+        writer = packages.get("sim_eval", __version__) if isinstance(packages, dict) else __version__
+        if writer != __version__:
+            raise SimEvalError(f"{path} is of sim_eval {writer} ({error}): read it with that version") from error
+        raise SimEvalError(f"{path} is damaged ({error}): run it again into a new folder") from error
 
 
 def task_versions_apart(runs: Collection[Run]) -> str:
-    """Packages that make a task what it is and were not of one version in these runs, in words; empty: none."""
-    found = {
+    """The packages that implement a task and whose versions differ among these runs, in words; empty: none."""
+    used = {
         package: sorted({run.versions[package] for run in runs if package in run.versions}) for package in TASK_PACKAGES
     }
-    return ", ".join(f"{package} {' and '.join(versions)}" for package, versions in found.items() if len(versions) > 1)
-
-
-def _protocol(raw: Mapping[str, Any]) -> RolloutProtocol:
-    """Reads what asdict made; what an earlier version did not know has its default.
-
-    Raises:
-        KeyError, TypeError, SimEvalError: it is something else.
-    """
-    now = old_files.protocol(raw)
-    return RolloutProtocol(**{**now, "render": RenderConfig(**now["render"])})
+    return ", ".join(f"{package} {' and '.join(versions)}" for package, versions in used.items() if len(versions) > 1)
 
 
 def _read_manifest(path: Path) -> Manifest:
@@ -147,40 +158,40 @@ def _read_manifest(path: Path) -> Manifest:
     try:
         return Manifest.from_dict(data)
     except SimEvalError as error:
-        raise SimEvalError(f"{path}: {error}") from error
+        raise SimEvalError(f"{path} is damaged ({error}): run it again into a new folder") from error
 
 
 def read_episodes(path: Path, manifest: Manifest) -> tuple[EpisodeResult, ...]:
     """The finished episodes of a manifest, in its order.
 
     Raises:
-        SimEvalError: a whole line is damaged, stands twice, or is not of this manifest.
+        SimEvalError: a complete line is damaged, repeated, or not of this manifest.
     """
     try:
         text = path.read_text() if path.exists() else ""
     except (OSError, UnicodeDecodeError) as error:
         raise SimEvalError(f"{path} cannot be read ({error}): run it again into a new folder") from error
-    planned, found = set(manifest.keys), dict[EpisodeKey, EpisodeResult]()
-    for number, line in enumerate(text.split("\n")[:-1], start=1):  # what follows the last newline is torn
+    planned, results = set(manifest.keys), dict[EpisodeKey, EpisodeResult]()
+    for number, line in enumerate(text.split("\n")[:-1], start=1):  # the text after the last newline is torn
         where = f"{path}, line {number}"
         try:
             result = from_line(line)
-        except (KeyError, TypeError, ValueError, SimEvalError) as error:
-            raise SimEvalError(f"{where} is damaged ({error!r}): delete the line and resume the run") from error
+        except SimEvalError as error:
+            raise SimEvalError(f"{where} is damaged ({error}): delete the line and resume the run") from error
         if result.key not in planned:
             raise SimEvalError(f"{where}: episode {result.key} is not in the manifest: run it again into a new folder")
-        if result.key in found:
-            raise SimEvalError(f"{where}: episode {result.key} stands there twice: delete one of the lines")
-        found[result.key] = result
-    return tuple(found[key] for key in manifest.keys if key in found)
+        if result.key in results:
+            raise SimEvalError(f"{where}: episode {result.key} is there twice: delete one of the lines")
+        results[result.key] = result
+    return tuple(results[key] for key in manifest.keys if key in results)
 
 
 class RunFolder:
     """A run being written. Made by :func:`open_run`; one process at a time.
 
     Attributes:
-        results: of the finished episodes: at first in the manifest's order, then as they were appended.
-        torn: ``episodes.jsonl`` ended in a line that a kill had torn; it is gone, and its episode runs again.
+        results: of the finished episodes: earlier ones in the manifest's order, then as they were appended.
+        torn: a kill had torn the last line of ``episodes.jsonl``; it was removed, and its episode runs again.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, log: IO[bytes]) -> None:
@@ -200,7 +211,7 @@ class RunFolder:
         return [key for key in self.manifest.keys if key not in done]
 
     def append(self, result: EpisodeResult) -> None:
-        """Keeps one episode; on return it is on the disk."""
+        """Writes the result of one episode; on return it is on the disk."""
         try:
             self._log.write(to_line(result).encode() + b"\n")
             self._log.flush()
@@ -210,7 +221,7 @@ class RunFolder:
         self.results.append(result)
 
     def discard(self, keys: Iterable[EpisodeKey]) -> None:
-        """Removes the trajectories and videos, whole or partial, that broken tries of these episodes have left."""
+        """Removes the trajectories and videos, complete or partial, of broken attempts at these episodes."""
         names = {key.stem for key in keys}
         for path in [*(self.folder / TRAJECTORIES).glob("*"), *(self.folder / VIDEOS).glob("*")]:
             stem = path.stem.removeprefix(PARTIAL)
@@ -221,7 +232,7 @@ class RunFolder:
                     path.unlink()
 
     def finish(self) -> None:
-        """Puts the lines of a complete run into the manifest's order, whatever order they came in."""
+        """Sorts the lines of a complete run into the manifest's order."""
         if self.remaining:
             return
         place = {key: number for number, key in enumerate(self.manifest.keys)}
@@ -235,7 +246,7 @@ class RunFolder:
         self.results = ordered
 
     def kept(self) -> int:
-        """How many episodes the file holds; after an interrupt ``results`` may lack the one just written."""
+        """The number of episodes in the file; after an interrupt ``results`` may lack the last one."""
         self._log.flush()
         return len(read_episodes(self.folder / EPISODES, self.manifest))
 
@@ -247,13 +258,13 @@ def open_run(
     policy: PolicySpec,
     protocol: RolloutProtocol,
     environments: Mapping[str, EnvironmentSpec],
-    command: Sequence[str],
+    config: RolloutConfig | None = None,
 ) -> Iterator[RunFolder]:
-    """Starts a run in a new or empty folder, or resumes the same run where it was left.
+    """Starts a run in a new or empty folder, or resumes the same run.
 
     Args:
-        environments: task name -> what its environment offers.
-        command: the arguments that run it again.
+        environments: task name -> its environment.
+        config: options of sim_eval.rollout; None: another program makes the run.
 
     Raises:
         SimEvalError: the folder cannot be written, is in use, or holds another run; says what differs.
@@ -264,16 +275,15 @@ def open_run(
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / MANIFEST).exists() and any(not path.name.startswith(PARTIAL) for path in folder.iterdir()):
             raise SimEvalError(f"{folder} holds other files and no run: choose another --out")
-        if (folder / RUN).exists():
-            _check_same(folder, manifest, identity(policy, protocol))
-        else:
-            _check_same_manifest(folder, manifest)
+        if (folder / MANIFEST).exists():
+            _check_same(folder, manifest, identity(policy, protocol, versions()))
+        if not (folder / RUN).exists():
             write_json(folder / MANIFEST, manifest.to_dict())
             write_json(
                 folder / RUN,
                 {
                     "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                    "command": list(command),
+                    "config": encode(config or None),
                     "policy": asdict(policy),
                     "protocol": asdict(protocol),
                     "environments": {task: asdict(spec) for task, spec in environments.items()},
@@ -291,43 +301,32 @@ def open_run(
         yield RunFolder(folder, manifest, log)
 
 
-def _check_same_manifest(folder: Path, manifest: Manifest) -> None:
-    if (folder / MANIFEST).exists():
-        found = _read_manifest(folder / MANIFEST)
-        if found.digest != manifest.digest:
-            raise SimEvalError(f"{folder} holds another run ({_difference(found, manifest)}): choose another --out")
+def _check_same(folder: Path, manifest: Manifest, expected: Mapping[str, object]) -> None:
+    """Refuses a folder that holds another run, or was killed before its ``run.json`` and holds another manifest."""
+    existing = _read_manifest(folder / MANIFEST)
+    differences = []
+    if existing.digest != manifest.digest:
+        differences.append(f"it has {_describe(existing)}, this command has {_describe(manifest)}")
+    elif (folder / RUN).exists():
+        run = read_run(folder)
+        recorded = identity(run.spec, run.protocol, run.versions)
+        differences = [
+            f"{name} was {recorded.get(name, '') or 'none'}, is now {value or 'none'}"
+            for name, value in expected.items()
+            if recorded.get(name) != value
+        ]
+    if differences:
+        raise SimEvalError(f"{folder} holds another run ({'; '.join(differences)}): choose another --out")
 
 
-def _check_same(folder: Path, manifest: Manifest, expected: Mapping[str, Mapping[str, object]]) -> None:
-    _check_same_manifest(folder, manifest)
-    recorded = read_json(folder / RUN)
-    with suppress(KeyError, TypeError, SimEvalError):
-        recorded["protocol"] = asdict(_protocol(recorded["protocol"]))
-    found = []
-    for part, values in expected.items():
-        for name, value in values.items():
-            there = recorded.get(part, {}).get(name, "")
-            if there != value:
-                found.append(f"{part} {name}: {_shown(there)} there, {_shown(value)} now")
-    if found:
-        raise SimEvalError(f"{folder} holds another run ({'; '.join(found)}): choose another --out")
-
-
-def _shown(value: object) -> object:
-    return "none" if value == "" else value
-
-
-def _difference(there: Manifest, now: Manifest) -> str:
-    def describe(manifest: Manifest) -> str:
-        splits = sorted({key.split for key in manifest.keys})
-        first = min(key.index for key in manifest.keys)
-        return f"{len(manifest.keys)} episodes of {in_short(manifest.tasks)}, {'/'.join(splits)} from {first}"
-
-    return f"{describe(there)} there, {describe(now)} now"
+def _describe(manifest: Manifest) -> str:
+    splits = sorted({key.split for key in manifest.keys})
+    first = min(key.index for key in manifest.keys)
+    return f"{len(manifest.keys)} episodes of {in_short(manifest.tasks)}, {'/'.join(splits)} from {first}"
 
 
 def fresh_folder(policy: str, root: Path = Path("runs")) -> Path:
-    """A folder name that does not exist yet: policy, date and time."""
+    """A folder that does not exist yet, named by policy, date and time."""
     stem = f"{policy.replace('/', '-')}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
     names = [stem, *(f"{stem}-{number}" for number in range(2, 100))]
     return next(root / name for name in names if not (root / name).exists())

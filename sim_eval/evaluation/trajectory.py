@@ -1,10 +1,11 @@
-"""What a run remembers of each episode: enough to run it again and to prove that it went as recorded."""
+"""Trajectories: the recording of an episode from which it can be run again and verified."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim_eval.core.decoding import decode
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.files import atomic
 from sim_eval.core.types import ActionChunk, EpisodeKey, FloatArray, Observation, Recorder, Simulator, Status
@@ -22,24 +24,25 @@ from sim_eval.policies.policy import PolicySpec
 if TYPE_CHECKING:
     import h5py
 
-# Files of version 1 held hashes of states in place of the states, and nothing of what the policy saw.
+# Files of version 1 held hashes of states instead of states, and no digests of observations.
 MARK = b"sim_eval trajectory 2 sha256 "
+REMEDY = "run the episode again"
 
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """An episode of T control steps in which the policy answered R times.
+    """An episode of T control steps with R calls of the policy.
 
     Attributes:
         key: the episode.
-        policy: what of a policy's spec tells it from others: name, digest and variant.
+        policy: identifies the policy: name, digest and variant of its spec.
         actions: float64 [T, action dim], as executed.
         states: float64 [T + 1, n], the simulator's full state before the first step and after each.
-        phases: int64 [T], phases fulfilled after each step.
-        success: bool [T], the task's rule after each step.
-        asked: int64 [R], control steps made before each question to the policy.
-        seen: SHA-256 in hex of the observation of each question.
-        machine: versions, processor and threads, as :func:`sim_eval.core.versions.machine` gives them.
+        phases: int64 [T], the number of phases fulfilled after each step.
+        success: bool [T], whether the task's rule held after each step.
+        asked: int64 [R], the number of control steps before each call of the policy.
+        seen: SHA-256 in hex of the observation of each call.
+        machine: versions, processor and threads, as :func:`sim_eval.core.versions.machine` returns them.
     """
 
     key: EpisodeKey
@@ -59,10 +62,10 @@ class Trajectory:
             raise SimEvalError(f"the trajectory of {self.key} contradicts itself: its parts do not fit together")
 
     def chunk(self, policy_call: int) -> FloatArray:
-        """What was executed of the policy's answer number ``replan``: [steps, action dim].
+        """The executed actions of the policy's chunk number ``policy_call``: [steps, action dim].
 
         Raises:
-            SimEvalError: the episode ended before.
+            SimEvalError: the episode ended earlier.
         """
         ends = [*self.asked[1:], len(self.actions)]
         actions = (
@@ -74,31 +77,31 @@ class Trajectory:
 
 
 def policy_identity(spec: PolicySpec) -> dict[str, str]:
-    """What :attr:`Trajectory.policy` holds."""
+    """The value of :attr:`Trajectory.policy`."""
     return {"name": spec.name, "digest": spec.digest, "variant": spec.variant}
 
 
 def observation_digest(observation: Observation) -> str:
-    """SHA-256 of all that a policy is given to see: pictures, calibration, proprioception, instruction, workspace."""
-    found = hashlib.sha256(f"{observation.instruction}|{observation.workspace}".encode())
+    """SHA-256 of a whole observation: pictures, calibration, proprioception, instruction and workspace."""
+    digest = hashlib.sha256(f"{observation.instruction}|{observation.workspace}".encode())
     for name, view in sorted(observation.views.items()):
         for array in (view.rgb, view.depth, view.intrinsics, view.camera_to_world):
-            found.update(f"|{name}|{array.dtype}|{array.shape}|".encode() + np.ascontiguousarray(array).tobytes())
+            digest.update(f"|{name}|{array.dtype}|{array.shape}|".encode() + np.ascontiguousarray(array).tobytes())
     for name, values in sorted(observation.proprio.items()):
-        found.update(f"|{name}|{values.shape}|".encode() + np.ascontiguousarray(values, np.float64).tobytes())
-    return found.hexdigest()
+        digest.update(f"|{name}|{values.shape}|".encode() + np.ascontiguousarray(values, np.float64).tobytes())
+    return digest.hexdigest()
 
 
 class TrajectoryRecorder(Recorder):
     """Records an episode's :class:`Trajectory`.
 
     Args:
-        policy: whose episodes they are.
+        policy: is recorded.
         folder: the run folder, into whose ``trajectories`` each episode is written; None: nothing is written.
-        threads: torch's, where the policy answers in another process; None: it answers in this one.
+        threads: torch's threads in the policy's process; None: the policy runs in this process.
 
     Attributes:
-        trajectory: of the last finished episode; None: there is none yet.
+        trajectory: of the last finished episode; None before that.
     """
 
     def __init__(self, policy: PolicySpec, folder: Path | None = None, threads: int | None = None) -> None:
@@ -143,12 +146,12 @@ class TrajectoryRecorder(Recorder):
 
 
 def trajectory_path(folder: Path, key: EpisodeKey) -> Path:
-    """Where a run folder keeps the episode's trajectory."""
+    """The file of an episode's trajectory."""
     return folder / TRAJECTORIES / f"{key.stem}.h5"
 
 
 def write_trajectory(folder: Path, trajectory: Trajectory) -> None:
-    """Writes a trajectory into its run folder, whole or not at all.
+    """Writes a trajectory into its run folder, completely or not at all.
 
     Raises:
         SimEvalError: the disk refuses.
@@ -159,7 +162,7 @@ def write_trajectory(folder: Path, trajectory: Trajectory) -> None:
         file.attrs.update(asdict(trajectory.key))
         file.attrs.update(policy=json.dumps(dict(trajectory.policy)), machine=json.dumps(dict(trajectory.machine)))
         digests = np.frombuffer(bytes.fromhex("".join(trajectory.seen)), np.uint8).reshape(-1, 32)
-        # Measured: of a Lift episode's 24 kB the states are 10. Packing the others too would cost more than it saves.
+        # The states are 10 kB of a Lift episode's 24 kB. Compressing the other arrays would hardly save space.
         states = trajectory.states
         file.create_dataset("states", data=states, chunks=states.shape, compression="gzip", shuffle=True)
         for name in ("actions", "phases", "success", "asked"):
@@ -172,26 +175,27 @@ def write_trajectory(folder: Path, trajectory: Trajectory) -> None:
 
 
 def read_trajectory(path: Path) -> Trajectory:
-    """Reads what :func:`write_trajectory` wrote.
+    """Reads the output of :func:`write_trajectory`.
 
     Raises:
-        SimEvalError: the file is missing, truncated, damaged, of an earlier version or foreign.
+        SimEvalError: the file is missing, truncated, damaged, of an earlier version or of another program.
     """
     from sim_eval.core.files import unsealed
 
-    remedy = "run the episode again"
-    with unsealed(path, MARK, "trajectory", remedy) as file:
+    with suppress(OSError), path.open("rb") as file:
+        start = file.read(len(MARK))
+        if start.startswith(MARK[:20]) and start != MARK:
+            raise SimEvalError(f"{path} is of another version: read it with the sim_eval that run.json names")
+    with unsealed(path, MARK, "trajectory", REMEDY) as file:
         try:
+            attributes = {name: value.item() if hasattr(value, "item") else value for name, value in file.attrs.items()}
+            key = {name: attributes[name] for name in ("task", "split", "index")}
             return Trajectory(
-                key=EpisodeKey(file.attrs["task"], file.attrs["split"], int(file.attrs["index"])),
-                policy=json.loads(file.attrs["policy"]),
-                actions=file["actions"][()],
-                states=file["states"][()],
-                phases=file["phases"][()],
-                success=file["success"][()],
-                asked=file["asked"][()],
+                key=decode(EpisodeKey, key),
+                policy=decode(dict[str, str], json.loads(attributes["policy"]), "policy"),
+                machine=decode(dict[str, Any], json.loads(attributes["machine"]), "machine"),
+                **{name: file[name][()] for name in ("actions", "states", "phases", "success", "asked")},
                 seen=tuple(row.tobytes().hex() for row in file["seen"][()]),
-                machine=json.loads(file.attrs["machine"]),
             )
-        except (KeyError, TypeError, ValueError, SimEvalError) as error:
-            raise SimEvalError(f"{path} is not a sound trajectory ({error}): {remedy}") from error
+        except (KeyError, TypeError, ValueError, RecursionError, SimEvalError) as error:
+            raise SimEvalError(f"{path} is not a sound trajectory ({error}): {REMEDY}") from error

@@ -1,12 +1,12 @@
-"""Proving recorded episodes: each is run again from its key with the actions that were recorded, and compared.
+"""Verification of recorded episodes: each is run again from its key with the recorded actions, and compared.
 
-The replay goes through the engine's own loop, with a policy that answers from the recording, so that what ends an
-episode and what counts as success are decided where they were.
+The replay goes through the engine's own loop, with a policy that returns the recorded actions, so the same rules end an
+episode and decide its success.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeAlias
@@ -25,12 +25,12 @@ from sim_eval.evaluation.trajectory import (
     read_trajectory,
     trajectory_path,
 )
-from sim_eval.evaluation.workers import HeartbeatRecorder, Link, Play
+from sim_eval.evaluation.workers import HeartbeatRecorder, Link, Play, Supervision, WorkerPool
 from sim_eval.policies.policy import Policy, PolicyRequest, PolicySpec
 
 Verdict: TypeAlias = Literal["bit-identical", "outcome-identical", "refuted", "broke off"]
 VERDICTS: tuple[Verdict, ...] = ("bit-identical", "outcome-identical", "refuted", "broke off")
-# Share of an action's range beyond which an answer is another policy's, not another processor's rounding.
+# Share of an action's range beyond which a difference means another policy, not another processor's rounding.
 TOLERANCE = 0.05
 
 
@@ -39,9 +39,10 @@ class Deviation:
     """How far a replay's states are from the recorded ones.
 
     Attributes:
-        since: control steps made when they first differ; 0: the scene itself is another.
-        largest: largest absolute difference, in the state vector's own units (metres, radians, and those a second).
-        step, entry: where that is: control steps made, and the name of the number or its index in the state vector.
+        since: number of control steps before the first difference; 0: the initial state differs.
+        largest: largest absolute difference, in the units of the state vector (metres, radians, and those a second).
+        step, entry: the place of the largest difference: number of control steps, and the name of the number or its
+            index in the state vector.
     """
 
     since: int
@@ -57,13 +58,13 @@ class Deviation:
 
 @dataclass(frozen=True)
 class Inferred:
-    """What the policy answers when asked again at each recorded question.
+    """The policy's chunks, inferred again for each recorded call, compared with the recorded actions.
 
     Attributes:
-        chunks: how many answers were compared, each as far as it was executed.
-        equal: how many of them equal the recorded actions bit for bit.
+        chunks: number of compared chunks; of each, only the executed part.
+        equal: number of those that equal the recorded actions bit for bit.
         largest: largest difference, as a share of the action's range (high - low).
-        step: the control step of the largest difference; None: there is none.
+        step: the control step of the largest difference; None: all are equal.
     """
 
     chunks: int
@@ -80,18 +81,18 @@ class Inferred:
 
 @dataclass(frozen=True)
 class Verification:
-    """What became of an episode's proof.
+    """The verification of one episode.
 
     Attributes:
-        result: as ``episodes.jsonl`` says it.
-        verdict: bit-identical: outcome, states and observations are the recorded ones to the last bit;
-            outcome-identical: the outcome is; refuted: it is not, or the recording contradicts itself, or the policy's
-            actions are not those that were recorded; broke off: it ended with an error, which is a failure and is not
-            replayed, but nothing that was recorded before is refuted.
-        findings: what is not as recorded, one sentence each.
-        deviation: of the states; None: none, or they could not be compared.
-        inferred: None: the policy was not asked again.
-        machine: on which the episode was recorded; empty: not known.
+        result: its line in ``episodes.jsonl``.
+        verdict: bit-identical: outcome, states and observations equal the recorded ones to the last bit;
+            outcome-identical: only the outcome does; refuted: the outcome differs, or the recording contradicts itself,
+            or the policy's actions differ from the recorded ones; broke off: the episode ended with an error, which is
+            a failure and is not replayed, and nothing recorded before is refuted.
+        findings: the differences, one sentence each.
+        deviation: of the states; None: they are equal or cannot be compared.
+        inferred: None: the policy was not called again.
+        machine: of the recording; empty: unknown.
     """
 
     result: EpisodeResult
@@ -103,16 +104,16 @@ class Verification:
 
 
 class RecordedPolicy:
-    """Answers with the actions that were executed; asks another policy as well, if there is one, and compares.
+    """Returns the recorded actions, and compares them with those of another policy if one is given.
 
     Args:
-        shown: the spec of the policy that was recorded: it is shown what that one was.
-        again: asked at each question too, from the recorded states, so that its differences do not add up.
+        spec: of the recorded policy; it decides the observations.
+        again: is called too at each recorded call, from the recorded states, so that its differences do not add up.
     """
 
-    def __init__(self, recorded: Trajectory, shown: PolicySpec, again: Policy | None = None) -> None:
+    def __init__(self, recorded: Trajectory, spec: PolicySpec, again: Policy | None = None) -> None:
         privileged = again is not None and again.spec.privileged
-        self.spec = PolicySpec(name=shown.name, cameras=shown.cameras, privileged=privileged)
+        self.spec = PolicySpec(name=spec.name, cameras=spec.cameras, privileged=privileged)
         self._recorded, self._again = recorded, again
         self._distances: list[FloatArray] = []
         self._equal = 0
@@ -135,7 +136,7 @@ class RecordedPolicy:
 
     @property
     def inferred(self) -> Inferred | None:
-        """What the comparison found; None when nothing was compared."""
+        """The result of the comparison; None if there was none."""
         if not self._distances:
             return None
         distances = np.concatenate(self._distances)
@@ -148,42 +149,78 @@ def policy_again(run: Run, source: PolicySource) -> Policy:
     """The policy of the run.
 
     Raises:
-        SimEvalError: it is gone, or is another one now.
+        SimEvalError: it cannot be loaded, or has changed.
     """
     try:
         policy = source.load()
     except SimEvalError as error:
         raise SimEvalError(f"the policy of {run.folder} cannot be loaded again: {error}") from error
-    now, there = policy_identity(policy.spec), {"name": run.policy, "digest": run.digest, "variant": run.variant}
-    if now != there:
+    now, recorded = policy_identity(policy.spec), policy_identity(run.spec)
+    if now != recorded:
         changed = ", ".join(
-            f"{part} {there[part] or 'none'} there, {now[part] or 'none'} now"
+            f"{part} was {recorded[part] or 'none'}, is now {now[part] or 'none'}"
             for part in now
-            if now[part] != there[part]
+            if now[part] != recorded[part]
         )
-        raise SimEvalError(f"'{source.reference}' is not the policy of {run.folder} any more ({changed}): restore it")
+        raise SimEvalError(f"'{source.reference}' is no longer the policy of {run.folder} ({changed}): restore it")
     return policy
+
+
+def recorded_source(run: Run) -> PolicySource:
+    """How the run's policy was loaded.
+
+    Raises:
+        SimEvalError: the run does not say.
+    """
+    if run.config is None:
+        raise SimEvalError(
+            f"{run.folder} was not made by sim_eval.rollout, so its policy is unknown: leave --policy out"
+        )
+    return PolicySource.of(run.config)
+
+
+def choose_episodes(run: Run, indices: Sequence[int] = (), sample: int | None = None) -> list[EpisodeResult]:
+    """The finished episodes to verify.
+
+    Args:
+        indices: in the manifest; empty: all, or a sample.
+        sample: at most so many, evenly spread; None: all.
+
+    Raises:
+        SimEvalError: the run has no finished episode, or an index is not in the manifest or not finished.
+    """
+    if not run.episodes:
+        raise SimEvalError(f"{run.folder} has no finished episode: resume it by rollout --out {run.folder}")
+    finished = {result.key: result for result in run.episodes}
+    keys = run.manifest.keys
+    for index in indices:
+        if not 0 <= index < len(keys):
+            raise SimEvalError(f"--episode {index}: {run.folder} has episodes 0 to {len(keys) - 1}")
+        if keys[index] not in finished:
+            raise SimEvalError(f"--episode {index}: {keys[index]} is not finished: resume the run")
+    if indices:
+        return [finished[keys[index]] for index in dict.fromkeys(indices)]
+    count = min(sample or len(run.episodes), len(run.episodes))
+    return [run.episodes[index] for index in np.linspace(0, len(run.episodes) - 1, count).round().astype(int)]
 
 
 @dataclass(frozen=True)
 class VerifyJob:
-    """How a run's episodes are verified; small, so that it can be sent to a worker.
+    """How a run's episodes are verified; small, since it is sent to workers.
 
     Attributes:
-        shown: the spec of the policy that was recorded.
-        source: of the same policy, where a worker is to ask it again; None: it is not.
+        source: of the run's policy, to call it again; None: it is not called.
     """
 
     run: Run
-    shown: PolicySpec
-    source: PolicySource | None
+    source: PolicySource | None = None
 
     def player(self, again: Policy | None, simulators: OneSimulator, *recorders: Recorder) -> Play[Verification]:
         """Verifies episodes in this process."""
         results = {result.key: result for result in self.run.episodes}
 
         def play(key: EpisodeKey) -> Verification:
-            return verify_episode(self.run, self.shown, results[key], simulators.of(key.task), again, *recorders)
+            return verify_episode(self.run, results[key], simulators.of(key.task), again, *recorders)
 
         return play
 
@@ -195,22 +232,50 @@ class VerifyJob:
             yield self.player(again, simulators, HeartbeatRecorder(link))
 
 
+def verifications(
+    job: VerifyJob, results: Sequence[EpisodeResult], workers: int, warn: Callable[[str], object]
+) -> Iterator[Verification]:
+    """Verifies episodes of the run; yields the verifications as they are done.
+
+    Args:
+        workers: number of processes; 1 is this process.
+        warn: is called with one line when a worker is lost.
+
+    Raises:
+        SimEvalError: the policy cannot be loaded, or has changed.
+    """
+    again = policy_again(job.run, job.source) if job.source else None  # is refused here, before any worker starts
+    return _verified_here(job, again, results) if workers == 1 else _verified_by_workers(job, results, workers, warn)
+
+
+def _verified_here(job: VerifyJob, again: Policy | None, results: Sequence[EpisodeResult]) -> Iterator[Verification]:
+    with closing(OneSimulator(job.run.protocol.render)) as simulators:
+        yield from map(job.player(again, simulators), [result.key for result in results])
+
+
+def _verified_by_workers(
+    job: VerifyJob, results: Sequence[EpisodeResult], workers: int, warn: Callable[[str], object]
+) -> Iterator[Verification]:
+    by_key = {result.key: result for result in results}
+    with closing(WorkerPool(job, workers, Supervision())) as pool:
+        for outcome in pool.run(list(by_key)):
+            if isinstance(outcome, Verification):
+                yield outcome
+                continue
+            warn(str(outcome))
+            if outcome.key is not None and outcome.final:
+                yield unproven(by_key[outcome.key], f"the replay ended: {outcome.reason}")
+
+
 def verify_episode(
-    run: Run,
-    shown: PolicySpec,
-    result: EpisodeResult,
-    simulator: Simulator,
-    again: Policy | None = None,
-    *recorders: Recorder,
+    run: Run, result: EpisodeResult, simulator: Simulator, again: Policy | None = None, *recorders: Recorder
 ) -> Verification:
     """Runs a recorded episode again and compares.
 
     Args:
-        run: the run it is of.
-        shown: the spec of the policy that was recorded.
-        result: as ``episodes.jsonl`` says it.
-        again: the same policy, to be asked again; None: it is not.
-        recorders: what else watches the replay.
+        result: its line in ``episodes.jsonl``.
+        again: the same policy, to be called again; None: it is not.
+        recorders: further recorders of the replay.
     """
     path = trajectory_path(run.folder, result.key)
     if not path.exists():
@@ -221,15 +286,15 @@ def verify_episode(
         recorded = read_trajectory(path)
     except SimEvalError as error:
         return unproven(result, str(error))
-    if found := foreign(run, result, recorded, path.name):
-        return unproven(result, found, recorded.machine)
-    player = RecordedPolicy(recorded, shown, again)
+    if reason := foreign(run, result, recorded, path.name):
+        return unproven(result, reason, recorded.machine)
+    player = RecordedPolicy(recorded, run.spec, again)
     recorder = TrajectoryRecorder(player.spec)
     replayed = run_episode(simulator, player, result.key, run.protocol, Recorders(recorder, *recorders))
-    told = outcome(recorded, simulator.task, run.protocol, result.error)
-    refutations, remarks = contradictions(result, told, replayed), []
+    from_trajectory = outcome(recorded, simulator.task, run.protocol, result.error)
+    refutations, remarks = contradictions(result, from_trajectory, replayed), []
     deviation, inferred = None, player.inferred
-    if recorder.trajectory is not None:  # None: the scene could not even be set up, and the replay's error says why
+    if recorder.trajectory is not None:  # None: the scene could not be set up, and the replay's error says why
         deviation = deviates(recorded.states, recorder.trajectory.states, simulator.snapshot().names)
         remarks = ([] if deviation is None else [str(deviation)]) + unlike(recorded, recorder.trajectory)
     if inferred is not None and inferred.equal < inferred.chunks:
@@ -242,25 +307,25 @@ def verify_episode(
 
 
 def unproven(result: EpisodeResult, reason: str, machine: Mapping[str, Any] | None = None) -> Verification:
-    """Refuted, since no replay came to its end."""
+    """The verification of an episode that could not be replayed: refuted."""
     return Verification(result, "refuted", (reason,), None, None, machine or {})
 
 
 def foreign(run: Run, result: EpisodeResult, recorded: Trajectory, file: str) -> str | None:
-    """Why the trajectory is not that of the run's episode; None when it is."""
+    """Why the trajectory is not that of the run's episode; None: it is."""
     if recorded.key != result.key:
         return f"{file} holds episode {recorded.key}"
-    for name, there in (("name", run.policy), ("digest", run.digest), ("variant", run.variant)):
-        if recorded.policy.get(name) != there:
-            return f"{file} was recorded with policy {name} '{recorded.policy.get(name)}', run.json says '{there}'"
+    for name, expected in policy_identity(run.spec).items():
+        if recorded.policy.get(name) != expected:
+            return f"{file} was recorded with policy {name} '{recorded.policy.get(name)}', run.json says '{expected}'"
     return None
 
 
 def outcome(recorded: Trajectory, task: Task, protocol: RolloutProtocol, error: str | None) -> EpisodeResult:
-    """What ``episodes.jsonl`` must say of an episode, going by its trajectory.
+    """The result of an episode according to its trajectory.
 
     Args:
-        error: that the episode broke off with, of which the trajectory knows nothing.
+        error: with which the episode broke off; the trajectory does not hold it.
     """
     successes = np.flatnonzero(recorded.success & (error is None))
     furthest = int(recorded.phases.max(initial=0))
@@ -278,26 +343,26 @@ def outcome(recorded: Trajectory, task: Task, protocol: RolloutProtocol, error: 
     )
 
 
-def contradictions(claimed: EpisodeResult, told: EpisodeResult, replayed: EpisodeResult) -> list[str]:
-    """Where the line in ``episodes.jsonl``, the trajectory and the replay do not say the same, one sentence each."""
+def contradictions(claimed: EpisodeResult, recorded: EpisodeResult, replayed: EpisodeResult) -> list[str]:
+    """The differences between ``episodes.jsonl``, the trajectory and the replay, one sentence each."""
     if claimed.error is not None and replayed.error is not None:
-        # The replay ends where the recording does, in whatever way the episode broke off then.
-        told, replayed = (
-            replace(each, error=claimed.error, policy_calls=claimed.policy_calls) for each in (told, replayed)
+        # The replay ends where the recording does, however the episode broke off.
+        recorded, replayed = (
+            replace(each, error=claimed.error, policy_calls=claimed.policy_calls) for each in (recorded, replayed)
         )
     return [
-        f"{name}: {getattr(claimed, name)} in episodes.jsonl, {getattr(told, name)} in the trajectory, "
+        f"{name}: {getattr(claimed, name)} in episodes.jsonl, {getattr(recorded, name)} in the trajectory, "
         f"{getattr(replayed, name)} when replayed"
         for name in (field.name for field in fields(EpisodeResult) if field.compare)
-        if len({getattr(each, name) for each in (claimed, told, replayed)}) > 1
+        if len({getattr(each, name) for each in (claimed, recorded, replayed)}) > 1
     ]
 
 
 def deviates(recorded: FloatArray, replayed: FloatArray, names: Sequence[str] = ()) -> Deviation | None:
-    """How far states [T + 1, n] are from the recorded ones, as far as both go; None: equal to the last bit.
+    """How far states [T + 1, n] are from the recorded ones, over their common length; None: equal to the last bit.
 
     Args:
-        names: of the n numbers; empty: they have none.
+        names: of the n numbers; empty: unknown.
     """
     steps, entries = (min(sizes) for sizes in zip(recorded.shape, replayed.shape, strict=True))
     left, right = (np.ascontiguousarray(states[:steps, :entries]) for states in (recorded, replayed))
@@ -311,32 +376,36 @@ def deviates(recorded: FloatArray, replayed: FloatArray, names: Sequence[str] = 
 
 
 def unlike(recorded: Trajectory, replayed: Trajectory) -> list[str]:
-    """What else than states and outcome is not as recorded, one sentence each."""
-    found = []
+    """The differences besides states and outcome, one sentence each."""
+    differences = []
     if recorded.states.shape[1] != replayed.states.shape[1]:
-        found.append(f"the state has {replayed.states.shape[1]} numbers, {recorded.states.shape[1]} were recorded")
+        differences.append(
+            f"the state has {replayed.states.shape[1]} numbers, {recorded.states.shape[1]} were recorded"
+        )
     pairs = list(zip(recorded.seen, replayed.seen, strict=False))
-    if others := [number for number, (there, now) in enumerate(pairs) if there != now]:
+    if others := [number for number, (before, now) in enumerate(pairs) if before != now]:
         first = int(recorded.asked[others[0]])
-        found.append(f"{len(others)} of {len(pairs)} observations differ, the first at step {first}")
-    for name in ("actions", "phases", "success"):  # actions: one out of bounds is clipped again
-        there, now = (getattr(each, name) for each in (recorded, replayed))
-        if there.shape == now.shape and (steps := np.unique(np.nonzero(there != now)[0])).size:
-            found.append(f"{name} differ at {steps.size} steps, the first at step {steps[0] + 1}")
-    return found
+        differences.append(f"{len(others)} of {len(pairs)} observations differ, the first at step {first}")
+    for name in ("actions", "phases", "success"):  # actions: the engine clips those out of bounds
+        before, now = (getattr(each, name) for each in (recorded, replayed))
+        if before.shape == now.shape and (steps := np.unique(np.nonzero(before != now)[0])).size:
+            differences.append(f"{name} differ at {steps.size} steps, the first at step {steps[0] + 1}")
+    return differences
 
 
-def machine_differences(recorded: Mapping[str, Any], here: Mapping[str, Any], threads: bool) -> list[str]:
-    """What of versions and processor is not as recorded, each as "mujoco 3.2.0, here 3.3.0".
+def machine_differences(recorded: Sequence[Mapping[str, Any]], here: Mapping[str, Any], threads: bool) -> list[str]:
+    """The differences in versions and processor, each like "mujoco 3.2.0, here 3.3.0" and only once.
 
     Args:
-        threads: whether the number of torch's threads counts too.
+        recorded: the machines that recorded; empty ones are unknown.
+        threads: whether to compare the number of torch's threads too.
     """
-    if not recorded:
-        return []
-    versions, now = recorded.get("versions"), here["versions"]
-    versions = versions if isinstance(versions, Mapping) else {}
-    pairs = [(f"{name} ", versions.get(name), now.get(name)) for name in {**versions, **now}]
     parts = ["platform", "processor", "instructions", *(["torch_threads"] if threads else [])]
-    pairs += [(f"{name.replace('_', ' ')} ", recorded.get(name), here[name]) for name in parts]
-    return [f"{name}{there}, here {value}" for name, there, value in pairs if there != value]
+    differences = []
+    for machine in filter(None, recorded):
+        versions, now = machine.get("versions"), here["versions"]
+        versions = versions if isinstance(versions, Mapping) else {}
+        pairs = [(name, versions.get(name), now.get(name)) for name in {**versions, **now}]
+        pairs += [(name.replace("_", " "), machine.get(name), here[name]) for name in parts]
+        differences += [f"{name} {before}, here {value}" for name, before, value in pairs if before != value]
+    return list(dict.fromkeys(differences))

@@ -1,9 +1,9 @@
-"""Episodes in several processes, handed out one by one and supervised: none is lost, none counts twice.
+"""A pool of supervised worker processes that run episodes: no episode is lost, and none counts twice.
 
-The parent gives an idle worker one key and so always knows which episode a dead or hung worker had. A worker is a
-process of its own program (not a fork, which OpenGL and CUDA do not survive) in its own process group, so that Ctrl-C
-reaches the parent only, which ends the workers. A worker whose parent is gone ends itself. Where workers run is the
-matter of :class:`Body` alone; :mod:`sim_eval.evaluation.ray_workers` has another one.
+The parent gives an idle worker one key at a time, so it knows the episode of a worker that dies or hangs. A worker is a
+new process (not a fork, which OpenGL and CUDA do not survive) in its own process group: Ctrl-C reaches only the parent,
+which ends the workers. A worker ends itself when its parent is gone. :class:`WorkerHandle` hides where a worker runs:
+:class:`LocalWorker` is a process of this machine, and :mod:`sim_eval.evaluation.ray_workers` has one for Ray.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import EpisodeKey, Recorder, Simulator, Status
 from sim_eval.evaluation.batching import Answer, Batcher, Question
 
-Result = TypeVar("Result")  # what comes of an episode: EpisodeResult where it is scored
+Result = TypeVar("Result")  # of an episode: EpisodeResult where it is scored
 Play: TypeAlias = Callable[[EpisodeKey], Result]
-PATIENCE = 60.0  # seconds until the parent looks around at the latest
-STARTING = 600.0  # seconds that a worker may take to start at least: a large network loads slowly
+LONGEST_WAIT = 60.0  # seconds for which the parent waits for messages at most
+START_TIMEOUT = 600.0  # least seconds that a worker may take to start: a large network loads slowly
 
 
 class Ready:
-    """What a worker says when it has made what its episodes need."""
+    """A worker's message that it has started and can run episodes."""
 
 
 class Heartbeat:
-    """A sign of life."""
+    """A worker's message that its episode goes on."""
 
 
 @dataclass(frozen=True)
-class Ended:
-    """What a worker says when its episode has come to its end."""
+class Finished:
+    """A worker's message that its episode has ended."""
 
     result: Any
 
 
 class Link:
-    """A worker's end of its connection to the parent. When the parent is gone, so is the worker."""
+    """A worker's end of its connection to the parent. It ends the worker when the parent is gone."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -61,7 +61,7 @@ class Link:
             try:
                 self._inbox.put(self._connection.recv())
             except (EOFError, OSError):
-                _leave()  # whatever the main thread is at
+                _leave()  # whatever the main thread does
 
     def send(self, message: object) -> None:
         try:
@@ -74,18 +74,18 @@ class Link:
         return self._inbox.get()
 
     def ask(self, question: Question) -> Answer:
-        """The answer of the parent's policy."""
+        """The answer of the parent's policy to a request."""
         self.send(question)
         answer: Answer = self.receive()
         return answer
 
 
-# What makes a worker: opened once in it, it gives the function that runs its episodes. It travels pickled.
+# A worker's job, which is pickled and sent to it. It is entered once and gives the function that runs episodes.
 Job: TypeAlias = Callable[[Link], AbstractContextManager[Play[Result]]]
 
 
 class HeartbeatRecorder(Recorder):
-    """A recorder that keeps nothing: every control step is a sign of life."""
+    """Sends a heartbeat at every control step."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
@@ -104,7 +104,7 @@ def work(connection: Connection) -> None:
     """The main program of a worker.
 
     Args:
-        connection: to the parent, which sends the job first and then keys.
+        connection: to the parent, which sends the job and then keys.
     """
     try:
         job: Job[Any] = connection.recv()
@@ -115,8 +115,8 @@ def work(connection: Connection) -> None:
         with job(link) as play:
             link.send(Ready())
             while True:
-                link.send(Ended(play(link.receive())))
-    except SimEvalError as error:  # a full disk, for example, is no matter of this episode or this worker
+                link.send(Finished(play(link.receive())))
+    except SimEvalError as error:  # such as a full disk: another worker would meet it too
         link.send(error)
 
 
@@ -126,26 +126,25 @@ def _kill_group(leader: int) -> None:
 
 
 def _leave() -> NoReturn:
-    """Ends a worker whose parent is gone, and with it its group: the encoder of a video."""
+    """Ends a worker whose parent is gone, and with it the encoder of its video, which is in its group."""
     _kill_group(os.getpid())
-    os._exit(1)  # it leads no group where something else than this module started it
+    os._exit(1)  # a Ray actor leads no group
 
 
 def environment() -> dict[str, str]:
-    """What the environment of a worker must say: where sim_eval is, and one thread each, unless the user says more."""
-    told = {
-        name: os.environ.get(name, default) for name, default in (("LP_NUM_THREADS", "0"), ("OMP_NUM_THREADS", "1"))
-    }
-    return {**told, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    """A worker's environment variables: the same modules, and one thread each unless the user says otherwise."""
+    threads = {"LP_NUM_THREADS": "0", "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
+    return {**{name: os.environ.get(name, number) for name, number in threads.items()}, "PYTHONPATH": path}
 
 
 class WorkerHandle(Protocol):
-    """Something that runs :func:`work`, with the parent's end of its connection."""
+    """The parent's access to a process that runs :func:`work`."""
 
     @property
     def connection(self) -> Connection: ...
     def end(self, dead: bool) -> str:
-        """Kills what still lives of it; how it ended, one line.
+        """Kills its processes; returns how the worker ended, one line.
 
         Args:
             dead: its connection has ended, so it is dead or dying.
@@ -153,8 +152,8 @@ class WorkerHandle(Protocol):
         ...
 
 
-class LocalProcess:
-    """A worker as a process of this machine."""
+class LocalWorker:
+    """A :class:`WorkerHandle` of a process of this machine."""
 
     def __init__(self) -> None:
         self.connection, theirs = Pipe()
@@ -164,7 +163,7 @@ class LocalProcess:
                 [sys.executable, "-c", f"{program}; work(Connection({theirs.fileno()}))"],
                 env={**os.environ, **environment()},
                 stdin=subprocess.DEVNULL,
-                stdout=2,  # the parent's stdout is for the result
+                stdout=2,  # stderr: the parent's stdout is for the result
                 pass_fds=[theirs.fileno()],
                 process_group=0,
             )
@@ -181,27 +180,27 @@ class LocalProcess:
 
 
 class _Worker:
-    """What the parent knows of one worker.
+    """The parent's view of one worker.
 
     Attributes:
         ready: it has started.
-        gone: it will say no more.
-        key: the episode it runs; None: none.
-        heard: when it last gave a sign of life, or was last given something to do; time.monotonic().
-        began: when it was given its episode, or was started.
+        gone: it will send no more messages.
+        key: its current episode; None: it is idle.
+        last_active: when it last sent or was sent a message; time.monotonic().
+        began: when its episode began, or it was started.
     """
 
-    def __init__(self, body: WorkerHandle, job: Job[Any]) -> None:
-        self._body = body
-        self.connection = body.connection
+    def __init__(self, handle: WorkerHandle, job: Job[Any]) -> None:
+        self._handle = handle
+        self.connection = handle.connection
         self.ready, self.gone = False, False
         self.key: EpisodeKey | None = None
-        self.heard = self.began = time.monotonic()
+        self.last_active = self.began = time.monotonic()
         self.send(job)
 
     def send(self, message: object) -> None:
-        self.heard = time.monotonic()
-        with suppress(OSError):  # it is dead, which shows when it is listened to
+        self.last_active = time.monotonic()
+        with suppress(OSError):  # it is dead, which `messages` will notice
             self.connection.send(message)
 
     def give(self, key: EpisodeKey) -> None:
@@ -209,29 +208,30 @@ class _Worker:
         self.send(key)
 
     def messages(self) -> list[object]:
-        """What it has sent since; sets ``gone`` when nothing can follow."""
-        found = []
+        """Its new messages; sets ``gone`` when no others can follow."""
+        received = []
         try:
             while self.connection.poll():
-                found.append(self.connection.recv())
-                self.heard = time.monotonic()
+                received.append(self.connection.recv())
+                self.last_active = time.monotonic()
         except (EOFError, OSError):
             self.gone = True
-        return found
+        return received
 
     def end(self) -> str:
-        reason = self._body.end(self.gone)
+        reason = self._handle.end(self.gone)
         self.connection.close()
         return reason
 
 
 @dataclass(frozen=True)
 class Supervision:
-    """How much is borne of workers.
+    """Limits for workers.
 
     Attributes:
-        watchdog: seconds without a control step after which a worker counts as hung; while it starts, ten minutes.
-        retries: how many times an episode that took its worker along is tried again.
+        watchdog: seconds without a control step after which a worker counts as hung; while it starts, at least ten
+            minutes.
+        retries: number of times that an episode is repeated whose worker died or hung.
     """
 
     watchdog: float = 300.0
@@ -240,14 +240,14 @@ class Supervision:
 
 @dataclass(frozen=True)
 class Lost:
-    """A worker is dead.
+    """A worker has died or hung.
 
     Attributes:
-        key: the episode it had; None: it was still starting.
+        key: its episode; None: it was still starting.
         reason: how it ended, one line.
-        tries: how many times the episode, or the start of a worker, has now been tried in vain.
-        final: it is not tried again.
-        seconds: wall-clock time of this try.
+        attempts: number of failed attempts at the episode, or at starting a worker.
+        final: there will be no other attempt.
+        seconds: wall-clock time of this attempt.
     """
 
     key: EpisodeKey | None
@@ -262,13 +262,13 @@ class Lost:
 
 
 class WorkerPool(Generic[Result]):
-    """The workers of a run. Close it: then no worker is left.
+    """The workers of a run. After ``close`` none is left.
 
     Args:
-        job: what each worker does.
-        size: how many there are at most.
-        batcher: answers what workers ask of the policy; None: each has its own.
-        start: starts one that waits for its job.
+        job: of each worker.
+        size: largest number of workers.
+        batcher: answers the workers' requests to a shared policy; None: each worker has its own policy.
+        start: starts a worker, which waits for its job.
     """
 
     def __init__(
@@ -277,7 +277,7 @@ class WorkerPool(Generic[Result]):
         size: int,
         supervision: Supervision,
         batcher: Batcher | None = None,
-        start: Callable[[], WorkerHandle] = LocalProcess,
+        start: Callable[[], WorkerHandle] = LocalWorker,
     ) -> None:
         self._job, self._size, self._supervision = job, size, supervision
         self._batcher, self._start = batcher, start
@@ -290,39 +290,39 @@ class WorkerPool(Generic[Result]):
             self._workers.pop().end()
 
     def run(self, keys: Iterable[EpisodeKey]) -> Iterator[Result | Lost]:
-        """The episodes' results as they end; of each key one result, or a final loss.
+        """The results of the episodes as they end; for each key one result or one final loss.
 
         Raises:
-            SimEvalError: a worker met what the user must mend, or workers die while they start.
+            SimEvalError: a worker raised it, or workers die while they start.
         """
         return self.run_from(partial(next, iter(keys), None))
 
     def run_from(self, next_key: Callable[[], EpisodeKey | None]) -> Iterator[Result | Lost]:
-        """As :meth:`run`, where which episodes there are depends on what came of others.
+        """As :meth:`run`, where the next episode depends on the results of others.
 
         Args:
-            next_key: asked when a worker can take an episode; None: there is none, as long as no other ends.
+            next_key: is called when a worker is idle; None: there is no episode until a running one has ended.
         """
         while True:
-            self._fetch(next_key)
+            self._fill_queue(next_key)
             if not self._waiting and not any(worker.key for worker in self._workers):
                 return
-            self._staff()
-            wait([worker.connection for worker in self._workers], self._patience())
+            self._employ()
+            wait([worker.connection for worker in self._workers], self._wait_seconds())
             for worker in list(self._workers):
-                yield from self._hear(worker)
+                yield from self._handle_messages(worker)
             if self._batcher is not None:
                 busy = sum(worker.key is not None for worker in self._workers)
                 self._batcher.answer(busy)
 
-    def _fetch(self, next_key: Callable[[], EpisodeKey | None]) -> None:
-        """Takes an episode for each worker that has none, or could be started."""
+    def _fill_queue(self, next_key: Callable[[], EpisodeKey | None]) -> None:
+        """Takes an episode for each worker that is idle or could be started."""
         idle = self._size - sum(worker.key is not None for worker in self._workers)
         while len(self._waiting) < idle and (key := next_key()):
             self._waiting.append(key)
 
-    def _staff(self) -> None:
-        """Starts the workers that are missing, and gives the idle ones work."""
+    def _employ(self) -> None:
+        """Starts missing workers, and gives episodes to idle ones."""
         busy = sum(worker.key is not None for worker in self._workers)
         while len(self._workers) < min(self._size, busy + len(self._waiting)):
             self._workers.append(_Worker(self._start(), self._job))
@@ -331,24 +331,24 @@ class WorkerPool(Generic[Result]):
                 worker.give(self._waiting.popleft())
 
     def _overdue(self, worker: _Worker) -> float:
-        """Seconds past the time at which it counts as hung; idle or waiting for an answer it never does."""
+        """Seconds since it counts as hung, negative before; never while it is idle or waits for an answer."""
         idle = worker.ready and worker.key is None
         if idle or (self._batcher is not None and self._batcher.holds(worker)):
-            return -PATIENCE
-        allowed = self._supervision.watchdog if worker.ready else max(self._supervision.watchdog, STARTING)
-        return time.monotonic() - worker.heard - allowed
+            return -LONGEST_WAIT
+        allowed = self._supervision.watchdog if worker.ready else max(self._supervision.watchdog, START_TIMEOUT)
+        return time.monotonic() - worker.last_active - allowed
 
-    def _patience(self) -> float:
-        """Seconds until something may have to be done without any message."""
-        nearest = min((-self._overdue(worker) for worker in self._workers), default=PATIENCE)
+    def _wait_seconds(self) -> float:
+        """Seconds until the parent must act without any message."""
+        nearest = min((-self._overdue(worker) for worker in self._workers), default=LONGEST_WAIT)
         if self._batcher is not None:
-            nearest = min(nearest, self._batcher.patience())
-        return max(0.0, min(nearest, PATIENCE))
+            nearest = min(nearest, self._batcher.seconds_left())
+        return max(0.0, min(nearest, LONGEST_WAIT))
 
-    def _hear(self, worker: _Worker) -> Iterator[Result | Lost]:
+    def _handle_messages(self, worker: _Worker) -> Iterator[Result | Lost]:
         for message in worker.messages():
             match message:
-                case Ended():
+                case Finished():
                     worker.key = None
                     yield message.result
                 case Ready():
@@ -363,10 +363,10 @@ class WorkerPool(Generic[Result]):
             yield self._lose(worker, f"its worker hung: no control step in {self._supervision.watchdog:g} s" * overdue)
 
     def _lose(self, worker: _Worker, reason: str) -> Lost:
-        """Ends the worker; its episode stands first in the line again, unless it was tried often enough.
+        """Ends the worker; its episode is queued first again, unless it has no retries left.
 
         Args:
-            reason: why; empty: because it is dead.
+            reason: why it is ended; empty: it is dead.
         """
         ended = worker.end()
         self._workers.remove(worker)

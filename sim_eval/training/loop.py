@@ -18,7 +18,7 @@ from tqdm import tqdm
 from sim_eval.configs import TrainConfig
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.versions import machine
-from sim_eval.datasets.windows import EpisodeWindows, numbered_batches
+from sim_eval.datasets.windows import EpisodeWindows, TaskBalancedBatchSampler
 from sim_eval.evaluation.jobs import OneSimulator
 from sim_eval.policies.spatialvla.adapters import whole_weights
 from sim_eval.policies.spatialvla.checkpoint import SpatialVLAPolicy, save_checkpoint
@@ -134,12 +134,12 @@ class TrainingLoop:
         """This process's share of each step's windows, from the trainer's step on."""
         config, trainer = self._config, self._trainer
         own = slice(config.batch_size * trainer.process, config.batch_size * (trainer.process + 1))
-        whole = numbered_batches(
+        whole = TaskBalancedBatchSampler(
             self._windows,
             config.batch_size * trainer.processes,
             config.seed,
             trainer.step,
-            1 - 1 / config.sampling_temperature,
+            config.sampling_temperature,
         )
         numbers = (batch[own] for batch in whole)
         return prepared(self._windows, self._processor, numbers, self._device, config.loader_workers)

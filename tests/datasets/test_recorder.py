@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -20,7 +21,7 @@ from sim_eval.core.types import (
     Task,
 )
 from sim_eval.datasets.checks import check_episode
-from sim_eval.datasets.episode_file import Episode, file_name, read_episode, write_episode
+from sim_eval.datasets.episode_file import Episode, file_name, read_episode, read_header, write_episode
 from sim_eval.datasets.recorder import DemonstrationRecorder, existing
 
 Make = Callable[..., Episode]
@@ -99,7 +100,7 @@ def test_failures_are_kept_only_when_asked(tmp_path: Path, make_episode: Make) -
     assert (recorder.skipped, len(recorder.written)) == ([failed.key], 1)
     keeper = DemonstrationRecorder(tmp_path, SHOWN, keep_failures=True)
     _record(keeper, failed)
-    found = {key.index: header.success for key, header in existing(tmp_path, [TASK], "train").items()}
+    found = {key.index: header.success for key, header in existing(tmp_path, [TASK], "train")[TASK].items()}
     assert found == {1: False, 2: True}
 
 
@@ -116,6 +117,21 @@ def test_a_step_that_broke_the_simulator_is_left_out(tmp_path: Path, make_episod
     recorder.finish(simulator, False)
     assert check_episode(recorder.written[0]) == []
     assert len(read_episode(recorder.written[0]).actions) == 2
+
+
+def test_an_episode_that_broke_off_after_a_success_is_a_failure_in_its_file(tmp_path: Path, make_episode: Make) -> None:
+    episode = make_episode(1, success=np.array([False, True, True, True, True]))
+    simulator = Playback(episode)
+    recorder = DemonstrationRecorder(tmp_path, SHOWN, keep_failures=True)
+    recorder.start(simulator, episode.key, episode.instruction)
+    for step in range(4):
+        recorder.before_act(simulator, episode.actions[step], episode.executed_actions[step])
+        recorder.after_act(simulator, simulator.act(episode.executed_actions[step]))
+    recorder.finish(simulator, False)  # as the engine does when the simulator or the policy raised
+    assert not read_header(recorder.written[0]).success
+    with h5py.File(recorder.written[0]) as file:
+        assert file["data/demo_0/rewards"][:].tolist() == [0, 0, 0, 0]
+        assert file["data/demo_0/dones"][:].tolist() == [0, 0, 0, 1]
 
 
 def test_an_abandoned_episode_does_not_leak_into_the_next(tmp_path: Path, make_episode: Make) -> None:
@@ -138,10 +154,11 @@ def test_resume_counts_sound_files_of_its_task_and_split_only(tmp_path: Path, ma
         (tmp_path / name).write_bytes(b"half")
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     both = [*(EpisodeKey(TASK, "train", index) for index in (0, 5)), EpisodeKey("robosuite/Lift", "train", 2)]
-    assert set(existing(tmp_path, [TASK], "train")) == set(both[:2])
-    assert set(existing(tmp_path, [TASK, "robosuite/Lift"], "train")) == set(both)
+    assert {task: set(found) for task, found in existing(tmp_path, [TASK], "train").items()} == {TASK: set(both[:2])}
+    assert existing(tmp_path, [TASK, "robosuite/Lift"], "train").keys() == {TASK, "robosuite/Lift"}
+    assert set(existing(tmp_path, [TASK, "robosuite/Lift"], "train")["robosuite/Lift"]) == {both[2]}
     assert [path.name for path in tmp_path.glob(".*")] == [".running.hdf5.2.tmp"]
-    assert existing(tmp_path / "not there yet", [TASK], "train") == {}
+    assert existing(tmp_path / "not there yet", [TASK], "train") == {TASK: {}}
 
 
 def test_resume_names_a_duplicate_and_another_robot(tmp_path: Path, make_episode: Make) -> None:

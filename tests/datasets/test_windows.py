@@ -13,9 +13,9 @@ from scipy.stats import chi2
 
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.normalization import normalization_stats
-from sim_eval.core.types import WorkspaceBox
+from sim_eval.core.types import TrainingWindow, WorkspaceBox
 from sim_eval.datasets.episode_file import Episode, episode_files, file_name, write_episode
-from sim_eval.datasets.windows import EpisodeWindows, batch_indices, batches
+from sim_eval.datasets.windows import EpisodeWindows, TaskBalancedBatchSampler, batch_indices
 
 Make = Callable[..., Episode]
 
@@ -72,12 +72,12 @@ def test_the_order_of_sources_does_not_matter(tmp_path: Path, make_episode: Make
 
 
 @pytest.mark.parametrize(
-    ("balance", "shares"),
-    [(0.0, [900 / 1009, 100 / 1009, 9 / 1009]), (0.5, [30 / 43, 10 / 43, 3 / 43]), (1.0, [1 / 3, 1 / 3, 1 / 3])],
+    ("temperature", "shares"),
+    [(1.0, [900 / 1009, 100 / 1009, 9 / 1009]), (2.0, [30 / 43, 10 / 43, 3 / 43]), (np.inf, [1 / 3, 1 / 3, 1 / 3])],
 )
-def test_each_task_gets_its_share_and_its_windows_are_drawn_alike(balance: float, shares: list[float]) -> None:
+def test_each_task_gets_its_share_and_its_windows_are_drawn_alike(temperature: float, shares: list[float]) -> None:
     groups = np.split(np.arange(1009), [900, 1000])
-    flow_samples = np.concatenate([batch_indices(groups, 32, 3, step, balance) for step in range(2000)])
+    flow_samples = np.concatenate([batch_indices(groups, 32, 3, step, temperature) for step in range(2000)])
     for group, share in zip(groups, shares, strict=True):
         times = np.bincount(flow_samples, minlength=1009)[group]
         expected = len(flow_samples) * share
@@ -88,31 +88,71 @@ def test_each_task_gets_its_share_and_its_windows_are_drawn_alike(balance: float
 
 def test_a_batch_is_a_function_of_seed_and_step() -> None:
     groups = [np.arange(5), np.arange(5, 40)]
-    stream = [tuple(batch_indices(groups, 8, seed, step, 0.5)) for seed in range(3) for step in range(20)]
+    stream = [tuple(batch_indices(groups, 8, seed, step, 2.0)) for seed in range(3) for step in range(20)]
     assert len(set(stream)) == 60
-    assert stream == [tuple(batch_indices(groups, 8, seed, step, 0.5)) for seed in range(3) for step in range(20)]
+    assert stream == [tuple(batch_indices(groups, 8, seed, step, 2.0)) for seed in range(3) for step in range(20)]
+
+
+@pytest.mark.parametrize("balance", [0.0, 0.2, 0.5, 1.0])
+def test_batches_are_those_of_version_0_1(balance: float) -> None:
+    # Its shares were n ** (1 - balance), so trainings of today see what trainings of then saw.
+    groups = np.split(np.arange(1009), [900, 1000])
+    counts = np.array([900, 100, 9])
+    temperature = 1 / (1 - balance) if balance < 1 else np.inf
+    for step in range(200):
+        rng = np.random.default_rng([7, step])
+        shares = counts ** (1 - balance)
+        tasks = rng.choice(3, size=32, p=shares / shares.sum())
+        positions = rng.integers(counts[tasks])
+        expected = [groups[task][position] for task, position in zip(tasks, positions, strict=True)]
+        assert batch_indices(groups, 32, 7, step, temperature) == expected
 
 
 def test_a_resumed_run_sees_the_same_batches(tmp_path: Path, make_episode: Make) -> None:
     folder = _write(tmp_path, make_episode(0), make_episode(1), _of_task(make_episode(2), "robosuite/Lift"))
-    whole = [[w.actions.tobytes() for w in b] for b in islice(batches(EpisodeWindows(folder, 2), 3, 1), 12)]
-    resumed = islice(batches(EpisodeWindows(folder, 2), 3, 1, start_step=5), 7)
-    assert [[w.actions.tobytes() for w in b] for b in resumed] == whole[5:]
-    for wrong in ({"batch_size": 0}, {"start_step": -1}, {"balance": 1.5}, {"balance": float("nan")}):
-        with pytest.raises(SimEvalError, match=r"batch_size >= 1.*balance between 0 and 1"):
-            batches(EpisodeWindows(folder, 2), **{"batch_size": 3, "seed": 1, **wrong})  # type: ignore[arg-type]
+    sampler = TaskBalancedBatchSampler(EpisodeWindows(folder, 2), 3, 1)
+    whole = list(islice(sampler, 12))
+    assert list(islice(sampler, 12)) == whole  # iterated again, it begins again
+    assert list(islice(TaskBalancedBatchSampler(EpisodeWindows(folder, 2), 3, 1, start_step=5), 7)) == whole[5:]
+    temperatures = ({"sampling_temperature": 0.9}, {"sampling_temperature": float("nan")})
+    for wrong in ({"batch_size": 0}, {"seed": -1}, {"start_step": -1}, *temperatures):
+        with pytest.raises(SimEvalError, match=r"batch_size >= 1.*sampling_temperature >= 1"):
+            TaskBalancedBatchSampler(EpisodeWindows(folder, 2), **{"batch_size": 3, "seed": 1, **wrong})  # type: ignore[arg-type]
 
 
-def test_batches_follow_the_balance_between_the_files_tasks(tmp_path: Path, make_episode: Make) -> None:
+def test_batches_follow_the_temperature(tmp_path: Path, make_episode: Make) -> None:
     rare = _of_task(replace(make_episode(0, steps=4), instruction="stack them"), "robosuite/Stack")
     windows = EpisodeWindows(_write(tmp_path, *(make_episode(index, steps=9) for index in range(4)), rare), 2)
     assert windows.tasks == ("robosuite/LiftWide",) * 36 + ("robosuite/Stack",) * 4
     for index in (0, 35, 36, 39):
-        told = "stack them" if windows.tasks[index] == "robosuite/Stack" else "lift the cube"
-        assert windows[index].observation.instruction == told
-    for balance, share in ((0.0, 0.1), (0.5, 0.25), (1.0, 0.5)):
-        seen = [w.observation.instruction for b in islice(batches(windows, 20, 0, 0, balance), 50) for w in b]
-        assert Counter(seen)["stack them"] / len(seen) == pytest.approx(share, abs=0.06)
+        sentence = "stack them" if windows.tasks[index] == "robosuite/Stack" else "lift the cube"
+        assert windows[index].observation.instruction == sentence
+    for temperature, share in ((1.0, 0.1), (2.0, 0.25), (np.inf, 0.5)):
+        sampler = TaskBalancedBatchSampler(windows, 20, 0, sampling_temperature=temperature)
+        drawn = [windows.tasks[index] for batch in islice(sampler, 50) for index in batch]
+        assert Counter(drawn)["robosuite/Stack"] / len(drawn) == pytest.approx(share, abs=0.06)
+
+
+def _collate(windows: list[TrainingWindow]) -> list[tuple[bytes, bytes]]:
+    """Actions and a picture; decoding happens in the loader's worker."""
+    return [(each.actions.tobytes(), each.observation.views["agentview"].rgb.tobytes()) for each in windows]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_torchs_data_loader_takes_windows_and_sampler(tmp_path: Path, make_episode: Make, method: str) -> None:
+    from torch.utils.data import DataLoader
+
+    windows = EpisodeWindows(_write(tmp_path, make_episode(0), make_episode(1)), 2)
+    sampler = TaskBalancedBatchSampler(windows, 3, seed=1)
+    expected = [_collate([windows[index] for index in batch]) for batch in islice(sampler, 4)]
+    loader = DataLoader(
+        windows,  # type: ignore[arg-type]
+        batch_sampler=sampler,
+        collate_fn=_collate,
+        num_workers=1,
+        multiprocessing_context=method,
+    )
+    assert list(islice(loader, 4)) == expected
 
 
 def test_files_that_do_not_belong_together_are_refused(tmp_path: Path, make_episode: Make) -> None:
@@ -172,10 +212,31 @@ def test_bad_sources_are_one_clear_line(tmp_path: Path, make_episode: Make) -> N
 
 
 def test_data_that_would_poison_training_is_refused(tmp_path: Path, make_episode: Make) -> None:
-    actions = make_episode(0).actions.copy()
+    good = make_episode(0)
+    actions = good.actions.copy()
     actions[3, 1] = np.nan
-    with pytest.raises(SimEvalError, match=r"_00000\.hdf5: actions is not finite"):
-        EpisodeWindows(_write(tmp_path, make_episode(0, actions=actions)), 2)
+    seen = good.observations[2]
+    view = seen.views["agentview"]
+    depth = view.depth.copy()
+    depth[4, 5] = np.inf
+
+    def changed(**parts: object) -> Episode:
+        views = {**seen.views, "agentview": replace(view, **parts)}  # type: ignore[arg-type]
+        return replace(good, observations=[*good.observations[:2], replace(seen, views=views), *good.observations[3:]])
+
+    bad = {
+        "actions is not finite": replace(good, actions=actions),
+        "actions leave the action bounds": replace(good, actions=good.actions * 3),
+        "'agentview': depth must be finite": changed(depth=depth),
+        "'agentview' at step 2: camera_to_world is not": changed(camera_to_world=np.full((4, 4), np.nan)),
+        "'agentview' at step 2: intrinsics are not": changed(intrinsics=view.intrinsics.T),
+        "proprio 'eef_pos' is not finite": replace(
+            good, observations=[replace(each, proprio={"eef_pos": np.full(3, np.nan)}) for each in good.observations]
+        ),
+    }
+    for number, (problem, episode) in enumerate(bad.items()):
+        with pytest.raises(SimEvalError, match=rf"_00000\.hdf5: .*{problem}.*collect it again"):
+            EpisodeWindows(_write(tmp_path / str(number), episode), 2)
 
 
 def test_windows_at_every_third_step_have_all_phases_and_whole_chunks(tmp_path: Path, make_episode: Make) -> None:

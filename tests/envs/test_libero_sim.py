@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 
 from sim_eval import rollout, verify
+from sim_eval.configs import RolloutConfig
 from sim_eval.core.cameras import unproject
 from sim_eval.core.errors import SimEvalError
-from sim_eval.core.types import EpisodeKey, FloatArray, RenderConfig, Simulator
+from sim_eval.core.types import EpisodeKey, FloatArray, RenderConfig, Simulator, observe_task
 from sim_eval.envs.libero_sim import LiberoSimulator, drawing_from, installation, load_libero, undisturbed
 from sim_eval.envs.tasks import get_task, suite_tasks, suites
 from sim_eval.policies.policy import PolicyRequest, check_fit
@@ -131,7 +132,7 @@ def test_an_openpi_server_is_asked_what_openpis_own_client_asks() -> None:
     from libero.libero.envs.env_wrapper import OffScreenRenderEnv
 
     keys = read_keys(Path("openpi_libero"))
-    size = keys.spec.cameras["agentview"]
+    size = keys.cameras["agentview"]
     ours = get_task(OBJECT).make(RenderConfig("faithful", *size))
     assert isinstance(ours, LiberoSimulator)
     task_file = ours._package / "bddl_files" / f"{ours._problem}.bddl"
@@ -144,9 +145,8 @@ def test_an_openpi_server_is_asked_what_openpis_own_client_asks() -> None:
             seen = official.step([0.0] * 6 + [-1.0])[0]
         key = EpisodeKey(OBJECT, "test", 3)
         ours.reset(key)
-        check_fit(keys.spec, ours.spec)
-        assert keys.spec.action is not None
-        asked = keys.message(PolicyRequest(ours.observe(), key, 0, keys.spec.action))
+        check_fit(keys.spec(b""), ours.spec)
+        asked = keys.message(PolicyRequest(observe_task(ours, ours.task.instruction(key)), key, 0, keys.action))
     assert set(asked) == {"observation/image", "observation/wrist_image", "observation/state", "prompt"}
     for theirs, camera in (("observation/image", "agentview"), ("observation/wrist_image", "robot0_eye_in_hand")):
         picture = np.asarray(asked[theirs])
@@ -260,7 +260,7 @@ def test_pictures_are_upright_and_unmirrored(butter: LiberoSimulator) -> None:
 
 
 def test_a_recorded_episode_is_bit_identical_when_replayed(tmp_path: Path) -> None:
-    arguments = rollout.RolloutArguments("scripted", OBJECT, 1, video="none", out=tmp_path / "run")
+    arguments = RolloutConfig("scripted", OBJECT, 1, video="none", out=tmp_path / "run")
     assert rollout.main(arguments) == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "episodes.jsonl").read_text().splitlines()]
     assert [line["error"] for line in lines] == [None]

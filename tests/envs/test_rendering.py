@@ -3,12 +3,15 @@
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
+from contextlib import closing
 
 import numpy as np
 import pytest
 
+from sim_eval.core.decoding import decode, encode
 from sim_eval.core.errors import SimEvalError
-from sim_eval.core.types import EpisodeKey, RenderConfig
+from sim_eval.core.types import CameraView, EpisodeKey, RenderConfig, RenderMode
 from sim_eval.envs import rendering
 from sim_eval.envs.robosuite_sim import RobosuiteSimulator
 from sim_eval.envs.tasks import get_task
@@ -40,6 +43,38 @@ def test_two_renderers_do_not_draw_into_each_other(fast: RobosuiteSimulator) -> 
         assert np.array_equal(before.views[name].rgb, after.views[name].rgb)
     other.close()
     assert np.array_equal(fast.observe().views["wrist"].rgb, before.views["wrist"].rgb)
+
+
+@pytest.mark.parametrize("task", ["robosuite/Lift", "metaworld/reach-v3"])
+@pytest.mark.parametrize("mode", ["fast", "faithful"])
+def test_each_camera_has_its_own_size(task: str, mode: RenderMode) -> None:
+    """And the picture of a camera is the one of a simulator whose cameras all have that size."""
+    sizes = {"agentview": (48, 64), "wrist": (32, 24)}
+    key = EpisodeKey(task, "val", 0)
+
+    def views(config: RenderConfig) -> Mapping[str, CameraView]:
+        with closing(get_task(task).make(config)) as simulator:
+            assert all(simulator.spec.cameras[name] == config.size(name) for name in sizes)
+            simulator.reset(key)
+            return simulator.observe(list(sizes)).views
+
+    mixed = views(RenderConfig.for_cameras(mode, sizes))
+    for name, size in sizes.items():
+        alone = views(RenderConfig(mode, *size))[name]
+        assert mixed[name].rgb.shape == (*size, 3)
+        for part, array in vars(alone).items():
+            assert np.array_equal(getattr(mixed[name], part), array), (name, part)
+
+
+def test_equal_sizes_are_one_size_and_unequal_ones_are_another_configuration() -> None:
+    equal = RenderConfig.for_cameras("fast", {"agentview": (48, 64), "wrist": (48, 64)})
+    assert equal == RenderConfig("fast", 48, 64)
+    assert str(equal) == "fast 48x64"
+    mixed = RenderConfig.for_cameras("fast", {"agentview": (48, 64), "wrist": (32, 32)})
+    assert str(mixed) == "fast 48x64, wrist 32x32"
+    assert len({equal, mixed, RenderConfig("fast", 48, 64)}) == 2
+    assert decode(RenderConfig, encode(mixed)) == mixed
+    assert RenderConfig.for_cameras("fast", {}) == RenderConfig()
 
 
 def test_osmesa_sees_what_egl_sees() -> None:
@@ -89,6 +124,6 @@ def test_clustering_moves_no_vertex_further_than_a_cell() -> None:
 def test_render_copy_leaves_the_physics_model_alone(fast: RobosuiteSimulator) -> None:
     fast.reset(KEY)
     fast.observe()
-    drawn, physics = fast._scene_camera._render().drawn_model, fast._model
+    drawn, physics = fast._scene_camera._renderer("agentview").drawn_model, fast._model
     assert drawn.mesh_facenum.sum() < physics.mesh_facenum.sum() / 4
     assert physics.vis.quality.offsamples == 4

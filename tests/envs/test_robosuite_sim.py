@@ -97,7 +97,6 @@ def test_observation_is_what_the_contract_says(fast: RobosuiteSimulator) -> None
     fast.reset(EpisodeKey(TASK, "test", 0))
     observation, spec = fast.observe(), fast.spec
     assert {name: len(value) for name, value in observation.proprio.items()} == dict(spec.proprio)
-    assert observation.instruction in fast.task.goals[0]
     for name, view in observation.views.items():
         assert view.rgb.shape == (*spec.cameras[name], 3)
         assert view.rgb.dtype == np.uint8

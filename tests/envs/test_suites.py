@@ -112,5 +112,5 @@ def test_tasks_are_shown_as_they_want_unless_somebody_says(monkeypatch: pytest.M
     assert choose_render(None, [LIFT, STACK]) == "fast"
     assert choose_render(None, [plain.name]) == "faithful"
     assert choose_render("fast", [plain.name, LIFT]) == "fast"
-    with pytest.raises(SimEvalError, match="made/Plain faithful: say --render fast or --render faithful"):
+    with pytest.raises(SimEvalError, match=r"made/Plain faithful\): give --render fast or --render faithful"):
         choose_render(None, [LIFT, plain.name])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sim_eval.core.cameras import unproject
-from sim_eval.core.types import EpisodeKey
+from sim_eval.core.types import EpisodeKey, observe_task
 from sim_eval.envs.robosuite_sim import RobosuiteSimulator
 from sim_eval.envs.tasks import get_task, task_names
 from sim_eval.envs.tasks.stack import phase
@@ -51,7 +51,8 @@ def test_phases_come_in_order_and_the_last_is_success(simulator: RobosuiteSimula
     assert simulator.act(np.zeros(7)).phase == 0
     reached = [0]
     for step in range(task.max_episode_steps):
-        request = PolicyRequest(simulator.observe(()), key, step, simulator.spec.action, simulator.privileged())
+        seen = observe_task(simulator, task.instruction(key), ())
+        request = PolicyRequest(seen, key, step, simulator.spec.action, simulator.privileged())
         status = simulator.act(expert.predict([request])[0].actions[0])
         reached.append(max(reached[-1], status.phase))
         assert status.success == (status.phase == len(task.phases))

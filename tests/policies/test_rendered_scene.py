@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sim_eval.core import cameras
-from sim_eval.core.types import EpisodeKey, FloatArray, Observation, RenderConfig, Simulator
+from sim_eval.core.types import EpisodeKey, FloatArray, Observation, RenderConfig, Simulator, observe_task
 from sim_eval.envs.tasks import get_task
 from sim_eval.evaluation.engine import RolloutProtocol, run_episode
 from sim_eval.policies.registry import load_policy
@@ -46,7 +46,7 @@ def points_of(policy: SpatialVLAPolicy, observation: Observation) -> FloatArray:
 def test_project_inverts_the_networks_unprojection(simulator: Simulator, split: str) -> None:
     policy = shipped("deep_llama")
     simulator.reset(EpisodeKey(TASK, split, 0))
-    observation = simulator.observe()
+    observation = observe_task(simulator, "lift the red cube")
     for camera, points in zip(policy.spec.cameras, points_of(policy, observation), strict=True):
         view = observation.views[camera]
         inside = observation.workspace.contains(points)
@@ -61,7 +61,7 @@ def test_project_inverts_the_networks_unprojection(simulator: Simulator, split: 
 def test_patches_of_the_cube_stand_in_the_cube(simulator: Simulator) -> None:
     policy = shipped("deep_llama")
     simulator.reset(EpisodeKey(TASK, "val", 1))
-    observation, state = simulator.observe(), simulator.privileged()
+    observation, state = observe_task(simulator, "lift the red cube"), simulator.privileged()
     geometry = policy.processor([observation]).geometry
     assert geometry is not None
     positions, kept = policy.model.vlm.locate_patches(geometry)

@@ -14,8 +14,8 @@ from sim_eval.core.types import (
     EnvironmentSpec,
     EpisodeKey,
     FloatArray,
-    Observation,
     RenderConfig,
+    SensorReadings,
     Simulator,
     Snapshot,
     Status,
@@ -52,7 +52,7 @@ class PlaneSimulator:
         distance = float(np.linalg.norm(self._position - self._goal))
         return Status(distance < REACH, 2 if distance < REACH else int(distance < 0.6))
 
-    def observe(self, cameras: Sequence[str] | None = None) -> Observation:
+    def observe(self, cameras: Sequence[str] | None = None) -> SensorReadings:
         names = tuple(self.spec.cameras) if cameras is None else tuple(cameras)
         self.observed.append(names)
         rgb = np.full((32, 32, 3), 40 + self._steps, np.uint8)
@@ -61,9 +61,7 @@ class PlaneSimulator:
         pose[2, 3] = -1.0
         view = CameraView(rgb, depth, np.eye(3), pose)
         proprio = {"eef_pos": np.append(self._position, 0.0)}
-        return Observation(
-            {name: view for name in names}, proprio, self.task.instruction(self._key), self.task.workspace
-        )
+        return SensorReadings({name: view for name in names}, proprio)
 
     def snapshot(self) -> Snapshot:
         return Snapshot(np.concatenate([self._position, self._goal]))

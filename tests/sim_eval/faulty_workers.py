@@ -27,7 +27,7 @@ from sim_eval.evaluation.verification import Verification, VerifyJob
 from sim_eval.evaluation.workers import (
     HeartbeatRecorder,
     Link,
-    LocalProcess,
+    LocalWorker,
     Play,
     Supervision,
     WorkerHandle,
@@ -151,13 +151,13 @@ def play_in_workers(
     watchdog: float = 300.0,
     retries: int = 2,
     batcher: Batcher | None = None,
-    start: Callable[[], WorkerHandle] = LocalProcess,
+    start: Callable[[], WorkerHandle] = LocalWorker,
 ) -> None:
     """Runs what remains of the run."""
     spec = wander().spec
     with (
         fake_task(),
-        open_run(job.run, MANIFEST, spec, PROTOCOL, {}, ["again"]) as run_folder,
+        open_run(job.run, MANIFEST, spec, PROTOCOL, {}) as run_folder,
         closing(WorkerPool(job, size, Supervision(watchdog, retries), batcher, start)) as worker_pool,
     ):
         play(run_folder, worker_pool.run(run_folder.remaining), "correct")
@@ -167,7 +167,7 @@ def play_alone(run: Path) -> None:
     """The same run without workers, by the one episode loop."""
     simulator, policy = PlaneSimulator(PLANE), wander()
     recorder = TrajectoryRecorder(policy.spec, run)
-    with fake_task(), open_run(run, MANIFEST, policy.spec, PROTOCOL, {}, ["again"]) as run_folder:
+    with fake_task(), open_run(run, MANIFEST, policy.spec, PROTOCOL, {}) as run_folder:
         outcomes = (run_episode(simulator, policy, key, PROTOCOL, recorder) for key in run_folder.remaining)
         play(run_folder, outcomes, "correct")
 

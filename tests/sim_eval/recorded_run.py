@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 from fake_simulator import PLANE, FakePolicy, PlaneSimulator, wander
 
+from sim_eval.configs import RolloutConfig
 from sim_eval.console import run
 from sim_eval.envs.tasks import get_task
 from sim_eval.evaluation.engine import RolloutProtocol, run_episode
@@ -53,12 +53,12 @@ def play(
     folder: Path,
     policy: Policy,
     simulator: PlaneSimulator | None = None,
-    command: Sequence[str] = (),
+    config: RolloutConfig | None = None,
     episodes: int = 8,
     protocol: RolloutProtocol = PROTOCOL,
 ) -> Path:
     simulator, recorder = simulator or PlaneSimulator(PLANE), TrajectoryRecorder(policy.spec, folder)
-    with open_run(folder, MANIFEST, policy.spec, protocol, {PLANE.name: simulator.spec}, command) as opened:
+    with open_run(folder, MANIFEST, policy.spec, protocol, {PLANE.name: simulator.spec}, config) as opened:
         for key in opened.remaining[:episodes]:
             opened.append(run_episode(simulator, policy, key, protocol, recorder))
     return folder

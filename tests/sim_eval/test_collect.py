@@ -1,5 +1,7 @@
 """Collecting demonstrations through the command line: what is written can be trusted, resumed and replayed."""
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,18 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sim_eval.collect import CollectArguments, main
+from sim_eval.collect import main
+from sim_eval.configs import CollectConfig
+from sim_eval.core.decoding import decode
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import RenderConfig
-from sim_eval.datasets.checks import check_folder
-from sim_eval.datasets.episode_file import episode_files, read_episode
+from sim_eval.datasets.checks import check_episode
+from sim_eval.datasets.episode_file import episode_files, read_episode, read_header
 from sim_eval.envs.tasks import get_task
 
 TASK = "robosuite/LiftWide"
 
 
-def arguments(out: Path, **changes: object) -> CollectArguments:
-    return CollectArguments(**{"task": TASK, "out": out, "episodes": 2, "size": 64, **changes})  # type: ignore[arg-type]
+def arguments(out: Path, **changes: object) -> CollectConfig:
+    return CollectConfig(**{"task": TASK, "out": out, "episodes": 2, "size": 64, **changes})  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +33,8 @@ def collected(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_files_are_sound_and_labels_are_clean(collected: Path) -> None:
-    report = check_folder(collected)
-    assert (report.episodes, report.successes, report.problems) == (2, 2, ())
+    assert [read_header(file).success for file in episode_files(collected)] == [True, True]
+    assert [check_episode(file) for file in episode_files(collected)] == [[], []]
     episode = read_episode(episode_files(collected)[0])
     assert not np.array_equal(episode.actions, episode.executed_actions)  # it was pushed, the label was not
     assert set(episode.observations[0].views) == {"agentview", "wrist"}
@@ -76,28 +80,48 @@ def test_a_damaged_file_is_collected_again(collected: Path) -> None:
     whole = victim.read_bytes()
     victim.write_bytes(whole[: len(whole) // 2])
     assert main(arguments(collected, episodes=len(episode_files(collected)))) == 0
-    assert check_folder(collected).problems == ()
+    assert [check_episode(file) for file in episode_files(collected)] == [[]] * len(episode_files(collected))
 
 
 @pytest.mark.parametrize(
     ("other", "says"),
     [
-        ({"post_success_steps": 25}, "post_success_steps 10 there, 25 now"),
-        ({"disturb": False}, "disturb True there, False now"),
+        ({"post_success_steps": 25}, "post_success_steps was 10, is now 25"),
+        ({"disturb": False}, "disturb was True, is now False"),
+        ({"policy": "random"}, "policy was scripted, is now random"),
     ],
 )
-def test_other_manners_are_not_mixed_in(collected: Path, other: dict[str, object], says: str) -> None:
+def test_episodes_of_another_configuration_are_not_mixed_in(
+    collected: Path, other: dict[str, object], says: str
+) -> None:
     with pytest.raises(SimEvalError, match=says):
         main(arguments(collected, episodes=9, **other))
 
 
 @pytest.mark.parametrize("other", [{"size": 32}, {"render": "faithful"}, {"hide_goal": True}])
-def test_other_looks_are_not_mixed_in(collected: Path, other: dict[str, object]) -> None:
+def test_other_renderings_are_not_mixed_in(collected: Path, other: dict[str, object]) -> None:
     with pytest.raises(SimEvalError, match="--size and --hide-goal"):
         main(arguments(collected, episodes=9, **other))
 
 
-def test_how_the_task_was_shown_is_written_down(collected: Path) -> None:
+def test_a_folder_without_a_log_does_not_take_on_other_post_success_steps(collected: Path, tmp_path: Path) -> None:
+    # As the first versions collected, or where somebody deleted a log.
+    for file in episode_files(collected)[:1]:
+        shutil.copy(file, tmp_path)
+    with pytest.raises(SimEvalError, match=r"10 steps after its success: .* --post-success-steps 10"):
+        main(arguments(tmp_path, episodes=1, post_success_steps=25))
+    assert main(arguments(tmp_path, episodes=1)) == 0
+    with pytest.raises(SimEvalError, match="post_success_steps was 10, is now 25"):
+        main(arguments(tmp_path, episodes=1, post_success_steps=25))
+
+
+def test_the_configuration_is_the_first_line_of_the_log(collected: Path) -> None:
+    (log,) = collected.glob("*.attempts.jsonl")
+    first = json.loads(log.read_text().splitlines()[0])
+    assert decode(CollectConfig, first["config"]) == arguments(collected)
+
+
+def test_how_the_task_was_rendered_is_written_down(collected: Path) -> None:
     assert read_episode(episode_files(collected)[0]).render_config == RenderConfig("fast", 64, 64)
 
 
@@ -118,10 +142,10 @@ def test_a_policy_that_cannot_demonstrate_is_told_so(tmp_path: Path, monkeypatch
 def test_failures_can_be_what_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sim_eval.evaluation.scheduler.ATTEMPTS_BEFORE_GIVING_UP", 1)
     assert main(arguments(tmp_path, policy="random", episodes=1, size=32, keep_failures=True)) == 0
-    report = check_folder(tmp_path)
-    assert (report.episodes, report.successes, report.problems) == (1, 0, ())
-    (notes,) = tmp_path.glob("*.tries.jsonl")
-    assert "failed" not in notes.read_text()  # it has a file of its own
+    (file,) = episode_files(tmp_path)
+    assert (read_header(file).success, check_episode(file)) == (False, [])
+    (log,) = tmp_path.glob("*.attempts.jsonl")
+    assert 'failed"' not in log.read_text()  # it has a file of its own
 
 
 @pytest.mark.parametrize(
@@ -129,8 +153,10 @@ def test_failures_can_be_what_is_wanted(tmp_path: Path, monkeypatch: pytest.Monk
     [
         (["--task", "robosuite/Lft"], "robosuite/Lift"),
         (["--task", ","], "--task names nothing"),
-        (["--workers", "0"], "--workers must be 1 or more"),
-        (["--episodes", "0"], "--episodes must be 1 or more"),
+        (["--workers", "0"], "--workers: input should be greater than or equal to 1"),
+        (["--episodes", "0"], "--episodes: input should be greater than or equal to 1"),
+        (["--size", "8"], "--size: input should be greater than or equal to 16"),
+        (["--post-success-steps", "-1"], "--post-success-steps: input should be greater than or equal to 0"),
         (["--policy", "nobody"], "unknown policy 'nobody'"),
         (["--split", "test"], "split"),
         (["--out", "pyproject.toml/below"], "cannot be written"),

@@ -15,15 +15,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_simulator import FakePolicy, wander
+from fake_simulator import FakePolicy, PlaneSimulator, constant, wander
 
-from sim_eval.collect import CollectArguments, main
+from sim_eval.collect import main
+from sim_eval.configs import CollectConfig
 from sim_eval.core.errors import SimEvalError
-from sim_eval.core.types import ActionChunk, EpisodeKey
-from sim_eval.datasets.checks import check_folder
-from sim_eval.datasets.episode_file import episode_files
+from sim_eval.core.types import ActionChunk, EpisodeKey, RenderConfig
+from sim_eval.datasets.checks import check_episode, set_problems
+from sim_eval.datasets.episode_file import episode_files, read_episode, read_header
+from sim_eval.datasets.recorder import DemonstrationRecorder
 from sim_eval.envs.tasks import get_task, suites
-from sim_eval.evaluation.engine import EpisodeResult
+from sim_eval.evaluation.engine import EpisodeResult, RolloutProtocol, run_episode
 from sim_eval.evaluation.scheduler import ATTEMPTS_BEFORE_GIVING_UP, EpisodeScheduler
 from sim_eval.policies.policy import PolicyRequest, PolicySpec
 
@@ -79,9 +81,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     get_task.cache_clear()
 
 
-def arguments(out: Path, **changes: object) -> CollectArguments:
+def arguments(out: Path, **changes: object) -> CollectConfig:
     options = {"task": "fake/Both", "out": out, "policy": "wanderer", "episodes": 6, **changes}
-    return CollectArguments(**options)  # type: ignore[arg-type]
+    return CollectConfig(**options)  # type: ignore[arg-type]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -97,7 +99,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory, installed: Path) -> Path:
 
 
 def test_a_suite_goes_into_one_folder(alone: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert check_folder(alone).problems == ()
+    files = episode_files(alone)
+    assert [check_episode(file) for file in files] == [[]] * len(files)
+    assert set_problems({file: read_header(file) for file in files}) == []
     names = list(contents(alone))
     assert [sum(name.startswith(f"fake-{task}_") for name in names) for task in ("Plane", "Line")] == [6, 6]
     indices = [int(name[-10:-5]) for name in names if name.startswith("fake-Plane_")]
@@ -149,10 +153,40 @@ def test_interrupted_and_continued_equals_unbroken(alone: Path, tmp_path: Path, 
     assert contents(out) == contents(alone)
 
 
+def test_a_second_collector_in_the_folder_is_refused(tmp_path: Path, installed: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "sim_eval.collect", "--task", "fake/Plane", "--out", str(out)]
+    command += ["--policy", "wanderer:slow"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(installed), str(HERE), str(ROOT)])}
+    first = subprocess.Popen(
+        [*command, "--episodes", "100000"], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not episode_files(out):
+            assert first.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        second = subprocess.run(
+            [*command, "--episodes", "3"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        )
+        assert (second.returncode, second.stdout) == (2, "")
+        assert second.stderr == (
+            f"error: another process is collecting fake/Plane into {out}: wait until it ends or choose another --out\n"
+        )
+        with pytest.raises(SimEvalError, match="another process is collecting fake/Plane"):
+            main(arguments(out))
+        assert main(arguments(out, task="fake/Line", episodes=1)) == 0  # of which nobody collects anything
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+    assert main(arguments(out, policy="wanderer:slow", episodes=1)) == 0  # a killed process leaves no lock
+
+
 def test_what_failed_is_not_tried_again(alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     shutil.copytree(alone, out)
-    notes = out / "fake-Plane_train.tries.jsonl"
+    notes = out / "fake-Plane_train.attempts.jsonl"
     lines = notes.read_text().splitlines()
     failed = [json.loads(line)["failed"] for line in lines[1:]]
     kept = {int(name[-10:-5]) for name in contents(out) if name.startswith("fake-Plane_")}
@@ -160,19 +194,19 @@ def test_what_failed_is_not_tried_again(alone: Path, tmp_path: Path, capsys: pyt
     assert sorted({*failed, *kept}) == list(range(max(kept) + 1))
     (out / f"fake-Plane_train_{max(kept):05d}.hdf5").unlink()
     assert main(arguments(out)) == 0
-    assert "1 successes in 1 tries" in capsys.readouterr().out
+    assert "1 successes in 1 attempts" in capsys.readouterr().out
     assert contents(out) == contents(alone)
     notes.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:5])  # a kill has torn the last line
     (out / f"fake-Plane_train_{max(kept):05d}.hdf5").unlink()
     assert main(arguments(out)) == 0
-    assert "1 successes in 2 tries" in capsys.readouterr().out
+    assert "1 successes in 2 attempts" in capsys.readouterr().out
     assert notes.read_text().splitlines() == lines
     notes.write_text(lines[0] + "\nnonsense\n")
-    with pytest.raises(SimEvalError, match=r"tries\.jsonl is damaged"):
+    with pytest.raises(SimEvalError, match=r"attempts\.jsonl is damaged"):
         main(arguments(out))
 
 
-def test_one_hopeless_task_does_not_cost_the_others(tmp_path: Path) -> None:
+def test_one_task_that_is_given_up_does_not_cost_the_others(tmp_path: Path) -> None:
     with pytest.raises(SimEvalError, match=rf"0 of {ATTEMPTS_BEFORE_GIVING_UP} episodes of fake/Line .*cannot"):
         main(arguments(tmp_path, task="fake/Line,fake/Plane", policy="wanderer:lost", episodes=2))
     assert [name.partition("_")[0] for name in contents(tmp_path)] == ["fake-Plane"] * 2
@@ -211,18 +245,32 @@ def test_the_demonstrator_is_given_up_in_the_order_of_the_indices() -> None:
     keys = [key for _ in range(30) if (key := scheduler.next())]
     for key in keys[1:]:
         scheduler.end(outcome(key, False))
-    assert not scheduler.hopeless  # the first one may yet succeed, and had done so long ago in one process
+    assert not scheduler.given_up  # the first one may yet succeed, and had done so long ago in one process
     scheduler.end(outcome(keys[0], True))
-    assert scheduler.hopeless  # one of twenty-one is too few
+    assert scheduler.given_up  # one of twenty-one is too few
     assert scheduler.next() is None
     subject = EpisodeScheduler("a/Task", "train", 30, [], keep_failures=True)
     for _ in range(30):
         key = subject.next()
         assert key
         subject.end(outcome(key, False))
-    assert (subject.hopeless, len(subject.kept)) == (False, 30)
+    assert (subject.given_up, len(subject.kept)) == (False, 30)
 
 
-def test_rehearsed_the_same_episodes_are_kept(alone: Path, tmp_path: Path) -> None:
+def test_after_dry_runs_the_same_episodes_are_kept(alone: Path, tmp_path: Path) -> None:
     main(arguments(tmp_path / "out", dry_run_first=True))
     assert contents(tmp_path / "out") == contents(alone)
+
+
+def test_an_episode_that_broke_off_after_a_success_is_kept_as_a_failure(tmp_path: Path) -> None:
+    # The task's rule holds for some steps before the simulator raises, so the result is a failure, and so is the file.
+    simulator = PlaneSimulator(get_task("fake/Plane"), breaks_at=9)
+    recorder = DemonstrationRecorder(tmp_path, RenderConfig(height=32, width=32), keep_failures=True)
+    key = EpisodeKey("fake/Plane", "train", 0)
+    result = run_episode(simulator, constant(1.0, 0.0), key, RolloutProtocol(), recorder)
+    assert result.error
+    assert not result.success
+    assert not read_header(recorder.written[0]).success
+    episode = read_episode(recorder.written[0])
+    assert episode.phases.max() == 2  # so the rule did hold
+    assert not episode.success.any()

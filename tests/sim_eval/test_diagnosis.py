@@ -15,7 +15,7 @@ from sim_eval.diagnosis.answers import imitation_findings, other_mode
 from sim_eval.diagnosis.demonstrations import Replay, first_pictures, replay, replay_findings
 from sim_eval.diagnosis.examination import look_around
 from sim_eval.diagnosis.field_statistics import against_data, against_environment, sound_statistics
-from sim_eval.diagnosis.findings import Finding, examine, level_above, shown, summary
+from sim_eval.diagnosis.findings import Finding, examine, group_text, level_above, summary
 from sim_eval.diagnosis.geometry import Moment, ray_lengths, scene_findings
 from sim_eval.diagnosis.machine import locked, other_versions, unmet_requirements
 from sim_eval.diagnosis.pace import suggested_workers
@@ -54,7 +54,7 @@ def episode(tmp_path_factory: pytest.TempPathFactory) -> Episode:
 
 
 def collected(out: Path, size: int = SIDE) -> Episode:
-    collect.main(collect.CollectArguments(task=TASK, out=out, episodes=1, size=size))
+    collect.main(collect.CollectConfig(task=TASK, out=out, episodes=1, size=size))
     return read_episode(episode_files(out)[0])
 
 
@@ -257,7 +257,7 @@ def test_packages_are_compared_with_what_is_required_and_locked() -> None:
     version_of = {"torch": "2.13.0+cpu", "numpy": "1.26.4"}.get
     assert unmet_requirements(["torch>=2.13", "numpy<2"], version_of) == []
     unmet = unmet_requirements(["torch==2.14.0", "h5py", "numpy<2"], version_of)
-    assert unmet == ["torch==2.14.0 needed, 2.13.0+cpu there", "h5py needed, none there"]
+    assert unmet == ["torch==2.14.0 needed, 2.13.0+cpu installed", "h5py needed, none installed"]
     lock = locked("# every package\ntorch==2.13.0\nnumpy==1.26.5  # why\nh5py==3.16.0\n")
     assert other_versions(lock, version_of) == {"numpy": "numpy 1.26.4, locked 1.26.5"}
 
@@ -284,11 +284,11 @@ def test_a_check_that_breaks_off_is_a_fault() -> None:
 
 def test_the_report_is_aligned_and_coloured_only_when_asked() -> None:
     findings = [Finding("a", "ok", "fine"), Finding("longer", "fault", "bad", "mend it")]
-    assert shown("title", findings, colour=False).splitlines() == [
+    assert group_text("title", findings, colour=False).splitlines() == [
         "title",
         "  ok       a       fine",
         "  fault    longer  bad",
         "                   remedy: mend it",
     ]
-    assert "\033[31mfault" in shown("title", findings, colour=True)
+    assert "\033[31mfault" in group_text("title", findings, colour=True)
     assert summary([*findings, findings[0]]) == "doctor: 1 fault, 0 warnings, 2 ok"

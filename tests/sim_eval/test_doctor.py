@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from sim_eval import collect, doctor, train
-from sim_eval.configs import TrainConfig
+from sim_eval.configs import DoctorConfig, TrainConfig
 from sim_eval.core.errors import SimEvalError
-from sim_eval.core.types import CameraView, Observation, RenderConfig, Simulator
+from sim_eval.core.types import CameraView, Observation, RenderConfig, SensorReadings, Simulator
 from sim_eval.datasets.episode_file import Episode, episode_files, file_name, read_episode, write_episode
-from sim_eval.diagnosis.examination import checkpoint_findings, environment_findings
+from sim_eval.diagnosis.examination import Subject, checkpoint_findings, environment_findings
 from sim_eval.diagnosis.findings import Finding
 from sim_eval.envs.tasks import get_task
 
@@ -27,7 +27,7 @@ SIDE = 64
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("demonstrations")
-    collect.main(collect.CollectArguments(task=TASK, out=out, episodes=2, size=SIDE))
+    collect.main(collect.CollectConfig(task=TASK, out=out, episodes=2, size=SIDE))
     return out
 
 
@@ -47,10 +47,10 @@ def simulator() -> Iterator[Simulator]:
 
 def found(simulator: Simulator, policy: Path | None = None, data: Path | None = None) -> list[Finding]:
     """All findings but the machine's, in a simulator that several tests share."""
-    arguments = doctor.DoctorArguments(
+    arguments = DoctorConfig(
         policy=str(policy) if policy else None, data=(data,) if data else (), episodes=1, device="cpu"
     )
-    subject = doctor.admit(arguments)
+    subject = Subject.of(arguments)
     own: list[Finding] = []
     if subject.policy and subject.stats:
         own = list(checkpoint_findings(subject, subject.policy, subject.stats))
@@ -112,7 +112,7 @@ def test_a_healthy_set_up_has_no_fault(
     data: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
-    arguments = doctor.DoctorArguments(policy=str(trained), data=(data,), device="cpu", json=tmp_path / "findings.json")
+    arguments = DoctorConfig(policy=str(trained), data=(data,), device="cpu", json=tmp_path / "findings.json")
     assert doctor.main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].startswith("doctor: 0 faults, ")
@@ -141,7 +141,7 @@ def test_all_at_once_through_the_command_line(
 
     bad = altered_checkpoint(trained, tmp_path / "checkpoint", "processor.json", swap)
     altered_checkpoint(bad, bad, "training.json", lambda values: values.update(digest="0" * 64))
-    arguments = doctor.DoctorArguments(
+    arguments = DoctorConfig(
         policy=str(bad), data=(altered_data(data, tmp_path / "data", change),), device="cpu", episodes=1
     )
     assert doctor.main(arguments) == 1
@@ -176,11 +176,7 @@ def test_swapped_normalisation_mode(trained: Path, tmp_path: Path, simulator: Si
     def change(values: dict[str, Any]) -> None:
         values["normalization"]["mode"] = "quantile"
 
-    def command(values: dict[str, Any]) -> None:
-        values["command"] = "python -m sim_eval.train --data data --steps 3"
-
     bad = altered_checkpoint(trained, tmp_path / "bad", "processor.json", change)
-    altered_checkpoint(bad, bad, "training.json", command)
     assert faults(found(simulator, bad)) == {"normalisation mode": "quantile, trained with mean_std"}
 
 
@@ -250,7 +246,7 @@ def test_a_damaged_demonstration_is_a_fault_and_the_rest_is_examined(data: Path,
     copy = shutil.copytree(data, tmp_path / "data")
     victim = episode_files(copy)[0]
     victim.write_bytes(victim.read_bytes()[:2000])
-    subject = doctor.admit(doctor.DoctorArguments(data=(copy,)))
+    subject = Subject.of(DoctorConfig(data=(copy,)))
     assert len(subject.data.headers) == 1
     assert str(victim) in subject.data.problems[0]
 
@@ -262,7 +258,7 @@ def test_a_simulator_that_breaks_is_a_fault(simulator: Simulator) -> None:
         def act(self, action: object) -> None:
             raise RuntimeError("the physics\ndiverged")
 
-        def observe(self, cameras: object = None) -> Observation:
+        def observe(self, cameras: object = None) -> SensorReadings:
             return simulator.observe(())
 
     measured = faults(found(Broken()))  # type: ignore[arg-type]
@@ -275,15 +271,13 @@ def test_a_simulator_that_breaks_is_a_fault(simulator: Simulator) -> None:
         ({"policy": "nobody"}, "unknown policy 'nobody'"),
         ({"task": "robosuite/Fly"}, "unknown task"),
         ({"data": (Path("docs"),)}, "no demonstrations in docs"),
-        ({"episodes": 0}, "--episodes must be"),
-        ({"threads": 0}, "--threads must be"),
         ({"json": Path("/nowhere/findings.json")}, "--json /nowhere/findings.json cannot be written"),
         ({"policy": "deep_llama", "device": "tpu9"}, "device 'tpu9'"),
     ],
 )
 def test_bad_input_is_refused(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(SimEvalError, match=says) as caught:
-        doctor.main(doctor.DoctorArguments(**changes))
+        doctor.main(DoctorConfig(**changes))
     assert "\n" not in str(caught.value)
 
 

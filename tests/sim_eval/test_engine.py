@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from fake_simulator import PLANE, FakePolicy, PlaneSimulator, constant, wander
@@ -140,8 +142,11 @@ def test_a_policys_error_ends_its_episode_only(policy: FakePolicy, words: str):
 
 
 def test_a_simulators_error_after_success_is_a_failure():
-    result = run_episode(PlaneSimulator(PLANE, breaks_at=12), constant(1.0, 0.0), KEY, PROTOCOL)
+    witness = Witness()
+    result = run_episode(PlaneSimulator(PLANE, breaks_at=12), constant(1.0, 0.0), KEY, PROTOCOL, witness)
     assert result.error == "simulator: RuntimeError: the physics diverged"
+    assert any(status.success for status in witness.statuses)
+    assert witness.finished == [False]
     assert (result.success, result.first_success, result.steps) == (False, None, 12)
 
 
@@ -191,7 +196,18 @@ def test_bursts_of_disturbance_take_up_their_share_and_are_those_draws():
 
 
 def test_a_protocol_that_cannot_run_is_refused():
-    with pytest.raises(SimEvalError, match="replan"):
+    with pytest.raises(SimEvalError, match="n_action_steps"):
         RolloutProtocol(n_action_steps=0)
-    with pytest.raises(SimEvalError, match="settle_steps"):
+    with pytest.raises(SimEvalError, match="post_success_steps"):
         RolloutProtocol(post_success_steps=-1)
+
+
+def test_the_policy_sees_the_protocols_instruction_whatever_the_simulator_knows():
+    """Simulators give sensor readings; the engine adds the sentence and the workspace."""
+    for condition in ("correct", "counterfactual"):
+        task = replace(PLANE, counterfactuals=("stay away from the goal",))
+        policy = constant(0.0, 0.0)
+        run_episode(PlaneSimulator(task), policy, KEY, RolloutProtocol(instruction_condition=condition))
+        told = {request.observation.instruction for request in policy.requests}
+        assert told == {task.instruction(KEY, condition)}
+        assert all(request.observation.workspace == PLANE.workspace for request in policy.requests)

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from faulty_workers import FaultyJob, alive, lines, play_alone, play_in_workers, trajectories
 
+from sim_eval.configs import RolloutConfig
 from sim_eval.core.errors import SimEvalError
-from sim_eval.rollout import RolloutArguments, main
+from sim_eval.rollout import main
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is an extra: pip install 'sim_eval[ray]'")
@@ -38,5 +39,5 @@ def test_without_ray_one_line_says_what_to_install(tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "sim_eval.evaluation.ray_workers", raising=False)
     with pytest.raises(SimEvalError, match=r"--backend ray needs Ray: pip install 'sim_eval\[ray\]'"):
-        main(RolloutArguments(policy="zero", workers=2, backend="ray", out=tmp_path / "run"))
+        main(RolloutConfig(policy="zero", workers=2, backend="ray", out=tmp_path / "run"))
     assert not (tmp_path / "run").exists()

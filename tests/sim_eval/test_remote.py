@@ -20,7 +20,7 @@ import pytest
 from fake_simulator import ACTION, PLANE, FakePolicy, PlaneSimulator, wander
 
 from sim_eval.core.errors import SimEvalError
-from sim_eval.core.types import ActionChunk, EpisodeKey, FloatArray, Recorder, RenderConfig, Simulator
+from sim_eval.core.types import ActionChunk, EpisodeKey, FloatArray, Recorder, RenderConfig, Simulator, observe_task
 from sim_eval.envs.tasks import get_task
 from sim_eval.evaluation.engine import EpisodeResult, RolloutProtocol, run_episode
 from sim_eval.policies.policy import Policy, PolicyRequest, PolicySpec, check_fit
@@ -68,7 +68,8 @@ def seeing(answer: Callable[[PolicyRequest], object] | None = None) -> FakePolic
 def a_request(policy: Policy) -> PolicyRequest:
     simulator = PlaneSimulator(PLANE)
     simulator.reset(KEY)
-    return PolicyRequest(simulator.observe(tuple(policy.spec.cameras)), KEY, 0, ACTION)
+    observation = observe_task(simulator, PLANE.instruction(KEY), tuple(policy.spec.cameras))
+    return PolicyRequest(observation, KEY, 0, ACTION)
 
 
 class Actions(Recorder):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sim_eval import collect, rollout, train
-from sim_eval.configs import TrainConfig
+from sim_eval.configs import RolloutConfig, TrainConfig
 from sim_eval.core.types import InstructionCondition
 from sim_eval.policies.spatialvla.configuration_spatialvla import ACTION_EXPERTS
 
@@ -19,7 +19,7 @@ def outcomes(
     policy: str, task: str, episodes: int, out: Path, instruction_condition: InstructionCondition = "correct"
 ) -> Counter[str]:
     """Task -> successes of a run by command line; without a task, of all that the policy was trained on."""
-    options = rollout.RolloutArguments(
+    options = RolloutConfig(
         policy, task=task, episodes=episodes, out=out, video="none", instruction_condition=instruction_condition
     )
     assert rollout.main(options) == 0
@@ -56,6 +56,6 @@ def test_told_the_wrong_instruction_the_shipped_policy_does_the_wrong_thing(poli
 def test_a_policy_learns_from_what_is_collected_here(expert: str, tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "policy"
     task = "robosuite/Lift"
-    collect.main(collect.CollectArguments(task=task, out=data, episodes=40))
+    collect.main(collect.CollectConfig(task=task, out=data, episodes=40))
     train.main(TrainConfig(data=(data,), out=out, expert=expert, steps=900, val_episodes=0))
     assert outcomes(str(out), task, 20, tmp_path / "run")[task] >= 14

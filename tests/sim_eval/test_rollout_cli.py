@@ -8,18 +8,26 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
+from sim_eval.configs import RolloutConfig
 from sim_eval.console import run
-from sim_eval.evaluation.run_folder import read_run
+from sim_eval.core.types import ActionChunk, RenderConfig
+from sim_eval.evaluation.engine import RolloutProtocol
+from sim_eval.evaluation.manifest import Manifest
+from sim_eval.evaluation.run_folder import open_run, read_run
 from sim_eval.leaderboard import LeaderboardArguments
 from sim_eval.leaderboard import main as leaderboard
 from sim_eval.policies.baselines import ZeroPolicy
-from sim_eval.rollout import PROGRAM, RolloutArguments, command, main
+from sim_eval.policies.policy import PolicyRequest
+from sim_eval.rollout import PROGRAM, main
+from sim_eval.verify import VerifyArguments
+from sim_eval.verify import main as verify
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,7 +36,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """The command in this process; its exit code."""
     monkeypatch.setattr(sys, "argv", ["rollout", *arguments])
     with pytest.raises(SystemExit) as stop:
-        run(main, RolloutArguments, PROGRAM)
+        run(main, RolloutConfig, PROGRAM)
     return int(stop.value.code or 0)
 
 
@@ -41,7 +49,7 @@ def identities(folder: Path) -> list[dict[str, object]]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of three scripted episodes, without videos."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    assert main(RolloutArguments(policy="scripted", episodes=3, video="none", out=folder)) == 0
+    assert main(RolloutConfig(policy="scripted", episodes=3, video="none", out=folder)) == 0
     return folder
 
 
@@ -64,14 +72,44 @@ def test_it_prints_one_json_object_and_writes_videos(
     assert leaderboard(LeaderboardArguments((tmp_path / "run", finished))) == 0
 
 
+def test_a_run_is_repeated_from_its_own_run_json(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    options = ["--config", str(finished / "run.json"), "--episodes", "2", "--out", str(tmp_path / "run")]
+    assert call(monkeypatch, *options) == 0
+    assert identities(tmp_path / "run") == identities(finished)[:2]
+
+
 @pytest.mark.parametrize(("asked", "shown"), [(None, "faithful"), ("fast", "fast")])
 def test_a_policy_is_shown_what_it_was_trained_on(
     asked: Literal["fast"] | None, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     trained = replace(ZeroPolicy.spec, render="faithful")
     monkeypatch.setattr(ZeroPolicy, "spec", trained)
-    assert main(RolloutArguments(policy="zero", episodes=1, video="none", out=tmp_path / "run", render=asked)) == 0
+    assert main(RolloutConfig(policy="zero", episodes=1, video="none", out=tmp_path / "run", render=asked)) == 0
     assert read_run(tmp_path / "run").protocol.render.mode == shown
+
+
+def test_a_policy_whose_cameras_differ_in_size_sees_each_at_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sizes = {"agentview": (48, 64), "wrist": (32, 32)}
+    shapes = []
+
+    class Seeing(ZeroPolicy):
+        spec = replace(ZeroPolicy.spec, cameras=sizes)
+
+        def predict(self, requests: Sequence[PolicyRequest]) -> list[ActionChunk]:
+            views = requests[0].observation.views
+            shapes.append({name: view.depth.shape for name, view in views.items()})
+            return super().predict(requests)
+
+    monkeypatch.setattr("sim_eval.policies.baselines.ZeroPolicy", Seeing)
+    config = RolloutConfig("zero", "robosuite/Lift", 1, n_action_steps=50, video="all", out=tmp_path / "run")
+    assert main(config) == 0
+    assert shapes
+    assert all(shape == sizes for shape in shapes)
+    run = read_run(tmp_path / "run")
+    assert run.spec.cameras == sizes
+    assert run.protocol.render == RenderConfig("fast", 48, 64, camera_sizes={"wrist": (32, 32)})
+    assert verify(VerifyArguments(tmp_path / "run", strict=True, policy=True)) == 0
+    assert main(replace(config)) == 0  # the finished run is taken for the same one
 
 
 def test_interrupted_and_resumed_equals_finished(
@@ -111,7 +149,7 @@ def test_another_run_in_the_folder_is_refused(
     finished: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
     assert call(monkeypatch, "--policy", "zero", "--episodes", "3", "--out", str(finished)) == 2
-    assert "policy name: scripted there, zero now" in capfd.readouterr().err
+    assert "policy name was scripted, is now zero" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -120,20 +158,20 @@ def test_another_run_in_the_folder_is_refused(
         (["--policy", "zero", "--task", "robosuite/Flying"], "unknown task 'robosuite/Flying'"),
         (["--policy", "zero", "--task", "robosuite/Lft"], "did you mean robosuite/Lift"),
         (["--policy", "genius"], "unknown policy 'genius'"),
-        (["--policy", "zero", "--split", "exam"], "unknown split 'exam'"),
-        (["--policy", "zero", "--episodes", "0"], "--episodes must be 1 or more, not 0"),
-        (["--policy", "zero", "--episodes", "-3"], "--episodes must be 1 or more, not -3"),
+        (["--policy", "zero", "--split", "exam"], "exam"),
+        (["--policy", "zero", "--episodes", "0"], "--episodes: input should be greater than or equal to 1, not 0"),
+        (["--policy", "zero", "--episodes", "-3"], "--episodes: input should be greater than or equal to 1, not -3"),
         (["--policy", "zero", "--episodes", "many"], "many"),
-        (["--policy", "zero", "--first", "-1"], "--first must be 0 or more"),
-        (["--policy", "zero", "--n-action-steps", "0"], "--n-action-steps must be 1 or more"),
-        (["--policy", "zero", "--euler-steps", "0"], "--euler-steps must be 1 or more"),
+        (["--policy", "zero", "--first", "-1"], "--first: input should be greater than or equal to 0"),
+        (["--policy", "zero", "--n-action-steps", "0"], "--n-action-steps: input should be greater than or equal to 1"),
+        (["--policy", "zero", "--euler-steps", "0"], "--euler-steps: input should be greater than or equal to 1"),
         (["--policy", "zero", "--euler-steps", "2"], "policy 'zero' has no network: leave --euler-steps out"),
         (["--policy", "zero", "--weights", "int8"], "policy 'zero' has no network: leave --weights out"),
         (["--policy", "random", "--compile"], "policy 'random' has no network: leave --compile out"),
-        (["--policy", "zero", "--workers", "0"], "--workers must be 1 or more"),
-        (["--policy", "zero", "--batch", "-1"], "--batch must be 0 or more"),
-        (["--policy", "zero", "--watchdog", "0"], "--watchdog must be 1 or more"),
-        (["--policy", "zero", "--retries", "-1"], "--retries must be 0 or more"),
+        (["--policy", "zero", "--workers", "0"], "--workers: input should be greater than or equal to 1"),
+        (["--policy", "zero", "--batch", "-1"], "--batch: input should be greater than or equal to 0"),
+        (["--policy", "zero", "--watchdog", "0"], "--watchdog: input should be greater than or equal to 1"),
+        (["--policy", "zero", "--retries", "-1"], "--retries: input should be greater than or equal to 0"),
         (["--policy", "zero", "--deterministic", "--batch", "2"], "leave --batch 2 out"),
         (["--policy", "zero", "--video", "some"], "some"),
         (["--policy", "zero", "--speed", "9"], "--speed"),
@@ -166,12 +204,12 @@ def test_an_unwritable_out_is_one_line(
     assert line.startswith(f"error: cannot write {tmp_path / 'file' / 'run'}")
 
 
-def test_run_json_has_a_command_that_parses_to_the_same_arguments(monkeypatch: pytest.MonkeyPatch):
-    import tyro
-
-    arguments = RolloutArguments("zero", "robosuite/Lift", 3, "val", 5, "none", Path("x"), "cpu", True, "faithful", 2)
-    arguments = replace(arguments, weights="int8", compile=True, workers=3, batch=1, deterministic=True)
-    assert tyro.cli(RolloutArguments, args=command(arguments)[3:]) == arguments
+def test_run_json_holds_the_configuration(tmp_path: Path):
+    config = RolloutConfig("zero", "robosuite/Lift", 3, "val", 5, "none", Path("x"), "cpu", True, "faithful", 2)
+    config = replace(config, weights="int8", compile=True, workers=3, batch=1, deterministic=True, keys=Path("k.toml"))
+    with open_run(tmp_path, Manifest.plan(["a"], "test", 0, 1), ZeroPolicy.spec, RolloutProtocol(), {}, config):
+        pass
+    assert read_run(tmp_path).config == config
 
 
 def test_help_comes_at_once():

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from fake_simulator import PLANE, PlaneSimulator, wander
 
+from sim_eval.configs import RolloutConfig
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import RenderConfig
 from sim_eval.evaluation.engine import RolloutProtocol, run_episode
@@ -30,7 +31,7 @@ def play(folder: Path, episodes: int = 100, pause: float = 0.0) -> int:
     """Runs up to so many remaining episodes; how many it ran."""
     simulator, policy = PlaneSimulator(PLANE), wander()
     recorder = TrajectoryRecorder(policy.spec, folder)
-    with open_run(folder, MANIFEST, policy.spec, PROTOCOL, {PLANE.name: simulator.spec}, ["again"]) as run:
+    with open_run(folder, MANIFEST, policy.spec, PROTOCOL, {PLANE.name: simulator.spec}) as run:
         todo = run.remaining[:episodes]
         for key in todo:
             run.append(run_episode(simulator, policy, key, PROTOCOL, recorder))
@@ -57,10 +58,9 @@ def test_a_line_says_everything_and_reads_back(tmp_path: Path):
     assert 0 < sum(result.success for result in run.episodes) < 12  # both outcomes, or the tests here show little
 
 
-def test_run_json_is_enough_to_run_it_again(tmp_path: Path):
+def test_run_json_names_policy_protocol_environments_and_machine(tmp_path: Path):
     play(tmp_path, 1)
     data = json.loads((tmp_path / "run.json").read_text())
-    assert data["command"] == ["again"]
     assert data["policy"]["digest"] == "abc"
     assert data["protocol"]["render"] == asdict(RenderConfig())
     assert data["environments"][PLANE.name]["action"]["control_hz"] == 20.0
@@ -68,12 +68,47 @@ def test_run_json_is_enough_to_run_it_again(tmp_path: Path):
     assert data["processor"]
 
 
-def test_a_run_of_an_earlier_version_is_resumed(tmp_path: Path):
-    play(tmp_path, 5)
+def age(folder: Path, *options: str) -> None:
+    """Rewrites a run folder as versions before 0.2 wrote it, with the command line that they saved."""
+    data = json.loads((folder / "run.json").read_text())
+    protocol, render = data["protocol"], data["protocol"]["render"]
+    data["command"] = ["python", "-m", "sim_eval.rollout", *options]
+    data["protocol"] = {
+        "replan": protocol["n_action_steps"],
+        "settle_steps": protocol["post_success_steps"],
+        "telling": {"correct": "right", "counterfactual": "wrong"}[protocol["instruction_condition"]],
+        "simulator": {"render": render["mode"], "height": render["height"], "width": render["width"]},
+    }
+    del data["config"], data["policy"]["variant"]
+    (folder / "run.json").write_text(json.dumps(data))
+    log = folder / "episodes.jsonl"
+    log.write_text(log.read_text().replace("policy_calls", "replans"))
+
+
+def test_a_run_of_an_earlier_version_is_read_and_resumed(tmp_path: Path):
+    play(tmp_path / "now")
+    play(tmp_path / "old", 5)
+    protocol = RolloutProtocol(3, 7, "counterfactual", RenderConfig("faithful", 64, 48))
+    with open_run(tmp_path / "other", MANIFEST, wander().spec, protocol, {}):
+        pass
+    options = ["--policy", "runs/a b", "--episodes", "12", "--replan", "3", "--render", "faithful", "--compile"]
+    options += ["--telling", "wrong", "--wait", "10.0"]
+    for name in ("old", "other"):
+        age(tmp_path / name, *options)
+    assert read_run(tmp_path / "other").protocol == protocol
+    config = RolloutConfig("runs/a b", episodes=12, n_action_steps=3, render="faithful", compile=True)
+    assert read_run(tmp_path / "old").config == replace(config, instruction_condition="counterfactual")
+    assert play(tmp_path / "old") == 7
+    assert read_run(tmp_path / "old").episodes == read_run(tmp_path / "now").episodes
+
+
+def test_a_run_of_a_later_version_is_refused_and_names_it(tmp_path: Path):
+    play(tmp_path, 1)
     data = json.loads((tmp_path / "run.json").read_text())
-    del data["protocol"]["render"]["hide_goal"]
+    data["versions"]["sim_eval"], data["protocol"]["temperature"] = "7.3", 2.0
     (tmp_path / "run.json").write_text(json.dumps(data))
-    assert play(tmp_path) == 7
+    with pytest.raises(SimEvalError, match=r"run.json is of sim_eval 7.3 .*'temperature'.*: read it with that version"):
+        read_run(tmp_path)
 
 
 def test_run_twice_gives_the_same_lines(tmp_path: Path):
@@ -125,9 +160,9 @@ def test_killed_and_resumed_equals_finished(tmp_path: Path):
     ("manifest", "spec", "protocol", "words"),
     [
         (Manifest.plan([PLANE.name], "test", 0, 13), wander().spec, PROTOCOL, "12 episodes"),
-        (MANIFEST, PolicySpec("wander", digest="def"), PROTOCOL, "policy digest: abc there, def now"),
-        (MANIFEST, replace(wander().spec, variant="1 Euler steps"), PROTOCOL, "variant: none there, 1 Euler steps now"),
-        (MANIFEST, wander().spec, RolloutProtocol(n_action_steps=8), "protocol n_action_steps: 4 there, 8 now"),
+        (MANIFEST, PolicySpec("wander", digest="def"), PROTOCOL, "policy digest was abc, is now def"),
+        (MANIFEST, replace(wander().spec, variant="1 Euler steps"), PROTOCOL, "variant was none, is now 1 Euler steps"),
+        (MANIFEST, wander().spec, RolloutProtocol(n_action_steps=8), "protocol n_action_steps was 4, is now 8"),
         (MANIFEST, wander().spec, RolloutProtocol(render=RenderConfig("faithful")), "faithful"),
     ],
 )
@@ -136,14 +171,14 @@ def test_another_run_is_refused(
 ):
     play(tmp_path, 2)
     before = identities(tmp_path)
-    with pytest.raises(SimEvalError, match=words) as caught, open_run(tmp_path, manifest, spec, protocol, {}, []):
+    with pytest.raises(SimEvalError, match=words) as caught, open_run(tmp_path, manifest, spec, protocol, {}):
         pass
     assert "choose another --out" in str(caught.value)
     assert identities(tmp_path) == before
 
 
 def test_a_folder_in_use_or_with_other_files_is_refused(tmp_path: Path):
-    writing = open_run(tmp_path / "run", MANIFEST, wander().spec, PROTOCOL, {}, [])
+    writing = open_run(tmp_path / "run", MANIFEST, wander().spec, PROTOCOL, {})
     with writing, pytest.raises(SimEvalError, match="another process"):
         play(tmp_path / "run", 1)
     (tmp_path / "thesis").mkdir()
@@ -198,9 +233,9 @@ def empty_run(folder: Path) -> None:
     [
         (spoil_line, "episodes.jsonl, line 2 is damaged"),
         (spoil_type, "episodes.jsonl, line 1 is damaged"),
-        (double_line, "line 4: episode fake/Plane/test/00000 stands there twice"),
+        (double_line, "line 4: episode fake/Plane/test/00000 is there twice"),
         (stray_line, "not in the manifest"),
-        (drop_key, "manifest.json: manifest is damaged"),
+        (drop_key, "manifest.json is damaged"),
         (cut_manifest, "manifest.json is damaged"),
         (drop_run, "run.json cannot be read"),
         (empty_run, "run.json is damaged"),

@@ -14,8 +14,9 @@ import h5py
 import numpy as np
 import pytest
 
+from sim_eval.configs import RolloutConfig
 from sim_eval.console import run
-from sim_eval.rollout import PROGRAM, RolloutArguments, command, main
+from sim_eval.rollout import PROGRAM, main
 from sim_eval.serve import PROGRAM as SERVE_PROGRAM
 from sim_eval.serve import ServeArguments
 from sim_eval.serve import main as serve
@@ -52,11 +53,11 @@ def episodes(folder: Path) -> list[dict[str, object]]:
 
 
 def test_a_served_checkpoint_scores_bit_for_bit_as_the_local_one(tmp_path: Path) -> None:
-    local = RolloutArguments("deep_llama", "robosuite/Lift", 2, video="none", out=tmp_path / "local")
+    local = RolloutConfig("deep_llama", "robosuite/Lift", 2, video="none", out=tmp_path / "local")
     assert main(local) == 0
     with served("--policy", "deep_llama") as url:
         assert url.startswith("ws://127.0.0.1:")
-        assert main(RolloutArguments(url, "robosuite/Lift", 2, video="none", out=tmp_path / "remote")) == 0
+        assert main(RolloutConfig(url, "robosuite/Lift", 2, video="none", out=tmp_path / "remote")) == 0
     assert episodes(tmp_path / "remote") == episodes(tmp_path / "local")
     assert [line["error"] for line in episodes(tmp_path / "remote")] == [None, None]
     for file in sorted((tmp_path / "local" / "trajectories").iterdir()):
@@ -71,7 +72,7 @@ def test_a_served_checkpoint_scores_bit_for_bit_as_the_local_one(tmp_path: Path)
     ("arguments", "words"),
     [
         (["--policy", "genius"], "unknown policy 'genius'"),
-        (["--policy", "zero", "--port", "-1"], "--port must be 0 or more"),
+        (["--policy", "zero", "--port", "-1"], "--port: input should be greater than or equal to 0"),
         (["--policy", "zero", "--port", "70000"], "cannot listen on 127.0.0.1:70000"),
         (["--policy", "zero", "--host", "nowhere.invalid"], "cannot listen on nowhere.invalid:8000"),
         (["--policy", "zero", "--euler-steps", "2"], "policy 'zero' has no network: leave --euler-steps out"),
@@ -109,7 +110,7 @@ def test_a_rollout_refuses_what_no_server_takes_in_one_line(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["rollout", *arguments])
     with pytest.raises(SystemExit) as stop:
-        run(main, RolloutArguments, PROGRAM)
+        run(main, RolloutConfig, PROGRAM)
     assert stop.value.code == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert words in line
@@ -125,13 +126,6 @@ def test_without_the_extra_it_is_named(
     monkeypatch.setitem(sys.modules, "websockets.exceptions", None)
     monkeypatch.setattr(sys, "argv", [program, "--policy", policy])
     with pytest.raises(SystemExit):
-        run(*((serve, ServeArguments, program) if program == "serve" else (main, RolloutArguments, program)))
+        run(*((serve, ServeArguments, program) if program == "serve" else (main, RolloutConfig, program)))
     (line,) = capfd.readouterr().err.splitlines()
     assert line == "error: this needs websockets, which is missing: pip install 'sim_eval[serve]'"
-
-
-def test_keys_are_part_of_the_command_that_runs_it_again(tmp_path: Path) -> None:
-    import tyro
-
-    arguments = RolloutArguments("ws://127.0.0.1:8000", keys=tmp_path / "keys.toml")
-    assert tyro.cli(RolloutArguments, args=command(arguments)[3:]) == arguments

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from sim_eval import collect, rollout, train
-from sim_eval.configs import TrainConfig
+from sim_eval.configs import RolloutConfig, TrainConfig
 from sim_eval.console import parse
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import EpisodeKey, RenderConfig, Simulator
@@ -46,7 +46,7 @@ SIDE = 64
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("demonstrations")
-    collect.main(collect.CollectArguments(task=TASK, out=out, episodes=3, size=SIDE))
+    collect.main(collect.CollectConfig(task=TASK, out=out, episodes=3, size=SIDE))
     return out
 
 
@@ -256,9 +256,7 @@ def test_the_folder_is_a_policy_with_a_card(trained: Path) -> None:
 
 def test_it_rolls_out_the_same_lines_twice(trained: Path, tmp_path: Path) -> None:
     def lines(name: str, first: int, episodes: int) -> list[dict[str, object]]:
-        options = rollout.RolloutArguments(
-            policy=str(trained), first=first, episodes=episodes, out=tmp_path / name, video="none"
-        )
+        options = RolloutConfig(policy=str(trained), first=first, episodes=episodes, out=tmp_path / name, video="none")
         assert rollout.main(options) == 0
         found = [json.loads(line) for line in (tmp_path / name / "episodes.jsonl").read_text().splitlines()]
         return [{field: value for field, value in line.items() if field != "seconds"} for line in found]
@@ -291,7 +289,7 @@ def test_several_tasks_are_validated_each_and_the_best_weights_kept(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other, out = tmp_path / "lift", tmp_path / "out"
-    collect.main(collect.CollectArguments(task="robosuite/Lift", out=other, episodes=1, size=SIDE))
+    collect.main(collect.CollectConfig(task="robosuite/Lift", out=other, episodes=1, size=SIDE))
     scores = iter([0, 1, 1, 1, 1, 1, 0, 0])  # Lift's and LiftWide's success, round for round
     ran: list[EpisodeResult] = []
     # Building a simulator takes a second, and each round goes from one task to the other: here they stay open.
@@ -424,7 +422,7 @@ def test_a_policy_that_does_not_fit_is_refused_before_the_first_step(trained: Pa
     processor["robot"], processor["action"]["control_hz"] = "Sawyer", 10
     (changed / "processor.json").write_text(json.dumps(processor))
     with pytest.raises(SimEvalError, match=r"trained for Sawyer.*control_hz") as caught:
-        rollout.main(rollout.RolloutArguments(policy=str(changed), episodes=1, out=tmp_path / "run"))
+        rollout.main(RolloutConfig(policy=str(changed), episodes=1, out=tmp_path / "run"))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run" / "episodes.jsonl").exists()
 
@@ -446,7 +444,7 @@ def test_a_damaged_state_is_named(data: Path, trained: Path, tmp_path: Path) -> 
 
 def test_only_the_train_split_is_trained_on(tmp_path: Path) -> None:
     folder = tmp_path / "val"
-    collect.main(collect.CollectArguments(task=TASK, out=folder, episodes=1, size=32, split="val"))
+    collect.main(collect.CollectConfig(task=TASK, out=folder, episodes=1, size=32, split="val"))
     with pytest.raises(SimEvalError, match="train split"):
         train.main(config([folder], tmp_path / "out"))
 

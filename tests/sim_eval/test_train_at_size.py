@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from sim_eval import collect, rollout, train
-from sim_eval.configs import TrainConfig
+from sim_eval.configs import RolloutConfig, TrainConfig
 from sim_eval.core.errors import SimEvalError
 from sim_eval.training import memory
 from sim_eval.training.metadata import read_metadata
@@ -28,7 +28,7 @@ GOLDEN = Path(__file__).parents[1] / "policies" / "golden" / "llava3d" / "square
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("demonstrations")
-    collect.main(collect.CollectArguments(task="robosuite/LiftWide", out=out, episodes=2, size=64))
+    collect.main(collect.CollectConfig(task="robosuite/LiftWide", out=out, episodes=2, size=64))
     return out
 
 
@@ -90,7 +90,7 @@ def test_a_published_checkpoint_is_trained_and_rolled_out(data: Path, published:
     assert 0 < change.max() < 0.1
     saved = json.loads((out / "config.json").read_text())["network"]
     assert (saved["voxel_size"], saved["frame"], saved["vision"]["image_size"]) == (0.05, "gripper", 112)
-    played = rollout.RolloutArguments(policy=str(out), episodes=1, out=tmp_path / "run", video="none")
+    played = RolloutConfig(policy=str(out), episodes=1, out=tmp_path / "run", video="none")
     assert rollout.main(played) == 0
     line = json.loads((tmp_path / "run" / "episodes.jsonl").read_text())
     assert line["error"] is None

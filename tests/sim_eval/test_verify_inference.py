@@ -11,7 +11,7 @@ import pytest
 from fake_simulator import PLANE, PlaneSimulator, constant
 from recorded_run import PROTOCOL, SEEING, Program, file_of, lines, play
 
-from sim_eval import rollout
+from sim_eval.configs import RolloutConfig
 from sim_eval.core.types import ActionChunk
 from sim_eval.evaluation.engine import run_episode
 from sim_eval.evaluation.trajectory import read_trajectory
@@ -20,12 +20,12 @@ from sim_eval.policies.baselines import RandomPolicy
 from sim_eval.policies.policy import PolicyRequest
 
 
-def commanded(reference: str) -> list[str]:
-    return rollout.command(rollout.RolloutArguments(reference, task=PLANE.name, episodes=8))
+def configured(reference: str) -> RolloutConfig:
+    return RolloutConfig(reference, task=PLANE.name, episodes=8)
 
 
 def test_the_policy_asked_again_gives_the_recorded_actions(tmp_path: Path, verify: Program):
-    play(tmp_path, RandomPolicy(), command=commanded("random"))
+    play(tmp_path, RandomPolicy(), config=configured("random"))
     code, shown = verify(tmp_path, "--policy", "--strict")
     assert code == 0
     questions = str(sum(line["policy_calls"] for line in lines(tmp_path)))
@@ -36,7 +36,7 @@ def test_actions_of_another_policy_are_refuted_by_asking_again(tmp_path: Path, v
     """A whole run passed off as another policy's: only asking that policy again can tell."""
     impostor = constant(0.9, 0.0)
     impostor.spec = RandomPolicy.spec
-    play(tmp_path, impostor, command=commanded("random"))
+    play(tmp_path, impostor, config=configured("random"))
     assert verify(tmp_path, "--strict")[0] == 0
     code, shown = verify(tmp_path, "--policy")
     assert code == 1
@@ -46,12 +46,12 @@ def test_actions_of_another_policy_are_refuted_by_asking_again(tmp_path: Path, v
 @pytest.mark.parametrize(
     ("reference", "words"),
     [
-        ("zero", "'zero' is not the policy of"),
+        ("zero", "'zero' is no longer the policy of"),
         ("gone/checkpoint", "cannot be loaded again: unknown policy 'gone/checkpoint'"),
     ],
 )
 def test_another_policy_or_none_is_refused(tmp_path: Path, verify: Program, reference: str, words: str):
-    play(tmp_path, RandomPolicy(), command=commanded(reference), episodes=1)
+    play(tmp_path, RandomPolicy(), config=configured(reference), episodes=1)
     code, shown = verify(tmp_path, "--policy")
     assert code == 2
     assert words in shown
@@ -79,7 +79,7 @@ class Rounding:
 def test_rounding_is_reported_and_more_is_refuted(
     tmp_path: Path, verify: Program, monkeypatch: pytest.MonkeyPatch, error: float, code: int
 ):
-    play(tmp_path, RandomPolicy(), command=commanded("random"), episodes=1)
+    play(tmp_path, RandomPolicy(), config=configured("random"), episodes=1)
     monkeypatch.setattr("sim_eval.evaluation.jobs.load_policy", lambda *arguments: Rounding(error))
     found, shown = verify(tmp_path, "--policy", "--out", str(tmp_path / "report.json"))
     assert found == code

@@ -27,13 +27,14 @@ from faulty_workers import (
     trajectories,
 )
 
+from sim_eval.configs import RolloutConfig
 from sim_eval.core import versions
 from sim_eval.core.errors import SimEvalError
-from sim_eval.core.types import ActionChunk, FloatArray
+from sim_eval.core.types import ActionChunk, FloatArray, observe_task
 from sim_eval.evaluation.batching import Answer, Batcher, Failure, Question
 from sim_eval.evaluation.run_folder import read_run
 from sim_eval.policies.policy import PolicyRequest
-from sim_eval.rollout import RolloutArguments, main
+from sim_eval.rollout import main
 
 HERE = Path(__file__).parent
 
@@ -225,7 +226,7 @@ def test_other_versions_are_refused_and_the_number_of_workers_is_no_difference(
     play_alone(run.run)
     play_in_workers(run, size=3)
     monkeypatch.setattr(versions, "__version__", "9.9")
-    with pytest.raises(SimEvalError, match=r"versions sim_eval: 0\.1\.0 there, 9\.9 now"):
+    with pytest.raises(SimEvalError, match=r"versions sim_eval was 0\.1\.0, is now 9\.9"):
         play_in_workers(run)
 
 
@@ -267,7 +268,8 @@ class Asker:
 def question(index: int) -> Question:
     simulator = PlaneSimulator(PLANE)
     simulator.reset(MANIFEST.keys[index])
-    return Question(PolicyRequest(simulator.observe(), MANIFEST.keys[index], 0, simulator.spec.action))
+    observation = observe_task(simulator, PLANE.instruction(MANIFEST.keys[index]))
+    return Question(PolicyRequest(observation, MANIFEST.keys[index], 0, simulator.spec.action))
 
 
 def test_questions_wait_for_a_full_batch_for_everybody_or_for_the_bound():
@@ -315,7 +317,7 @@ def test_two_workers_with_the_real_simulator_and_network(tmp_path: Path):
     """Videos, trajectories and lines are those of one process; workers load their own copies, or ask one policy."""
     arguments = {"policy": "deep_llama", "task": "robosuite/Lift", "episodes": 2, "video": "failures", "device": "cpu"}
     for name, more in {"one": {}, "two": {"workers": 2}, "asking": {"workers": 2, "batch": 1}}.items():
-        assert main(RolloutArguments(**arguments, **more, out=tmp_path / name)) == 0
+        assert main(RolloutConfig(**arguments, **more, out=tmp_path / name)) == 0
     for name in ("two", "asking"):
         assert lines(tmp_path / name) == lines(tmp_path / "one")
         assert files(tmp_path / name) == files(tmp_path / "one")
