@@ -34,10 +34,10 @@ def meta(data: h5py.Group) -> dict[str, Any]:
     spec = {name: old.pop(name) for name in ("robot", "cameras", "proprio")}
     spec["action"] = old_files.action(old.pop("action"))
     if (render := old.pop("shown", None)) is None:  # the first files said it in env_args only
-        told = json.loads(data.attrs["env_args"])
+        env_args = json.loads(data.attrs["env_args"])
         height, width = next(iter(spec["cameras"].values()), (RenderConfig.height, RenderConfig.width))
-        render = {"height": height, "width": width, "hide_goal": told.get("hide_goal", False)}
-        render["mode"] = told.get("render", "fast")
+        render = {"height": height, "width": width, "hide_goal": env_args.get("hide_goal", False)}
+        render["mode"] = env_args.get("render", "fast")
     return {**old, "spec": spec, "render_config": old_files.render_config(render), "depth_range": {}}
 
 

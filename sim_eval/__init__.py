@@ -4,7 +4,7 @@ The rooms ``envs``, ``policies`` and ``datasets`` stand at the top of the source
 ``sim_eval.envs`` and so on.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 from sim_eval.envs.gym import register_all
 

@@ -26,7 +26,7 @@ from sim_eval.datasets.recorder import DemonstrationRecorder, existing
 
 Make = Callable[..., Episode]
 TASK = "robosuite/LiftWide"
-SHOWN = RenderConfig("fast", 12, 16)  # as make_episode
+RENDER = RenderConfig("fast", 12, 16)  # as make_episode
 
 
 class Playback:
@@ -84,7 +84,7 @@ def _record(recorder: DemonstrationRecorder, episode: Episode) -> None:
 
 def test_what_is_recorded_is_what_happened(tmp_path: Path, make_episode: Make) -> None:
     wanted = make_episode(4)
-    recorder = DemonstrationRecorder(tmp_path / "new", SHOWN, versions=wanted.versions)
+    recorder = DemonstrationRecorder(tmp_path / "new", RENDER, versions=wanted.versions)
     _record(recorder, wanted)
     assert recorder.written == [tmp_path / "new" / file_name(wanted.key)]
     assert check_episode(recorder.written[0]) == []
@@ -94,11 +94,11 @@ def test_what_is_recorded_is_what_happened(tmp_path: Path, make_episode: Make) -
 
 def test_failures_are_kept_only_when_asked(tmp_path: Path, make_episode: Make) -> None:
     failed = make_episode(1, success=np.zeros(5, dtype=np.bool_))
-    recorder = DemonstrationRecorder(tmp_path, SHOWN)
+    recorder = DemonstrationRecorder(tmp_path, RENDER)
     _record(recorder, failed)
     _record(recorder, make_episode(2))
     assert (recorder.skipped, len(recorder.written)) == ([failed.key], 1)
-    keeper = DemonstrationRecorder(tmp_path, SHOWN, keep_failures=True)
+    keeper = DemonstrationRecorder(tmp_path, RENDER, keep_failures=True)
     _record(keeper, failed)
     found = {key.index: header.success for key, header in existing(tmp_path, [TASK], "train")[TASK].items()}
     assert found == {1: False, 2: True}
@@ -108,7 +108,7 @@ def test_a_step_that_broke_the_simulator_is_left_out(tmp_path: Path, make_episod
     episode = make_episode(1)
     simulator = Playback(episode)
     simulator.reset(episode.key)
-    recorder = DemonstrationRecorder(tmp_path, SHOWN, keep_failures=True)
+    recorder = DemonstrationRecorder(tmp_path, RENDER, keep_failures=True)
     recorder.start(simulator, episode.key, episode.instruction)
     for step in range(3):
         recorder.before_act(simulator, episode.actions[step], episode.executed_actions[step])
@@ -122,7 +122,7 @@ def test_a_step_that_broke_the_simulator_is_left_out(tmp_path: Path, make_episod
 def test_an_episode_that_broke_off_after_a_success_is_a_failure_in_its_file(tmp_path: Path, make_episode: Make) -> None:
     episode = make_episode(1, success=np.array([False, True, True, True, True]))
     simulator = Playback(episode)
-    recorder = DemonstrationRecorder(tmp_path, SHOWN, keep_failures=True)
+    recorder = DemonstrationRecorder(tmp_path, RENDER, keep_failures=True)
     recorder.start(simulator, episode.key, episode.instruction)
     for step in range(4):
         recorder.before_act(simulator, episode.actions[step], episode.executed_actions[step])
@@ -135,7 +135,7 @@ def test_an_episode_that_broke_off_after_a_success_is_a_failure_in_its_file(tmp_
 
 
 def test_an_abandoned_episode_does_not_leak_into_the_next(tmp_path: Path, make_episode: Make) -> None:
-    recorder, abandoned = DemonstrationRecorder(tmp_path, SHOWN), Playback(make_episode(1))
+    recorder, abandoned = DemonstrationRecorder(tmp_path, RENDER), Playback(make_episode(1))
     recorder.start(abandoned, abandoned.episode.key, abandoned.episode.instruction)
     recorder.before_act(abandoned, np.ones(3), np.ones(3))
     _record(recorder, make_episode(2))

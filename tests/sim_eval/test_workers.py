@@ -226,7 +226,7 @@ def test_other_versions_are_refused_and_the_number_of_workers_is_no_difference(
     play_alone(run.run)
     play_in_workers(run, size=3)
     monkeypatch.setattr(versions, "__version__", "9.9")
-    with pytest.raises(SimEvalError, match=r"versions sim_eval was 0\.1\.0, is now 9\.9"):
+    with pytest.raises(SimEvalError, match=r"versions sim_eval was 0\.2\.0, is now 9\.9"):
         play_in_workers(run)
 
 
