@@ -222,7 +222,7 @@ OLD_TRAINING = Path(__file__).parents[1] / "old_files" / "training"  # three ste
 
 def test_a_training_of_an_old_version_is_lengthened(tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
-    collect.main(CollectConfig(task="robosuite/Lift", out=data, episodes=1, size=32))
+    collect.main(collect.CollectConfig(task="robosuite/Lift", out=data, episodes=1, size=32))
     old = read_metadata(OLD_TRAINING).config
     options = {"sampling_temperature": 1.25, "flow_samples": 2, "frame_stride": 2, "batch_size": 2}
     asked = config([data], out, **options, network=old.network, steps=3, threads=1)
