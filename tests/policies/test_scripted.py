@@ -87,8 +87,8 @@ def test_success_follows_the_instruction(play: Play) -> None:
     ]
 
 
-def test_a_task_with_one_goal_has_no_wrong_instruction() -> None:
-    with pytest.raises(SimEvalError, match="robosuite/Lift has one goal"):
+def test_a_task_with_one_goal_has_no_counterfactual_instruction() -> None:
+    with pytest.raises(SimEvalError, match="robosuite/Lift has no counterfactual instruction"):
         get_task("robosuite/Lift").instruction(EpisodeKey("robosuite/Lift", "val", 0), "counterfactual")
 
 
