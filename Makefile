@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-# Nothing is resolved here: a lock file names every package.
+# pip resolves nothing: a lock file names every package.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 
 .PHONY: setup rollout test slow lint reproduce mt50 quantized libero ray
@@ -25,7 +25,7 @@ $(VENV)/.ready: requirements.lock pyproject.toml scripts/opengl.sh
 rollout: setup
 	$(BIN)/python -m sim_eval.rollout --policy deep_llama
 
-# Tests run in as many processes as there are cores. Those of a file stay together, for they share fixtures.
+# Tests run in as many processes as there are cores. Those of a file stay together, because they share fixtures.
 PARALLEL := --numprocesses auto --dist loadfile
 test: setup
 	$(BIN)/python -m pytest $(PARALLEL)
@@ -42,7 +42,7 @@ lint: setup
 libero quantized ray: setup
 	$(INSTALL) --requirement requirements-$@.lock
 
-# From nothing to one checkpoint for all tasks (72 minutes on one core of two) and its table (half an hour more).
+# One checkpoint for all tasks, from nothing (72 minutes on one core of two), and its table (half an hour more).
 # EXPERT=late_gemma trains the other expert, SEED=1 gives another training.
 EXPERT ?= deep_llama
 SEED ?= 0
@@ -62,9 +62,9 @@ reproduce: setup
 		--task robosuite/Stack --instruction-condition counterfactual --out runs/$(NAME)-stack-wrong
 	$(BIN)/python -m sim_eval.results --trainings runs/train --runs runs --out runs/results
 
-# Meta-World's 50 tasks from nothing: collecting (20 minutes), packing (7), 95 minutes of training on one core, 500 test
-# episodes (4). It takes 45 GB of disk. docs/results.md says why this network, this optimizer and these Euler steps.
-# EXPERT=late_gemma wants MT50_MINUTES=180.
+# Meta-World's 50 tasks from nothing: collecting (20 minutes), 95 minutes of training on one core, 500 test episodes (4).
+# It takes some 25 GB of disk. docs/results.md says why it has this network, this optimizer and these Euler steps.
+# EXPERT=late_gemma needs MT50_MINUTES=180.
 MT50_NETWORK = --network.text.layers 3 --network.expert.layers 3 --network.vision.patch-size 16 \
 	--network.position.points 4 --network.expert.euler-steps 2
 MT50_MINUTES ?= 95

@@ -1,7 +1,7 @@
 """Makes the drawings of ``docs/models.md``: what feeds what in each expert, and who sees whom.
 
 ``python docs/make_models.py`` writes ``docs/figures/deep_llama.png`` and ``late_gemma.png``. Boxes and arrows are drawn
-by hand; the matrices are the masks that the layers of a tiny network of that kind were handed.
+by hand; the matrices are the masks with which the layers of a tiny network of that kind were called.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def masks(expert: ActionExpertType) -> tuple[Seen, Seen]:
 
 
 def same(found: list[Seen]) -> Seen:
-    """The one matrix that all layers were handed."""
+    """The one matrix with which all layers were called."""
     first, *others = found
     assert all(np.array_equal(first, other) for other in others)
     return first

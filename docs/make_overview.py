@@ -1,6 +1,6 @@
-"""Makes ``docs/overview.png``: what the policy sees, and what its network makes of it.
+"""Makes ``docs/overview.png``: an observation, and the tokens that the network makes of it.
 
-``python docs/make_overview.py`` plays an episode of robosuite/LiftWide with the scripted expert up to a few steps and
+``python docs/make_overview.py`` runs a few steps of a robosuite/LiftWide episode with the scripted demonstrator and
 draws that observation: both cameras' RGB and depth, their joint point cloud, and the voxel tokens.
 """
 
@@ -40,7 +40,7 @@ POINTS_PER_METRE = 1350  # so that neighbouring pixels touch
 
 @dataclass(frozen=True)
 class Tokens:
-    """What the network's front end makes of an observation, before any learnt number.
+    """The patches and voxels of an observation, before anything learnt.
 
     Attributes:
         kept: camera name -> bool [rows, columns], which patches reach the encoder.
@@ -110,7 +110,7 @@ def cloud(view: CameraView, workspace: WorkspaceBox, near: float) -> tuple[Float
 
 
 def draw_rgb(axes: Axes, view: CameraView, kept: NDArray[np.bool_]) -> None:
-    """The picture, darkened where the network does not look."""
+    """The picture, darkened where patches do not reach the network."""
     height, width = view.depth.shape
     patch = height // len(kept)
     weight = np.kron(kept, np.ones((patch, patch)))[..., None]
