@@ -59,7 +59,7 @@ reproduce: setup
 	$(BIN)/python -m sim_eval.rollout --policy runs/train/$(NAME) --video none --episodes 400 \
 		--task robosuite/Stack --out runs/$(NAME)-stack
 	$(BIN)/python -m sim_eval.rollout --policy runs/train/$(NAME) --video none --episodes 200 \
-		--task robosuite/Stack --instruction-condition counterfactual --out runs/$(NAME)-stack-wrong
+		--task robosuite/Stack --instruction-condition counterfactual --out runs/$(NAME)-stack-counterfactual
 	$(BIN)/python -m sim_eval.results --trainings runs/train --runs runs --out runs/results
 
 # Meta-World's 50 tasks from nothing: collecting (20 minutes), 95 minutes of training on one core, 500 test episodes (4).
