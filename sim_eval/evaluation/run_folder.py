@@ -89,22 +89,6 @@ class Run:
     episodes: tuple[EpisodeResult, ...]
 
     @property
-    def policy(self) -> str:
-        return self.spec.name
-
-    @property
-    def digest(self) -> str:
-        return self.spec.digest
-
-    @property
-    def privileged(self) -> bool:
-        return self.spec.privileged
-
-    @property
-    def variant(self) -> str:
-        return self.spec.variant
-
-    @property
     def versions(self) -> Mapping[str, str]:
         """Package -> version, as far as they are known."""
         packages: Mapping[str, str] = self.machine["versions"]
@@ -239,10 +223,8 @@ class RunFolder:
         ordered = sorted(self.results, key=lambda result: place[result.key])
         text = "".join(to_line(result) + "\n" for result in ordered)
         if (self.folder / EPISODES).read_text() != text:
-            with atomic(self.folder / EPISODES) as partial, partial.open("w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
+            with atomic(self.folder / EPISODES) as partial:
+                partial.write_text(text)
         self.results = ordered
 
     def kept(self) -> int:
@@ -310,13 +292,18 @@ def _check_same(folder: Path, manifest: Manifest, expected: Mapping[str, object]
     elif (folder / RUN).exists():
         run = read_run(folder)
         recorded = identity(run.spec, run.protocol, run.versions)
-        differences = [
-            f"{name} was {recorded.get(name, '') or 'none'}, is now {value or 'none'}"
-            for name, value in expected.items()
-            if recorded.get(name) != value
-        ]
+        differences = changes(recorded, expected)
     if differences:
         raise SimEvalError(f"{folder} holds another run ({'; '.join(differences)}): choose another --out")
+
+
+def changes(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
+    """The fields whose value is another now, in words."""
+    return [
+        f"{name} was {before.get(name) or 'none'}, is now {value or 'none'}"
+        for name, value in now.items()
+        if before.get(name) != value
+    ]
 
 
 def _describe(manifest: Manifest) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sim_eval.core.decoding import decode
 from sim_eval.core.errors import SimEvalError
-from sim_eval.core.files import atomic
+from sim_eval.core.files import atomic, sealed, unsealed
 from sim_eval.core.types import ActionChunk, EpisodeKey, FloatArray, Observation, Recorder, Simulator, Status
 from sim_eval.core.versions import machine
 from sim_eval.evaluation.run_folder import TRAJECTORIES
@@ -156,7 +156,6 @@ def write_trajectory(folder: Path, trajectory: Trajectory) -> None:
     Raises:
         SimEvalError: the disk refuses.
     """
-    from sim_eval.core.files import sealed
 
     def fill(file: h5py.File) -> None:
         file.attrs.update(asdict(trajectory.key))
@@ -180,8 +179,6 @@ def read_trajectory(path: Path) -> Trajectory:
     Raises:
         SimEvalError: the file is missing, truncated, damaged, of an earlier version or of another program.
     """
-    from sim_eval.core.files import unsealed
-
     with suppress(OSError), path.open("rb") as file:
         start = file.read(len(MARK))
         if start.startswith(MARK[:20]) and start != MARK:

@@ -123,7 +123,7 @@ def rankings(runs: Sequence[Run]) -> list[Ranking]:
     if all(set(part) < set(manifest.tasks) for part in parts.values()):
         parts["all tasks"] = manifest.tasks
     # The figures of all suites show the same runs in the same colours.
-    in_order = sorted((each for _, each in by_rank(runs)), key=lambda each: each.privileged)
+    in_order = sorted((each for _, each in by_rank(runs)), key=lambda each: each.spec.privileged)
     return [
         ranked(
             name,
@@ -142,7 +142,7 @@ def by_rank(runs: Sequence[Run]) -> list[tuple[int, Run]]:
     successes = [[result.success for result in sorted(run.episodes, key=lambda result: result.key)] for run in runs]
     order = sorted(
         zip(ranks(successes), runs, map(sum, successes), strict=True),
-        key=lambda entry: (entry[0], -entry[2], entry[1].policy, str(entry[1].folder)),
+        key=lambda entry: (entry[0], -entry[2], entry[1].spec.name, str(entry[1].folder)),
     )
     return [(rank, each) for rank, each, _ in order]
 

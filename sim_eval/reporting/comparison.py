@@ -107,13 +107,14 @@ def to_json(
     runs: Mapping[str, Run], measures: Mapping[str, Sequence[Contrast]], videos: Sequence[Path]
 ) -> dict[str, object]:
     """The content of ``compare.json``: fractions, not per cent."""
-    fields = ("policy", "digest", "variant", "privileged", "protocol")
     return {
         "manifest": next(iter(runs.values())).manifest.digest,
         "runs": {
             letter: {
                 "folder": str(run.folder),
-                **{name: encode(getattr(run, name)) for name in fields},
+                "policy": run.spec.name,
+                **{name: getattr(run.spec, name) for name in ("digest", "variant", "privileged")},
+                "protocol": encode(run.protocol),
                 "tasks": [asdict(summary) for summary in summaries(run.episodes)],
             }
             for letter, run in runs.items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sim_eval.policies.policy import PolicySpec
-from sim_eval.reporting.tables import markdown
+from sim_eval.reporting.tables import Table
 from sim_eval.training.metadata import LISTED, TrainingMetadata
 
 CARD = """# {name}
@@ -57,10 +57,10 @@ def model_card(metadata: TrainingMetadata, spec: PolicySpec, n_action_steps: int
         device=metadata.device + threads,
         lengthened=f"; a budget of {budgets} was lengthened" if budgets else "",
         versions=", ".join(f"{name} {version}" for name, version in metadata.versions.items()),
-        demonstrations=markdown(
+        demonstrations=Table(
             ["task", "episodes", "windows"],
             [[task, str(count), str(metadata.windows[task])] for task, count in metadata.demonstrations.items()],
-        ),
+        ).markdown(),
         n_action_steps=n_action_steps,
         validation=_validation(metadata),
     )
@@ -77,12 +77,12 @@ def _validation(metadata: TrainingMetadata) -> str:
             str(entry.step),
             f"{entry.minutes:.1f}",
             *(_score([entry.success[task] for task in together]) for together in columns.values()),
-            *([f"{entry.rate:.1%}"] if many else []),
+            *[f"{entry.rate:.1%}"] * many,
             "best" if index == metadata.best else "",
         ]
         for index, entry in enumerate(metadata.rounds)
     ]
-    return markdown(["step", "minutes", *columns, *(["mean of tasks"] if many else []), ""], rows)
+    return Table(["step", "minutes", *columns, *["mean of tasks"] * many, ""], rows).markdown()
 
 
 def _families(tasks: list[str]) -> dict[str, list[str]]:

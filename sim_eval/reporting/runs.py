@@ -65,9 +65,9 @@ def partial(run: Run) -> str:
 
 def policy_label(run: Run) -> str:
     """The policy's name, its weights, the settings that override its checkpoint's, and whether it is privileged."""
-    weights = f"@{run.digest[:8]}" if run.digest else ""
-    variant = f", {run.variant}" if run.variant else ""
-    return f"{run.policy}{weights}{variant}{' (privileged)' if run.privileged else ''}"
+    spec = run.spec
+    weights, variant = f"@{spec.digest[:8]}" * bool(spec.digest), f", {spec.variant}" * bool(spec.variant)
+    return f"{spec.name}{weights}{variant}{' (privileged)' * spec.privileged}"
 
 
 def protocol_fields(protocol: RolloutProtocol) -> dict[str, object]:

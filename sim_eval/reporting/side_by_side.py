@@ -114,9 +114,9 @@ class SideBySide:
 
     def _play(self, key: EpisodeKey, side: Side) -> None:
         run = side.run
-        policy = RecordedPolicy(read_trajectory(trajectory_path(run.folder, key)), PolicySpec(run.policy))
+        policy = RecordedPolicy(read_trajectory(trajectory_path(run.folder, key)), PolicySpec(run.spec.name))
         simulator = self._simulator(get_task(key.task), run.protocol.render)
-        recorder = VideoRecorder(self._scratch / side.letter, run.policy, "all")
+        recorder = VideoRecorder(self._scratch / side.letter, run.spec.name, "all")
         played = run_episode(simulator, policy, key, run.protocol, recorder)
         if played.success != side.result(key).success:
             raise SimEvalError(

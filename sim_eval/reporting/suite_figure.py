@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sim_eval.envs.tasks import groups, suite_tasks
-from sim_eval.reporting.figures import FAINT, GRID, INK, STYLES, WIDTH, written
+from sim_eval.reporting.figures import FAINT, GRID, INK, STYLES, WIDTH, whiskers, written
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -143,15 +143,10 @@ def _marks(axes: Axes, centres: dict[str, float], scores: Sequence[SuiteScore]) 
     for place, (score, (colour, mark)) in enumerate(zip(scores, STYLES, strict=False)):
         shift = RUN * (place - (len(scores) - 1) / 2)
         tallies = [score.tasks[task] for task in centres]
-        rates = [tally.rate for tally in tallies]
-        errors = (
-            [tally.rate - tally.interval[0] for tally in tallies],
-            [tally.interval[1] - tally.rate for tally in tallies],
-        )
         drawn = axes.errorbar(
-            rates,
+            [tally.rate for tally in tallies],
             [centre + shift for centre in centres.values()],
-            xerr=errors,
+            xerr=whiskers(tallies),
             color=colour,
             linestyle="",
             marker=mark,

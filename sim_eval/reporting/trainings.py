@@ -171,7 +171,7 @@ def join(trainings: Sequence[FinishedTraining], runs: Sequence[Run]) -> tuple[li
         if reason := unusable(run, by_digest):
             left_out.append(LeftOut(run.folder, reason))
             continue
-        results = scored.setdefault((run.digest, run.protocol, run.variant), {})
+        results = scored.setdefault((run.spec.digest, run.protocol, run.spec.variant), {})
         fresh = {result.key: result for result in run.episodes if result.key not in results}
         if not fresh:
             reason = "other runs of the same weights and protocol have all its episodes"
@@ -187,10 +187,10 @@ def join(trainings: Sequence[FinishedTraining], runs: Sequence[Run]) -> tuple[li
 def unusable(run: Run, trainings: Mapping[str, FinishedTraining]) -> str:
     """Why a run is the test of none of the trainings, by digest; empty if it is."""
     splits = sorted({key.split for key in run.manifest.keys})
-    if not run.digest:
-        return f"policy '{run.policy}' has no weights, so no training made it"
-    if run.digest not in trainings:
-        return f"no finished training here has its weights, {run.policy}@{run.digest[:8]}"
+    if not run.spec.digest:
+        return f"policy '{run.spec.name}' has no weights, so no training made it"
+    if run.spec.digest not in trainings:
+        return f"no finished training here has its weights, {run.spec.name}@{run.spec.digest[:8]}"
     if splits != [SCORED]:
         return f"{'/'.join(splits)} split: only the {SCORED} split is scored"
     return ""

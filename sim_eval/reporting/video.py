@@ -11,14 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim_eval.core.files import atomic
-from sim_eval.core.types import (
-    CameraView,
-    EpisodeKey,
-    Recorder,
-    Simulator,
-    Status,
-    WorkspaceBox,
-)
+from sim_eval.core.types import CameraView, EpisodeKey, Recorder, Simulator, Status, WorkspaceBox
 
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont, ImageFont

@@ -91,7 +91,7 @@ def test_fast_equals_faithful_on_undecimated_geoms(fast: RobosuiteSimulator, fai
     for index in range(4):
         start(fast, index)
         start(faithful, index)
-        decimated = list(fast._scene_camera._render().decimated)
+        decimated = list(fast._scene_camera._renderer("agentview").decimated)
         assert decimated
         for name, view in fast.observe().views.items():
             mine, theirs = fast.segmentation(name), faithful.segmentation(name)
