@@ -71,10 +71,13 @@ def unwritable(path: Path, error: OSError, remedy: str = REMEDY) -> SimEvalError
     return SimEvalError(f"cannot write {path} ({error.strerror or error}): {remedy}")
 
 
+def write_text(path: Path, text: str) -> None:
+    with atomic(path) as partial:
+        partial.write_text(text)
+
+
 def write_json(path: Path, value: object) -> None:
-    with atomic(path) as partial, partial.open("w") as file:
-        json.dump(value, file, indent=1)
-        file.write("\n")
+    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def read_json(path: Path, remedy: str = "") -> dict[str, Any]:
@@ -140,16 +143,6 @@ def write_sealed(path: Path, content: bytes, check: Callable[[Path], object], re
     with atomic(path, f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}", remedy) as temporary:
         temporary.write_bytes(content)
         check(temporary)
-
-
-@contextmanager
-def unsealed(path: Path, mark: bytes, kind: str, remedy: str) -> Iterator[h5py.File]:
-    """The file, after :func:`verified`."""
-    verified(path, mark, kind, remedy)
-    import h5py
-
-    with h5py.File(path, "r") as file:
-        yield file
 
 
 def verified(path: Path, mark: bytes, kind: str, remedy: str) -> NDArray[np.int64]:

@@ -21,7 +21,7 @@ from sim_eval.configs import RolloutConfig
 from sim_eval.core import old_files
 from sim_eval.core.decoding import decode, encode
 from sim_eval.core.errors import SimEvalError
-from sim_eval.core.files import PARTIAL, atomic, read_json, unwritable, write_json
+from sim_eval.core.files import PARTIAL, read_json, unwritable, write_json, write_text
 from sim_eval.core.types import EnvironmentSpec, EpisodeKey
 from sim_eval.core.versions import machine, versions
 from sim_eval.envs.tasks import in_short
@@ -223,8 +223,7 @@ class RunFolder:
         ordered = sorted(self.results, key=lambda result: place[result.key])
         text = "".join(to_line(result) + "\n" for result in ordered)
         if (self.folder / EPISODES).read_text() != text:
-            with atomic(self.folder / EPISODES) as partial:
-                partial.write_text(text)
+            write_text(self.folder / EPISODES, text)
         self.results = ordered
 
     def kept(self) -> int:

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from sim_eval.core.errors import SimEvalError
-from sim_eval.core.types import ActionChunk, ActionSpec, EpisodeKey, FloatArray, Recorder, Simulator, Task
+from sim_eval.core.types import ActionChunk, ActionSpec, FloatArray, Recorder, Simulator, Task
 from sim_eval.evaluation.engine import EpisodeResult, Recorders, RolloutProtocol, run_episode
 from sim_eval.evaluation.jobs import OneSimulator, PolicySource
 from sim_eval.evaluation.run_folder import Run, changes
@@ -212,11 +212,7 @@ class VerifyJob:
     def player(self, again: Policy | None, simulators: OneSimulator, *recorders: Recorder) -> Play[Verification]:
         """Verifies episodes in this process."""
         results = {result.key: result for result in self.run.episodes}
-
-        def play(key: EpisodeKey) -> Verification:
-            return verify_episode(self.run, results[key], simulators.of(key.task), again, *recorders)
-
-        return play
+        return lambda key: verify_episode(self.run, results[key], simulators.of(key.task), again, *recorders)
 
     @contextmanager
     def __call__(self, link: Link) -> Iterator[Play[Verification]]:

@@ -19,6 +19,7 @@ from sim_eval.reporting.summary import (
     MEANS_NOTE,
     SuiteScore,
     by_task,
+    grouped,
     phase_table,
     suite_score,
     summarize,
@@ -100,9 +101,7 @@ def build(paths: Sequence[Path]) -> Board:
         SimEvalError: a path holds no run.
     """
     runs, left_out = complete_runs(folders_with(MANIFEST, paths, "run"))
-    groups: dict[tuple[str, str], list[Run]] = {}
-    for run in runs:
-        groups.setdefault((run.manifest.digest, digest(asdict(run.protocol))), []).append(run)
+    groups = grouped(runs, lambda run: (run.manifest.digest, digest(asdict(run.protocol))))
     return Board(tuple(ranking for group in groups.values() for ranking in rankings(group)), tuple(left_out))
 
 

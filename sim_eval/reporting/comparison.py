@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sim_eval.core.decoding import encode
+from sim_eval.evaluation.run_folder import Run
 from sim_eval.reporting.intervals import MOST
 from sim_eval.reporting.pairing import ALL_TASKS, Contrast, covered
 from sim_eval.reporting.runs import policy_label, protocol_fields
 from sim_eval.reporting.summary import COLUMNS, part_name, phase_table, summaries, summarize
 from sim_eval.reporting.tables import Column, Table, limits
-
-if TYPE_CHECKING:
-    from sim_eval.evaluation.run_folder import Run
 
 NOTE = (
     "Pairs: episodes that only one of two runs won (an error is a failure), p by exact McNemar, corrected after Holm "

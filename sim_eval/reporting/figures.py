@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sim_eval.core.files import atomic
+from sim_eval.core.types import FloatArray
 from sim_eval.policies.spatialvla.configuration_spatialvla import ACTION_EXPERTS
+from sim_eval.reporting.panels import Panel, Point
+from sim_eval.reporting.summary import Tally
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from sim_eval.core.types import FloatArray
-    from sim_eval.reporting.panels import Panel, Point
-    from sim_eval.reporting.summary import Tally
 
 # Okabe and Ito's colours (2008), which colour-blind readers can distinguish, and a mark for each.
 STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"))
@@ -27,7 +26,7 @@ WIDTH, ROW, HEAD = 9.375, 2.45, 0.78  # inches: the page (900 pixels of an SVG),
 COLUMNS = 4
 DODGE = 1.035  # experts stand beside each other at one number of demonstrations: ratio of their places
 
-Draw = Callable[["Axes", "Panel", "dict[str, tuple[str, str]]"], None]
+Draw = Callable[["Axes", Panel, "dict[str, tuple[str, str]]"], None]
 
 
 def draw_minutes(path: Path, panels: Sequence[Panel]) -> None:

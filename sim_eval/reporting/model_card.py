@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sim_eval.policies.policy import PolicySpec
+from sim_eval.reporting.summary import grouped
 from sim_eval.reporting.tables import Table
 from sim_eval.training.metadata import LISTED, TrainingMetadata
 
@@ -87,9 +88,7 @@ def _validation(metadata: TrainingMetadata) -> str:
 
 def _families(tasks: list[str]) -> dict[str, list[str]]:
     """The tasks of each family, by its heading."""
-    families: dict[str, list[str]] = {}
-    for task in tasks:
-        families.setdefault(task.partition("/")[0], []).append(task)
+    families = grouped(tasks, lambda task: task.partition("/")[0])
     return {f"{family}, {len(members)} tasks": members for family, members in families.items()}
 
 

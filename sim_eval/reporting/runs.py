@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from sim_eval.core.errors import SimEvalError
-
-if TYPE_CHECKING:
-    from sim_eval.evaluation.engine import RolloutProtocol
-    from sim_eval.evaluation.run_folder import Run
+from sim_eval.evaluation.engine import RolloutProtocol
+from sim_eval.evaluation.run_folder import Run, read_run
 
 
 class LeftOut(NamedTuple):
@@ -42,8 +40,6 @@ def folders_with(name: str, paths: Iterable[Path], kind: str) -> list[Path]:
 
 def complete_runs(folders: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
     """Reads run folders; partial and damaged ones are left out."""
-    from sim_eval.evaluation.run_folder import read_run
-
     runs, left_out = [], []
     for folder in folders:
         try:

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 from sim_eval.envs.tasks import groups, suite_tasks
 from sim_eval.reporting.figures import FAINT, GRID, INK, STYLES, WIDTH, whiskers, written
+from sim_eval.reporting.summary import SuiteScore
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from sim_eval.reporting.summary import SuiteScore
 
 BAND = "#f6f7f9"  # behind every other row
 PIXELS = 96  # an inch of an SVG

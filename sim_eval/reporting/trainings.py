@@ -5,20 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sim_eval.configs import DEFAULT_MINUTES, TrainConfig
 from sim_eval.core.errors import SimEvalError
-from sim_eval.evaluation.run_folder import MANIFEST
+from sim_eval.core.types import EpisodeKey
+from sim_eval.evaluation.engine import EpisodeResult, RolloutProtocol
+from sim_eval.evaluation.run_folder import MANIFEST, Run
 from sim_eval.reporting.runs import LeftOut, complete_runs, folders_with
 from sim_eval.reporting.summary import Tally, by_task, tally
-from sim_eval.training.metadata import METADATA, read_metadata
-
-if TYPE_CHECKING:
-    from sim_eval.core.types import EpisodeKey
-    from sim_eval.evaluation.engine import EpisodeResult, RolloutProtocol
-    from sim_eval.evaluation.run_folder import Run
-    from sim_eval.training.metadata import TrainingMetadata
+from sim_eval.training.metadata import METADATA, TrainingMetadata, read_metadata
 
 SCORED = "test"  # the split
 # Fields of a configuration that are no change of its setting: the seed, paths and speed, and those that a setting has
