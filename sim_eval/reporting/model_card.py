@@ -72,7 +72,8 @@ def _validation(metadata: TrainingMetadata) -> str:
         return "none was run; the weights are the last ones."
     tasks = list(metadata.rounds[0].success)
     many = len(tasks) > LISTED
-    columns = _families(tasks) if many else {task: [task] for task in tasks}
+    families = grouped(tasks, lambda task: task.partition("/")[0] if many else task)
+    columns = {f"{name}, {len(each)} tasks" if many else name: each for name, each in families.items()}
     rows = [
         [
             str(entry.step),
@@ -84,12 +85,6 @@ def _validation(metadata: TrainingMetadata) -> str:
         for index, entry in enumerate(metadata.rounds)
     ]
     return Table(["step", "minutes", *columns, *["mean of tasks"] * many, ""], rows).markdown()
-
-
-def _families(tasks: list[str]) -> dict[str, list[str]]:
-    """The tasks of each family, by its heading."""
-    families = grouped(tasks, lambda task: task.partition("/")[0])
-    return {f"{family}, {len(members)} tasks": members for family, members in families.items()}
 
 
 def _score(counts: list[tuple[int, int]]) -> str:
