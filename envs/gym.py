@@ -122,12 +122,7 @@ def as_dict(observation: Observation) -> GymObservation:
     """The observation as nested dicts, as in the observation space; depth is clipped to the space."""
     return {
         "views": {
-            name: {
-                "rgb": view.rgb,
-                "depth": np.clip(view.depth, 0, MAX_DEPTH_METRES),
-                "intrinsics": view.intrinsics,
-                "camera_to_world": view.camera_to_world,
-            }
+            name: {**vars(view), "depth": np.clip(view.depth, 0, MAX_DEPTH_METRES)}
             for name, view in observation.views.items()
         },
         "proprio": dict(observation.proprio),

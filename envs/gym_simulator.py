@@ -27,7 +27,7 @@ from sim_eval.core.types import (
     Task,
 )
 
-VIEW_PARTS = ("rgb", "depth", "intrinsics", "camera_to_world")
+VIEW_PARTS = {"rgb": np.uint8, "depth": np.float32, "intrinsics": np.float64, "camera_to_world": np.float64}
 AnyEnv: TypeAlias = gymnasium.Env[Any, Any]
 
 
@@ -60,8 +60,8 @@ class GymSimulator:
         action: ActionSpec,
         state: Callable[[AnyEnv], FloatArray] | None = None,
     ) -> None:
-        self._task, self._environment, self._state = task, environment, state
-        self._spec = EnvironmentSpec(robot, *_layout(task.name, environment.observation_space), action)
+        self.task, self._environment, self._state = task, environment, state
+        self.spec = EnvironmentSpec(robot, *_layout(task.name, environment.observation_space), action)
         box = environment.action_space
         if (
             not isinstance(box, spaces.Box)
@@ -75,24 +75,16 @@ class GymSimulator:
         self._readings: SensorReadings | None = None
         self._last: Status | None = None  # after the end; None: it goes on
 
-    @property
-    def task(self) -> Task:
-        return self._task
-
-    @property
-    def spec(self) -> EnvironmentSpec:
-        return self._spec
-
     def reset(self, key: EpisodeKey) -> None:
-        goal = self._task.goal(key)
-        options = {"goal": goal} if len(self._task.goals) > 1 else None
+        goal = self.task.goal(key)
+        options = {"goal": goal} if len(self.task.goals) > 1 else None
         observation, _ = self._environment.reset(seed=int(key.rng("reset").integers(2**31)), options=options)
         self._last = None
         self._readings = _readings(observation)
-        if (instruction := str(observation["instruction"])) not in self._task.goals[goal]:
+        if (instruction := str(observation["instruction"])) not in self.task.goals[goal]:
             raise SimEvalError(
-                f"{self._task.name}: the environment asks for '{instruction}', the task for "
-                f"'{self._task.goals[goal][0]}': give the task the environment's sentences"
+                f"{self.task.name}: the environment asks for '{instruction}', the task for "
+                f"'{self.task.goals[goal][0]}': give the task the environment's sentences"
             )
 
     def act(self, action: FloatArray) -> Status:
@@ -102,7 +94,7 @@ class GymSimulator:
         observation, _, terminated, truncated, info = self._environment.step(np.asarray(action, space.dtype))
         self._readings = _readings(observation)
         success = bool(info["is_success"])
-        status = Status(success, int(info.get("phase", len(self._task.phases) if success else 0)))
+        status = Status(success, int(info.get("phase", len(self.task.phases) if success else 0)))
         if terminated or truncated:
             self._last = status
         return status
@@ -133,19 +125,14 @@ class GymSimulator:
 
     def _now(self) -> SensorReadings:
         if self._readings is None:
-            raise SimEvalError(f"{self._task.name}: reset it before the first observation")
+            raise SimEvalError(f"{self.task.name}: reset it before the first observation")
         return self._readings
 
 
 def _readings(observation: Any) -> SensorReadings:
     return SensorReadings(
         views={
-            name: CameraView(
-                rgb=np.array(view["rgb"], np.uint8),
-                depth=np.array(view["depth"], np.float32),
-                intrinsics=np.array(view["intrinsics"], np.float64),
-                camera_to_world=np.array(view["camera_to_world"], np.float64),
-            )
+            name: CameraView(**{part: np.array(view[part], kind) for part, kind in VIEW_PARTS.items()})
             for name, view in observation["views"].items()
         },
         proprio={name: np.array(vector, np.float64) for name, vector in observation["proprio"].items()},

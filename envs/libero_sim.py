@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sim_eval.core.errors import SimEvalError
-from sim_eval.core.types import EnvironmentSpec, EpisodeKey, FloatArray, RenderConfig, Task
+from sim_eval.core.types import EpisodeKey, FloatArray, RenderConfig, Task
 from sim_eval.envs.rendering import choose_backend
 from sim_eval.envs.robosuite_sim import ROBOT, RobosuiteScene, RobosuiteSimulator, quiet
 
@@ -225,6 +225,7 @@ class LiberoSimulator(RobosuiteSimulator):
         environment = TASK_MAPPING[get_problem_info(file)["problem_name"]].__name__
         scene = RobosuiteScene(environment, phase, {}, arguments, sites=True, cell_metres=CELL_METRES)
         super().__init__(task, scene, options)
+        self.spec = replace(self.spec, proprio={**self.spec.proprio, "hand_quat": 4})
         env: Any = self._env
         (_, *words), *_ = env.parsed_problem["goal_state"]
         roles = dict(zip(("moved", "place"), (concerned(env, word) for word in words), strict=False))
@@ -238,11 +239,6 @@ class LiberoSimulator(RobosuiteSimulator):
             env.obj_body_id[name]: file_pose(thing.get_obj()) for name, thing in env.fixtures_dict.items()
         }
         self._hand = self._model.body(env.robots[0].robot_model.eef_name["right"]).id
-
-    @property
-    def spec(self) -> EnvironmentSpec:
-        spec = super().spec
-        return replace(spec, proprio={**spec.proprio, "hand_quat": 4})
 
     def reset(self, key: EpisodeKey) -> None:
         with drawing_from(key.rng("placement")):

@@ -10,26 +10,16 @@ from __future__ import annotations
 import copy
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sim_eval.core.errors import SimEvalError
-from sim_eval.core.types import (
-    ActionSpec,
-    EnvironmentSpec,
-    EpisodeKey,
-    FloatArray,
-    RenderConfig,
-    SensorReadings,
-    Snapshot,
-    Status,
-    Task,
-)
+from sim_eval.core.types import ActionSpec, EpisodeKey, FloatArray, RenderConfig, Snapshot, Status, Task
 from sim_eval.envs.rendering import SceneOptions, choose_backend
-from sim_eval.envs.scene_camera import SceneCamera, state_names
+from sim_eval.envs.scene_camera import MujocoSimulator, SceneCamera, state_names
 
 if TYPE_CHECKING:
     import mujoco
@@ -121,24 +111,17 @@ def new_environment(kind: type[SawyerXYZEnv], rng: np.random.Generator) -> Sawye
     return env
 
 
-class MetaworldSimulator:
+class MetaworldSimulator(MujocoSimulator):
     """One Meta-World task, running; see :class:`sim_eval.core.types.Simulator`."""
 
     def __init__(self, task: Task, name: str, options: RenderConfig) -> None:
         """Args: name: Meta-World's name of the environment."""
-        self._task, self._name, self._options = task, name, options
+        super().__init__(task, options, ROBOT, CAMERAS, PROPRIO, ACTION)
+        self._name = name
         self._kind = environment_class(name)
         self._env = self._kind()
         self._scene_camera = SceneCamera(self._env.model, CAMERAS, options, scene_options(self._env.model, options))
         self._joint_names = state_names(self._env.model)
-
-    @property
-    def task(self) -> Task:
-        return self._task
-
-    @property
-    def spec(self) -> EnvironmentSpec:
-        return EnvironmentSpec(ROBOT, {name: self._options.size(name) for name in CAMERAS}, PROPRIO, ACTION)
 
     def reset(self, key: EpisodeKey) -> None:
         self._env = new_environment(self._kind, key.rng("reset"))
@@ -150,11 +133,6 @@ class MetaworldSimulator:
         self._scene_camera.forget()
         success = bool(info["success"])
         return Status(success=success, phase=int(success))
-
-    def observe(self, cameras: Sequence[str] | None = None) -> SensorReadings:
-        self._scene_camera.update(self._env.data)
-        views = {name: self._scene_camera.view(name) for name in (CAMERAS if cameras is None else cameras)}
-        return SensorReadings(views, self._proprio())
 
     def snapshot(self) -> Snapshot:
         """Time, joints, the mocap target's pose, and the drawn goal and initial positions of objects."""
@@ -170,17 +148,15 @@ class MetaworldSimulator:
         now = self._env._get_curr_obs_combined_no_goal()
         return {"observation": np.concatenate([now, now, self._env._get_pos_goal()])}
 
-    def segmentation(self, camera: str) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
-        """Geom id of each pixel, int32 [H, W]; -1: none."""
-        self._scene_camera.update(self._env.data)
-        return self._scene_camera.segmentation(camera)
-
     def provenance(self) -> Mapping[str, str]:
         return self._provenance
 
     def close(self) -> None:
         self._scene_camera.close()
         self._env.close()  # type: ignore[no-untyped-call]
+
+    def _update_cameras(self) -> None:
+        self._scene_camera.update(self._env.data)
 
     def _proprio(self) -> dict[str, FloatArray]:
         # As Meta-World computes them, but without the state of objects.

@@ -260,7 +260,7 @@ def _close_alive(reference: weakref.ref[_Canvas]) -> None:
 
 
 class RgbdRenderer:
-    """Renders a model's cameras at one size.
+    """Renders a model's cameras at one size, from a copy of the model.
 
     ``fast`` reads RGB and depth from one pass. ``faithful`` takes RGB with all effects, and depth from a pass without
     multisampling, whose buffer would hold the depth of a point beside the pixel's centre.
@@ -274,10 +274,6 @@ class RgbdRenderer:
         mode: RenderMode,
         scene_options: SceneOptions = SceneOptions(),
     ) -> None:
-        """
-        Args:
-            model: of the physics, not changed.
-        """
         choose_backend()
         own = copy.copy(model)
         own.geom_group[list(scene_options.hidden)] = HIDDEN_GROUP

@@ -8,26 +8,16 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sim_eval.core.types import (
-    ActionSpec,
-    EnvironmentSpec,
-    EpisodeKey,
-    FloatArray,
-    RenderConfig,
-    SensorReadings,
-    Snapshot,
-    Status,
-    Task,
-)
+from sim_eval.core.types import ActionSpec, EpisodeKey, FloatArray, RenderConfig, Snapshot, Status, Task
 from sim_eval.envs.rendering import SceneOptions, choose_backend
-from sim_eval.envs.scene_camera import SceneCamera, state_names
+from sim_eval.envs.scene_camera import MujocoSimulator, SceneCamera, state_names
 
 if TYPE_CHECKING:
     import mujoco
@@ -108,17 +98,12 @@ def set_box_size(env: ManipulationEnv, name: str, half_size: FloatArray) -> None
     body = model.body(f"{name}_main").id
     old_volume_mass = model.body_mass[body]
     x, y, z = (2 * half_size) ** 2
-    density = env_density(env, name)
-    mass = density * float(np.prod(2 * half_size))
+    density = next(obj.density for obj in env.model.mujoco_objects if obj.name == name)  # kg/m^3
+    mass = float(density) * float(np.prod(2 * half_size))
     model.body_mass[body] = mass
     model.body_inertia[body] = mass / 12 * np.array([y + z, x + z, x + y])
     if old_volume_mass != mass:
         mujoco.mj_setConst(model, data)
-
-
-def env_density(env: ManipulationEnv, name: str) -> float:
-    """Density of an object in kg/m^3."""
-    return float(next(obj.density for obj in env.model.mujoco_objects if obj.name == name))
 
 
 def reseed(env: ManipulationEnv, rng: np.random.Generator) -> None:
@@ -132,10 +117,11 @@ def reseed(env: ManipulationEnv, rng: np.random.Generator) -> None:
             pending.extend(getattr(sampler, "samplers", {}).values())
 
 
-class RobosuiteSimulator:
+class RobosuiteSimulator(MujocoSimulator):
     """One robosuite task, running; see :class:`sim_eval.core.types.Simulator`."""
 
     def __init__(self, task: Task, scene: RobosuiteScene, options: RenderConfig) -> None:
+        super().__init__(task, options, ROBOT, CAMERAS, PROPRIO, ACTION)
         choose_backend()
         with quiet():
             import robosuite
@@ -156,7 +142,7 @@ class RobosuiteSimulator:
         for name in self._env.observation_names:  # `observe` reads the state instead
             self._env.modify_observable(name, "enabled", False)
             self._env.modify_observable(name, "active", False)
-        self._task, self._scene, self._options = task, scene, options
+        self._scene = scene
         self._model = self._env.sim.model._model
         self._scene_camera = SceneCamera(self._model, CAMERAS, options, scene.scene_options(self._model))
         self._site = self._env.robots[0].eef_site_id["right"]
@@ -166,31 +152,18 @@ class RobosuiteSimulator:
         self._state_names = state_names(self._model)
         self._goal = 0
 
-    @property
-    def task(self) -> Task:
-        return self._task
-
-    @property
-    def spec(self) -> EnvironmentSpec:
-        return EnvironmentSpec(ROBOT, {name: self._options.size(name) for name in CAMERAS}, PROPRIO, ACTION)
-
     def reset(self, key: EpisodeKey) -> None:
         self._scene.randomize(self._env, key.rng("objects"))
         reseed(self._env, key.rng("reset"))
         self._env.reset()
-        self._goal = self._task.goal(key)
+        self._goal = self.task.goal(key)
         self._scene_camera.follow(self._model)
 
     def act(self, action: FloatArray) -> Status:
         self._env.step(np.asarray(action, np.float64))
         self._scene_camera.forget()
         phase = self._scene.phase(self._env, self._goal)
-        return Status(success=phase == len(self._task.phases), phase=phase)
-
-    def observe(self, cameras: Sequence[str] | None = None) -> SensorReadings:
-        self._update_cameras()
-        views = {name: self._scene_camera.view(name) for name in (CAMERAS if cameras is None else cameras)}
-        return SensorReadings(views, self._proprio())
+        return Status(success=phase == len(self.task.phases), phase=phase)
 
     def snapshot(self) -> Snapshot:
         return Snapshot(np.array(self._env.sim.get_state().flatten(), np.float64), self._state_names)
@@ -205,15 +178,10 @@ class RobosuiteSimulator:
             state[f"{name}_mat"] = seen.xmat[index].reshape(3, 3).copy()
         return state
 
-    def segmentation(self, camera: str) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
-        """Geom id of each pixel, int32 [H, W]; -1: none."""
-        self._update_cameras()
-        return self._scene_camera.segmentation(camera)
-
     def provenance(self) -> Mapping[str, str]:
         import robosuite
 
-        heights, widths = zip(*(self._options.size(name) for name in CAMERAS), strict=True)
+        heights, widths = zip(*self.spec.cameras.values(), strict=True)
         arguments = {
             "env_name": self._scene.environment,
             "env_version": robosuite.__version__,

@@ -1,15 +1,19 @@
-"""RGB-D pictures of a running MuJoCo model, rendered from a copy of all positions, which never affects the physics."""
+"""RGB-D pictures of a running MuJoCo model, rendered from a copy of all positions, which never affects the physics.
+
+:class:`MujocoSimulator` is what the simulators on MuJoCo share.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim_eval.core.cameras import camera_to_world_from_mujoco, intrinsics_from_fovy
-from sim_eval.core.types import CameraView, RenderConfig
+from sim_eval.core.types import ActionSpec, CameraView, EnvironmentSpec, FloatArray, RenderConfig, SensorReadings, Task
 from sim_eval.envs.rendering import RgbdRenderer, SceneOptions
 
 if TYPE_CHECKING:
@@ -98,3 +102,39 @@ class SceneCamera:
         if size not in self._renderers:
             self._renderers[size] = RgbdRenderer(self._model, *size, self._config.mode, self._scene_options)
         return self._renderers[size]
+
+
+class MujocoSimulator(ABC):
+    """The parts of a :class:`sim_eval.core.types.Simulator` that do not depend on the robot and its scene."""
+
+    _scene_camera: SceneCamera
+
+    def __init__(
+        self,
+        task: Task,
+        options: RenderConfig,
+        robot: str,
+        cameras: Iterable[str],
+        proprio: Mapping[str, int],
+        action: ActionSpec,
+    ) -> None:
+        self.task, self._options = task, options
+        self.spec = EnvironmentSpec(robot, {name: options.size(name) for name in cameras}, proprio, action)
+
+    def observe(self, cameras: Sequence[str] | None = None) -> SensorReadings:
+        self._update_cameras()
+        views = {name: self._scene_camera.view(name) for name in (self.spec.cameras if cameras is None else cameras)}
+        return SensorReadings(views, self._proprio())
+
+    def segmentation(self, camera: str) -> NDArray[np.int32]:
+        """Geom id of each pixel, int32 [H, W]; -1: none."""
+        self._update_cameras()
+        return self._scene_camera.segmentation(camera)
+
+    @abstractmethod
+    def _update_cameras(self) -> None:
+        """Moves the scene's cameras and objects to their places in the physics."""
+
+    @abstractmethod
+    def _proprio(self) -> dict[str, FloatArray]:
+        """Proprioception at this instant, field name -> float64 [n]."""

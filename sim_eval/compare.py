@@ -49,7 +49,7 @@ def main(arguments: CompareArguments) -> int:
     at_least("videos", arguments.videos, 0)
     if arguments.videos and not arguments.out:
         raise SimEvalError("--videos needs --out, the folder for the videos")
-    from sim_eval.core.files import atomic, write_json
+    from sim_eval.core.files import write_json, write_text
     from sim_eval.evaluation.run_folder import read_run, task_versions_apart
     from sim_eval.reporting.comparison import NOTE, contrast_tables, furthest_table, page, run_table, to_json
     from sim_eval.reporting.pairing import check_pairable, contrasts, lettered
@@ -73,8 +73,7 @@ def main(arguments: CompareArguments) -> int:
     print(note)
     if arguments.out:
         videos = write_videos(runs, arguments.out / "videos", arguments.videos) if arguments.videos else []
-        with atomic(arguments.out / PAGE) as partial:
-            partial.write_text(page(tables, note, [path.relative_to(arguments.out) for path in videos]))
+        write_text(arguments.out / PAGE, page(tables, note, [path.relative_to(arguments.out) for path in videos]))
         write_json(arguments.out / DATA, to_json(runs, measures, videos))
         print(f"{PAGE}, {DATA} and {len(videos)} videos in {arguments.out}")
     return 0

@@ -33,7 +33,7 @@ class LeaderboardArguments:
 
 def main(arguments: LeaderboardArguments) -> int:
     """Runs the command; returns the exit code, 1 when no run could be ranked."""
-    from sim_eval.core.files import atomic
+    from sim_eval.core.files import write_text
     from sim_eval.reporting.board import build, draw
 
     board = build(arguments.runs)
@@ -47,8 +47,7 @@ def main(arguments: LeaderboardArguments) -> int:
     if arguments.figures:
         print(f"{len(drawn)} figures in {arguments.figures}: {', '.join(path.name for path in drawn.values())}")
     if arguments.markdown:
-        with atomic(arguments.markdown) as partial:
-            partial.write_text(board.markdown(arguments.markdown.parent, drawn))
+        write_text(arguments.markdown, board.markdown(arguments.markdown.parent, drawn))
     return 0 if board.rankings else 1
 
 

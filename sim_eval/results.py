@@ -37,7 +37,7 @@ class ResultsArguments:
 
 def main(arguments: ResultsArguments) -> int:
     """Runs the command; returns the exit code, 1 when there is neither a table nor a figure."""
-    from sim_eval.core.files import atomic
+    from sim_eval.core.files import write_text
     from sim_eval.reporting.results_page import figures, page
     from sim_eval.reporting.trainings import read_results
 
@@ -50,8 +50,7 @@ def main(arguments: ResultsArguments) -> int:
     drawn = [figure for figure in all_figures if figure.panels]
     for figure in drawn:
         figure.write(arguments.out / figure.file, figure.panels)
-    with atomic(arguments.out / PAGE) as partial:
-        partial.write_text(page(results, all_figures))
+    write_text(arguments.out / PAGE, page(results, all_figures))
     for left_out in results.left_out:
         print(f"left out: {left_out}", file=sys.stderr)
     tested = len({each.training.folder for each in results.scored})

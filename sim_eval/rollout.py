@@ -31,10 +31,12 @@ def main(config: RolloutConfig) -> int:
     """Runs the command; returns the exit code."""
     config = config.checked()
     from sim_eval.evaluation.rollouts import open_rollout
+    from sim_eval.reporting.run_report import print_run
 
     with open_rollout(config, partial(video_recorders, config.video)) as (run_folder, outcomes):
         play(run_folder, outcomes, config.instruction_condition)
-    return report(run_folder, config)
+    print_run(run_folder.folder, run_folder.results, config.json)
+    return 0
 
 
 def video_recorders(
@@ -81,23 +83,11 @@ def play(run_folder: RunFolder, outcomes: Outcomes, instruction_condition: Instr
 
 def standing(results: Sequence[EpisodeResult], played: int, seconds: float) -> str:
     """The state of a run: successes so far, their rate with its interval, and the pace."""
-    from sim_eval.reporting.tables import interval, rate
+    from sim_eval.reporting.summary import tally
 
-    count, successes = len(results), sum(result.success for result in results)
-    score = f"success {successes}/{count}: {rate(successes, count)} {interval(successes, count)}"
-    return f"{score}, {60 * played / max(seconds, 1e-9):.1f} episodes/min"
-
-
-def report(run_folder: RunFolder, arguments: RolloutConfig) -> int:
-    """Prints the score of a finished run; returns the exit code.
-
-    Raises:
-        SimEvalError: every episode broke off, so there is no score.
-    """
-    from sim_eval.reporting.run_report import print_run
-
-    print_run(run_folder.folder, run_folder.results, arguments.json)
-    return 0
+    score = tally(results)
+    pace = f"{60 * played / max(seconds, 1e-9):.1f} episodes/min"
+    return f"success {score.successes}/{score.episodes}: {score}, {pace}"
 
 
 if __name__ == "__main__":

@@ -125,6 +125,8 @@ def report(recorded: Run, verified: Sequence[Verification], elsewhere: Sequence[
 
 def record(recorded: Run, verified: Sequence[Verification], elsewhere: Sequence[str]) -> dict[str, object]:
     """The report as a JSON object; a difference without a number (NaN, another shape) is null."""
+    from sim_eval.evaluation.trajectory import policy_identity
+
     episodes = []
     for each in verified:
         values = asdict(each)
@@ -136,7 +138,7 @@ def record(recorded: Run, verified: Sequence[Verification], elsewhere: Sequence[
     return {
         "run": str(recorded.folder),
         "manifest": recorded.manifest.digest,
-        "policy": {"name": recorded.policy, "digest": recorded.digest, "variant": recorded.variant},
+        "policy": policy_identity(recorded.spec),
         "machine_differences": list(elsewhere),
         "episodes": episodes,
     }

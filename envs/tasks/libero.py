@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import EpisodeKey, InstructionCondition, RenderConfig, Simulator, Task, WorkspaceBox
-from sim_eval.envs.libero_sim import OFFICIAL_STATES, PHASES, official_tasks
+from sim_eval.envs.libero_sim import OFFICIAL_STATES, PHASES, LiberoSimulator, official_tasks
 
 # Control steps within which each suite is scored, in OpenVLA's protocol, which others followed.
 MAX_EPISODE_STEPS = {
@@ -50,8 +50,6 @@ class LiberoTask(Task):
 
 
 def make(task: Task, options: RenderConfig) -> Simulator:
-    from sim_eval.envs.libero_sim import LiberoSimulator
-
     suite, number = task.name.split("/")
     return LiberoSimulator(task, suite, official_tasks()[suite][int(number)], options)
 

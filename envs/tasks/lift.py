@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sim_eval.core.types import RenderConfig, Simulator, Task, WorkspaceBox
+from sim_eval.envs.robosuite_sim import RobosuiteScene, RobosuiteSimulator, set_box_size
 
 if TYPE_CHECKING:
     from robosuite.environments.manipulation.lift import Lift
@@ -30,8 +31,6 @@ def phase(env: Lift, goal: int) -> int:
 
 def randomize(env: Lift, rng: np.random.Generator) -> None:
     """The cube's size, which robosuite draws only when an environment is built: half sizes 20 to 22 mm."""
-    from sim_eval.envs.robosuite_sim import set_box_size
-
     set_box_size(env, "cube", rng.uniform(0.020, 0.022, 3))
 
 
@@ -53,8 +52,6 @@ def wide_placement() -> Mapping[str, object]:
 
 
 def make(task: Task, options: RenderConfig) -> Simulator:
-    from sim_eval.envs.robosuite_sim import RobosuiteScene, RobosuiteSimulator
-
     arguments = wide_placement if task.name.endswith("LiftWide") else dict
     scene = RobosuiteScene("Lift", phase, {"cube": "cube_main"}, arguments, randomize)
     return RobosuiteSimulator(task, scene, options)

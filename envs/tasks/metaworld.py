@@ -6,9 +6,8 @@ Seo et al. 2023 (Masked World Models). Two tasks share one sentence: push and pu
 
 from __future__ import annotations
 
-from functools import partial
-
 from sim_eval.core.types import RenderConfig, Simulator, Task, WorkspaceBox
+from sim_eval.envs.metaworld_sim import MetaworldSimulator
 
 MAX_EPISODE_STEPS = 500  # Meta-World's max_path_length
 # Above the table and before its far rim.
@@ -99,10 +98,8 @@ VERY_HARD = ("disassemble-v3", "pick-place-wall-v3", "shelf-place-v3", "stick-pu
 EASY = tuple(name for name in SENTENCES if name not in (*MEDIUM, *HARD, *VERY_HARD))
 
 
-def make(name: str, task: Task, options: RenderConfig) -> Simulator:
-    from sim_eval.envs.metaworld_sim import MetaworldSimulator
-
-    return MetaworldSimulator(task, name, options)
+def make(task: Task, options: RenderConfig) -> Simulator:
+    return MetaworldSimulator(task, task.name.removeprefix("metaworld/"), options)
 
 
 def task_name(name: str) -> str:
@@ -117,7 +114,7 @@ TASKS = tuple(
         max_episode_steps=MAX_EPISODE_STEPS,
         workspace=HIGHER if name in HOLES else WORKSPACE,
         phases=("success",),
-        factory=partial(make, name),
+        factory=make,
         counterfactuals=tuple(sorted(set(SENTENCES.values()) - {sentence})),
     )
     for name, sentence in SENTENCES.items()

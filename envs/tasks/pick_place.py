@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sim_eval.core.types import RenderConfig, Simulator, Task, WorkspaceBox
+from sim_eval.envs.robosuite_sim import RobosuiteScene, RobosuiteSimulator
 
 if TYPE_CHECKING:
     from robosuite.environments.manipulation.pick_place import PickPlace
@@ -32,8 +33,6 @@ def phase(env: PickPlace, goal: int) -> int:
 
 
 def make(task: Task, options: RenderConfig) -> Simulator:
-    from sim_eval.envs.robosuite_sim import RobosuiteScene, RobosuiteSimulator
-
     scene = RobosuiteScene("PickPlaceCan", phase, {"can": "Can_main"}, hidden=("Visual",))
     return RobosuiteSimulator(task, scene, options)
 

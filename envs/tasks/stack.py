@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sim_eval.core.types import RenderConfig, Simulator, Task, WorkspaceBox
+from sim_eval.envs.robosuite_sim import RobosuiteScene, RobosuiteSimulator
 
 if TYPE_CHECKING:
     from robosuite.environments.manipulation.stack import Stack
@@ -39,8 +40,6 @@ def phase(env: Stack, goal: int) -> int:
 
 
 def make(task: Task, options: RenderConfig) -> Simulator:
-    from sim_eval.envs.robosuite_sim import RobosuiteScene, RobosuiteSimulator
-
     objects = {"red": "cubeA_main", "green": "cubeB_main"}
     return RobosuiteSimulator(task, RobosuiteScene("Stack", phase, objects), options)
 

@@ -6,7 +6,6 @@ detected before HDF5 parses the file, which could take for ever.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -28,36 +27,57 @@ if TYPE_CHECKING:
 PARTIAL = ".partial-"
 
 
+TEMPORARY_SUFFIX = ".tmp"
+REMEDY = "choose another --out or free some space"
+
+
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
+def atomic(path: Path, name: str = "", remedy: str = REMEDY) -> Iterator[Path]:
     """A file beside ``path`` to write to. It is flushed to the disk and renamed to ``path`` when the block ends well,
-    and deleted otherwise.
+    and deleted otherwise. So ``path`` either holds all of it or is untouched, whenever the process dies.
+
+    Args:
+        name: of the file to write to; by default that of ``path`` after ``PARTIAL``.
+        remedy: words of the error.
 
     Raises:
         SimEvalError: the disk refuses.
     """
-    partial = path.with_name(PARTIAL + path.name)
+    partial = path.with_name(name or PARTIAL + path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         with partial.open("rb") as written:
             os.fsync(written.fileno())
         os.replace(partial, path)
+        _sync_folder(path.parent)
     except OSError as error:
-        raise unwritable(path, error) from error
+        raise unwritable(path, error, remedy) from error
     finally:
         with suppress(OSError):  # gone already, or could never be made
             partial.unlink()
 
 
-def unwritable(path: Path, error: OSError) -> SimEvalError:
-    return SimEvalError(f"cannot write {path} ({error.strerror or error}): choose another --out or free some space")
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def unwritable(path: Path, error: OSError, remedy: str = REMEDY) -> SimEvalError:
+    return SimEvalError(f"cannot write {path} ({error.strerror or error}): {remedy}")
+
+
+def write_text(path: Path, text: str) -> None:
+    with atomic(path) as partial:
+        partial.write_text(text)
 
 
 def write_json(path: Path, value: object) -> None:
-    with atomic(path) as partial, partial.open("w") as file:
-        json.dump(value, file, indent=1)
-        file.write("\n")
+    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def read_json(path: Path, remedy: str = "") -> dict[str, Any]:
@@ -82,7 +102,6 @@ def read_json(path: Path, remedy: str = "") -> dict[str, Any]:
 
 
 USER_BLOCK = 512
-TEMPORARY_SUFFIX = ".tmp"
 
 
 def sealed(mark: bytes, fill: Callable[[h5py.File], h5py.Dataset | None]) -> bytes:
@@ -112,7 +131,7 @@ def sealed(mark: bytes, fill: Callable[[h5py.File], h5py.Dataset | None]) -> byt
 
 
 def write_sealed(path: Path, content: bytes, check: Callable[[Path], object], remedy: str) -> None:
-    """Writes a file so that ``path`` either holds all of it or is untouched, whenever the process dies.
+    """Writes a whole file by :func:`atomic`.
 
     Args:
         check: reads the file before it gets its name, and raises when the disk spoiled it.
@@ -121,31 +140,9 @@ def write_sealed(path: Path, content: bytes, check: Callable[[Path], object], re
     Raises:
         SimEvalError: the disk refuses.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
+    with atomic(path, f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}", remedy) as temporary:
+        temporary.write_bytes(content)
         check(temporary)
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise SimEvalError(f"cannot write {path} ({error.strerror or error}): {remedy}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def unsealed(path: Path, mark: bytes, kind: str, remedy: str) -> Iterator[h5py.File]:
-    """The file, after :func:`verified`."""
-    verified(path, mark, kind, remedy)
-    import h5py
-
-    with h5py.File(path, "r") as file:
-        yield file
 
 
 def verified(path: Path, mark: bytes, kind: str, remedy: str) -> NDArray[np.int64]:
@@ -204,12 +201,3 @@ def _checksum(where: bytes, parts: NDArray[np.int64], size: int, read: Callable[
     for begin, length in zip(begins.tolist(), (ends - begins).tolist(), strict=True):
         digest.update(read(begin, length))
     return digest.hexdigest().encode()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sim_eval.core.errors import SimEvalError
+from sim_eval.core.normalization import NormalizationStats
+from sim_eval.datasets.episode_file import EpisodeHeader
 from sim_eval.diagnosis.findings import Finding, graded
 from sim_eval.evaluation.engine import RolloutProtocol
 from sim_eval.policies.policy import PolicySpec
 from sim_eval.reporting.model_card import model_card
 from sim_eval.training.metadata import METADATA, read_metadata
-
-if TYPE_CHECKING:
-    from sim_eval.core.normalization import NormalizationStats
-    from sim_eval.datasets.episode_file import EpisodeHeader
 
 CARD = "README.md"
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import ActionChunk, EnvironmentSpec, FloatArray, Recorder, Simulator
+from sim_eval.datasets.checks import check_episode, set_problems
+from sim_eval.datasets.episode_file import Episode, EpisodeHeader, episode_files, read_header
 from sim_eval.diagnosis.findings import Finding, Level, graded, level_above
 from sim_eval.diagnosis.pictures import Pair, picture_findings
 from sim_eval.evaluation.engine import RolloutProtocol, run_episode
 from sim_eval.policies.policy import PolicyRequest, PolicySpec
-
-if TYPE_CHECKING:
-    from sim_eval.datasets.episode_file import Episode, EpisodeHeader
 
 # Length of the end effector's recorded path over that of the path with the same actions here. Recorded at 10, 15 and
 # 40 Hz and played back at 20 Hz, it is 1.85, 1.30 and 0.6.
@@ -61,9 +59,6 @@ def catalogue(folders: Sequence[Path]) -> Catalogue:
     Raises:
         SimEvalError: a folder has no episodes.
     """
-    from sim_eval.datasets.checks import check_episode, set_problems
-    from sim_eval.datasets.episode_file import episode_files, read_header
-
     headers, problems = {}, []
     for folder in folders:
         files = episode_files(folder)

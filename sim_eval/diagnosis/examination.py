@@ -34,13 +34,13 @@ from sim_eval.diagnosis.pace import policy_pace, simulator_pace, worker_findings
 from sim_eval.envs.tasks import choose_render, get_task
 from sim_eval.evaluation.engine import RolloutProtocol
 from sim_eval.evaluation.jobs import PolicySource
+from sim_eval.evaluation.rollouts import DEFAULT_TASK
 from sim_eval.policies.policy import AS_SAVED, Policy, PolicyRequest, differences
 from sim_eval.policies.registry import checkpoint_folder
 from sim_eval.policies.scripted.scripted_policy import ScriptedPolicy, find_demonstrator
 
 Group: TypeAlias = tuple[str, list[Finding]]
 
-DEFAULT_TASK = "robosuite/LiftWide"
 # The self-test observes so many episodes at so many moments each, with so many control steps between them.
 EPISODES, MOMENTS, STEPS_BETWEEN = 2, 3, 8
 
@@ -107,7 +107,7 @@ def examination(subject: Subject) -> Iterator[Group]:
     if subject.policy and subject.stats:
         yield f"policy {subject.policy.spec.name}", list(checkpoint_findings(subject, subject.policy, subject.stats))
     for task in subject.tasks:
-        yield task.name, list(task_findings(subject, task))
+        yield task.name, task_findings(subject, task)
 
 
 def checkpoint_findings(subject: Subject, policy: Policy, stats: NormalizationStats) -> Iterator[Finding]:
@@ -129,18 +129,14 @@ def checkpoint_findings(subject: Subject, policy: Policy, stats: NormalizationSt
         yield from examine("statistics of the data", compared)
 
 
-def task_findings(subject: Subject, task: Task) -> Iterator[Finding]:
+def task_findings(subject: Subject, task: Task) -> list[Finding]:
     """Checks of policy and demonstrations in a task's environment."""
-    made: list[Simulator] = []
 
-    def make() -> Iterator[Finding]:
-        made.append(task.make(subject.render))
-        yield from ()
-
-    yield from examine("environment", make)
-    for simulator in made:
-        with closing(simulator):
+    def checks() -> Iterator[Finding]:
+        with closing(task.make(subject.render)) as simulator:
             yield from environment_findings(subject, simulator)
+
+    return examine("environment", checks)
 
 
 def environment_findings(subject: Subject, simulator: Simulator) -> Iterator[Finding]:
@@ -187,9 +183,8 @@ def demonstration_findings(subject: Subject, simulator: Simulator) -> Iterator[F
         return
     protocol = RolloutProtocol(render=subject.render)
     yield from examine("first pictures", lambda: first_pictures(simulator, episodes))
-    yield from examine(
-        "replays", lambda: replay_findings([replay(simulator, episode, protocol) for episode in episodes])
-    )
+    replays = (replay(simulator, episode, protocol) for episode in episodes)
+    yield from examine("replays", lambda: replay_findings(list(replays)))
     if policy is not None and subject.stats and not differences(policy.spec, header.spec):
         yield from examine("imitation", partial(imitation_findings, policy, episodes, protocol.n_action_steps))
 

@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from sim_eval.core.errors import SimEvalError
+from sim_eval.core.versions import installed
 from sim_eval.diagnosis.findings import Finding, Level, examine, graded
 
 ROOT = Path(__file__).resolve().parents[2]  # of a clone; a wheel has no lock and no pyproject.toml there
@@ -42,7 +43,7 @@ def python_finding() -> Iterator[Finding]:
 
 def package_findings() -> Iterator[Finding]:
     """Installed versions against what the package requires, and against the lock where there is one."""
-    unmet = unmet_requirements(requirements(), installed)
+    unmet = unmet_requirements(requirements(), version)
     yield graded(
         "required packages",
         "fault" if unmet else "ok",
@@ -51,7 +52,7 @@ def package_findings() -> Iterator[Finding]:
     )
     lock = ROOT / "requirements.lock"
     if lock.is_file():
-        other = other_versions(locked(lock.read_text()), installed)
+        other = other_versions(locked(lock.read_text()), version)
         deciding = [difference for name, difference in other.items() if name in DECIDING]
         yield graded(
             "locked packages",
@@ -61,11 +62,9 @@ def package_findings() -> Iterator[Finding]:
         )
 
 
-def installed(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+def version(package: str) -> str | None:
+    """Of an installed package; None: it is not installed."""
+    return installed([package]).get(package)
 
 
 def requirements() -> list[str]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from statistics import median
+from timeit import timeit
 
 import numpy as np
 
@@ -27,7 +27,7 @@ def policy_pace(policy: Policy, simulator: Simulator, key: EpisodeKey) -> Iterat
         PolicyRequest(observation, key, policy_call, simulator.spec.action, privileged)
         for policy_call in range(WARM_UP + CHUNKS)
     ]
-    seconds = [_timed(partial(policy.predict, [request])) for request in requests][WARM_UP:]
+    seconds = [timeit(partial(policy.predict, [request]), number=1) for request in requests][WARM_UP:]
     typical = median(seconds)
     yield Finding(
         "policy latency",
@@ -43,20 +43,14 @@ def simulator_pace(simulator: Simulator, key: EpisodeKey) -> Iterator[Finding]:
     still = simulator.spec.action.clip(np.zeros(simulator.spec.action.dim))
     acting, looking = [], []
     for _ in range(STEPS):
-        acting.append(_timed(lambda: simulator.act(still)))
-        looking.append(_timed(simulator.observe))
+        acting.append(timeit(lambda: simulator.act(still), number=1))
+        looking.append(timeit(simulator.observe, number=1))
     cameras = len(simulator.spec.cameras)
     yield Finding(
         "simulator",
         "ok",
         f"{1 / median(acting):.0f} control steps/s, {cameras / median(looking):.0f} RGB-D frames/s ({cameras} cameras)",
     )
-
-
-def _timed(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
 
 
 def suggested_workers(cores: int, free: int, needed: int) -> int:

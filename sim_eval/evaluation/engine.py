@@ -173,6 +173,7 @@ def run_episode(
         a recorder's exception and KeyboardInterrupt propagate.
     """
     began = time.perf_counter()
+    recorder = recorder or Recorder()
     task, spec = simulator.task, simulator.spec.action
     instruction = task.instruction(key, protocol.instruction_condition)
     noise = Disturbance(key, spec.dim) if disturb else None
@@ -183,27 +184,23 @@ def run_episode(
     try:
         with _blame("simulator"):
             simulator.reset(key)
-        if recorder:
-            recorder.start(simulator, key, instruction)
+        recorder.start(simulator, key, instruction)
         started = True
         last = task.max_episode_steps
         while steps < last:
             observation, chunk = _ask(simulator, policy, key, instruction, policy_calls)
             policy_calls += 1
-            if recorder:
-                recorder.asked(observation, chunk)
+            recorder.asked(observation, chunk)
             for label in chunk.actions[: protocol.n_action_steps]:
                 executed = label
                 if noise is not None and chunk.disturbance is not None:
                     with _blame("policy"):
                         executed = spec.clip(label + chunk.disturbance * noise.draw(chunk.disturbed_share))
-                if recorder:
-                    recorder.before_act(simulator, label, executed)
+                recorder.before_act(simulator, label, executed)
                 with _blame("simulator"):
                     status = simulator.act(executed)
                 steps += 1
-                if recorder:
-                    recorder.after_act(simulator, status)
+                recorder.after_act(simulator, status)
                 success_end, phase = status.success, max(phase, status.phase)
                 if status.success and first_success is None:
                     first_success = steps
@@ -212,7 +209,7 @@ def run_episode(
                     break
     except _BrokenEpisode as broken:
         error, first_success, success_end = str(broken), None, False
-    if recorder and started:
+    if started:
         recorder.finish(simulator, first_success is not None)
     return EpisodeResult(
         key=key,

@@ -116,11 +116,7 @@ class RolloutJob(EpisodeJob):
     def player(self, policy: Policy, simulators: OneSimulator, *recorders: Recorder) -> Play[EpisodeResult]:
         trajectories = TrajectoryRecorder(self.spec, self.folder, self.threads)
         recorder = Recorders(*recorders, trajectories, *(make() for make in self.recorders))
-
-        def play(key: EpisodeKey) -> EpisodeResult:
-            return run_episode(simulators.of(key.task), policy, key, self.protocol, recorder)
-
-        return play
+        return lambda key: run_episode(simulators.of(key.task), policy, key, self.protocol, recorder)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from sim_eval.configs import RolloutConfig
 from sim_eval.core import old_files
 from sim_eval.core.decoding import decode, encode
 from sim_eval.core.errors import SimEvalError
-from sim_eval.core.files import PARTIAL, atomic, read_json, unwritable, write_json
+from sim_eval.core.files import PARTIAL, read_json, unwritable, write_json, write_text
 from sim_eval.core.types import EnvironmentSpec, EpisodeKey
 from sim_eval.core.versions import machine, versions
 from sim_eval.envs.tasks import in_short
@@ -87,22 +87,6 @@ class Run:
     protocol: RolloutProtocol
     machine: Mapping[str, Any]
     episodes: tuple[EpisodeResult, ...]
-
-    @property
-    def policy(self) -> str:
-        return self.spec.name
-
-    @property
-    def digest(self) -> str:
-        return self.spec.digest
-
-    @property
-    def privileged(self) -> bool:
-        return self.spec.privileged
-
-    @property
-    def variant(self) -> str:
-        return self.spec.variant
 
     @property
     def versions(self) -> Mapping[str, str]:
@@ -239,10 +223,7 @@ class RunFolder:
         ordered = sorted(self.results, key=lambda result: place[result.key])
         text = "".join(to_line(result) + "\n" for result in ordered)
         if (self.folder / EPISODES).read_text() != text:
-            with atomic(self.folder / EPISODES) as partial, partial.open("w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
+            write_text(self.folder / EPISODES, text)
         self.results = ordered
 
     def kept(self) -> int:
@@ -310,13 +291,18 @@ def _check_same(folder: Path, manifest: Manifest, expected: Mapping[str, object]
     elif (folder / RUN).exists():
         run = read_run(folder)
         recorded = identity(run.spec, run.protocol, run.versions)
-        differences = [
-            f"{name} was {recorded.get(name, '') or 'none'}, is now {value or 'none'}"
-            for name, value in expected.items()
-            if recorded.get(name) != value
-        ]
+        differences = changes(recorded, expected)
     if differences:
         raise SimEvalError(f"{folder} holds another run ({'; '.join(differences)}): choose another --out")
+
+
+def changes(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
+    """The fields whose value is another now, in words."""
+    return [
+        f"{name} was {before.get(name) or 'none'}, is now {value or 'none'}"
+        for name, value in now.items()
+        if before.get(name) != value
+    ]
 
 
 def _describe(manifest: Manifest) -> str:

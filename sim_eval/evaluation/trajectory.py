@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sim_eval.core.decoding import decode
 from sim_eval.core.errors import SimEvalError
-from sim_eval.core.files import atomic
+from sim_eval.core.files import atomic, sealed, verified
 from sim_eval.core.types import ActionChunk, EpisodeKey, FloatArray, Observation, Recorder, Simulator, Status
 from sim_eval.core.versions import machine
 from sim_eval.evaluation.run_folder import TRAJECTORIES
@@ -67,13 +67,10 @@ class Trajectory:
         Raises:
             SimEvalError: the episode ended earlier.
         """
-        ends = [*self.asked[1:], len(self.actions)]
-        actions = (
-            self.actions[self.asked[policy_call] : ends[policy_call]] if policy_call < len(ends) else self.actions[:0]
-        )
-        if not len(actions):
+        chunks = np.split(self.actions, self.asked[1:])
+        if policy_call >= len(chunks) or not len(chunks[policy_call]):
             raise SimEvalError(f"the recorded actions end after {len(self.actions)} control steps")
-        return actions
+        return chunks[policy_call]
 
 
 def policy_identity(spec: PolicySpec) -> dict[str, str]:
@@ -156,7 +153,6 @@ def write_trajectory(folder: Path, trajectory: Trajectory) -> None:
     Raises:
         SimEvalError: the disk refuses.
     """
-    from sim_eval.core.files import sealed
 
     def fill(file: h5py.File) -> None:
         file.attrs.update(asdict(trajectory.key))
@@ -180,13 +176,14 @@ def read_trajectory(path: Path) -> Trajectory:
     Raises:
         SimEvalError: the file is missing, truncated, damaged, of an earlier version or of another program.
     """
-    from sim_eval.core.files import unsealed
+    import h5py
 
-    with suppress(OSError), path.open("rb") as file:
-        start = file.read(len(MARK))
+    with suppress(OSError), path.open("rb") as stream:
+        start = stream.read(len(MARK))
         if start.startswith(MARK[:20]) and start != MARK:
             raise SimEvalError(f"{path} is of another version: read it with the sim_eval that run.json names")
-    with unsealed(path, MARK, "trajectory", REMEDY) as file:
+    verified(path, MARK, "trajectory", REMEDY)
+    with h5py.File(path, "r") as file:
         try:
             attributes = {name: value.item() if hasattr(value, "item") else value for name, value in file.attrs.items()}
             key = {name: attributes[name] for name in ("task", "split", "index")}

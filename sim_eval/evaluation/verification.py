@@ -14,10 +14,10 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from sim_eval.core.errors import SimEvalError
-from sim_eval.core.types import ActionChunk, ActionSpec, EpisodeKey, FloatArray, Recorder, Simulator, Task
+from sim_eval.core.types import ActionChunk, ActionSpec, FloatArray, Recorder, Simulator, Task
 from sim_eval.evaluation.engine import EpisodeResult, Recorders, RolloutProtocol, run_episode
 from sim_eval.evaluation.jobs import OneSimulator, PolicySource
-from sim_eval.evaluation.run_folder import Run
+from sim_eval.evaluation.run_folder import Run, changes
 from sim_eval.evaluation.trajectory import (
     Trajectory,
     TrajectoryRecorder,
@@ -155,13 +155,7 @@ def policy_again(run: Run, source: PolicySource) -> Policy:
         policy = source.load()
     except SimEvalError as error:
         raise SimEvalError(f"the policy of {run.folder} cannot be loaded again: {error}") from error
-    now, recorded = policy_identity(policy.spec), policy_identity(run.spec)
-    if now != recorded:
-        changed = ", ".join(
-            f"{part} was {recorded[part] or 'none'}, is now {now[part] or 'none'}"
-            for part in now
-            if now[part] != recorded[part]
-        )
+    if changed := ", ".join(changes(policy_identity(run.spec), policy_identity(policy.spec))):
         raise SimEvalError(f"'{source.reference}' is no longer the policy of {run.folder} ({changed}): restore it")
     return policy
 
@@ -218,11 +212,7 @@ class VerifyJob:
     def player(self, again: Policy | None, simulators: OneSimulator, *recorders: Recorder) -> Play[Verification]:
         """Verifies episodes in this process."""
         results = {result.key: result for result in self.run.episodes}
-
-        def play(key: EpisodeKey) -> Verification:
-            return verify_episode(self.run, results[key], simulators.of(key.task), again, *recorders)
-
-        return play
+        return lambda key: verify_episode(self.run, results[key], simulators.of(key.task), again, *recorders)
 
     @contextmanager
     def __call__(self, link: Link) -> Iterator[Play[Verification]]:

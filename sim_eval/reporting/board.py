@@ -19,6 +19,7 @@ from sim_eval.reporting.summary import (
     MEANS_NOTE,
     SuiteScore,
     by_task,
+    grouped,
     phase_table,
     suite_score,
     summarize,
@@ -100,9 +101,7 @@ def build(paths: Sequence[Path]) -> Board:
         SimEvalError: a path holds no run.
     """
     runs, left_out = complete_runs(folders_with(MANIFEST, paths, "run"))
-    groups: dict[tuple[str, str], list[Run]] = {}
-    for run in runs:
-        groups.setdefault((run.manifest.digest, digest(asdict(run.protocol))), []).append(run)
+    groups = grouped(runs, lambda run: (run.manifest.digest, digest(asdict(run.protocol))))
     return Board(tuple(ranking for group in groups.values() for ranking in rankings(group)), tuple(left_out))
 
 
@@ -123,7 +122,7 @@ def rankings(runs: Sequence[Run]) -> list[Ranking]:
     if all(set(part) < set(manifest.tasks) for part in parts.values()):
         parts["all tasks"] = manifest.tasks
     # The figures of all suites show the same runs in the same colours.
-    in_order = sorted((each for _, each in by_rank(runs)), key=lambda each: each.privileged)
+    in_order = sorted((each for _, each in by_rank(runs)), key=lambda each: each.spec.privileged)
     return [
         ranked(
             name,
@@ -142,7 +141,7 @@ def by_rank(runs: Sequence[Run]) -> list[tuple[int, Run]]:
     successes = [[result.success for result in sorted(run.episodes, key=lambda result: result.key)] for run in runs]
     order = sorted(
         zip(ranks(successes), runs, map(sum, successes), strict=True),
-        key=lambda entry: (entry[0], -entry[2], entry[1].policy, str(entry[1].folder)),
+        key=lambda entry: (entry[0], -entry[2], entry[1].spec.name, str(entry[1].folder)),
     )
     return [(rank, each) for rank, each, _ in order]
 

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sim_eval.core.decoding import encode
+from sim_eval.evaluation.run_folder import Run
 from sim_eval.reporting.intervals import MOST
 from sim_eval.reporting.pairing import ALL_TASKS, Contrast, covered
 from sim_eval.reporting.runs import policy_label, protocol_fields
 from sim_eval.reporting.summary import COLUMNS, part_name, phase_table, summaries, summarize
 from sim_eval.reporting.tables import Column, Table, limits
-
-if TYPE_CHECKING:
-    from sim_eval.evaluation.run_folder import Run
 
 NOTE = (
     "Pairs: episodes that only one of two runs won (an error is a failure), p by exact McNemar, corrected after Holm "
@@ -107,13 +104,14 @@ def to_json(
     runs: Mapping[str, Run], measures: Mapping[str, Sequence[Contrast]], videos: Sequence[Path]
 ) -> dict[str, object]:
     """The content of ``compare.json``: fractions, not per cent."""
-    fields = ("policy", "digest", "variant", "privileged", "protocol")
     return {
         "manifest": next(iter(runs.values())).manifest.digest,
         "runs": {
             letter: {
                 "folder": str(run.folder),
-                **{name: encode(getattr(run, name)) for name in fields},
+                "policy": run.spec.name,
+                **{name: getattr(run.spec, name) for name in ("digest", "variant", "privileged")},
+                "protocol": encode(run.protocol),
                 "tasks": [asdict(summary) for summary in summaries(run.episodes)],
             }
             for letter, run in runs.items()

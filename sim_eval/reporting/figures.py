@@ -7,14 +7,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from sim_eval.core.files import atomic
+from sim_eval.core.types import FloatArray
 from sim_eval.policies.spatialvla.configuration_spatialvla import ACTION_EXPERTS
+from sim_eval.reporting.panels import Panel, Point
+from sim_eval.reporting.summary import Tally
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from sim_eval.reporting.panels import Panel, Point
 
 # Okabe and Ito's colours (2008), which colour-blind readers can distinguish, and a mark for each.
 STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"))
@@ -23,7 +26,7 @@ WIDTH, ROW, HEAD = 9.375, 2.45, 0.78  # inches: the page (900 pixels of an SVG),
 COLUMNS = 4
 DODGE = 1.035  # experts stand beside each other at one number of demonstrations: ratio of their places
 
-Draw = Callable[["Axes", "Panel", "dict[str, tuple[str, str]]"], None]
+Draw = Callable[["Axes", Panel, "dict[str, tuple[str, str]]"], None]
 
 
 def draw_minutes(path: Path, panels: Sequence[Panel]) -> None:
@@ -140,11 +143,7 @@ def _demonstrations(axes: Axes, panel: Panel, styles: dict[str, tuple[str, str]]
         step = 2 * place - len(panel.series) + 1
         shift, beside = DODGE**step, DODGE ** (step + (1.6 if step > 0 else -1.6))
         x, rates = _line(series.pooled, shift)
-        bounds = [point.tally.interval for point in series.pooled]
-        errors = (
-            [rate - low for rate, (low, _) in zip(rates, bounds, strict=True)],
-            [high - rate for rate, (_, high) in zip(rates, bounds, strict=True)],
-        )
+        errors = whiskers([point.tally for point in series.pooled])
         whole = axes.errorbar(
             x, rates, yerr=errors, color=colour, marker=mark, markersize=4.5, linewidth=1.1, capsize=2.5
         )
@@ -163,6 +162,12 @@ def _demonstrations(axes: Axes, panel: Panel, styles: dict[str, tuple[str, str]]
     axes.xaxis.set_major_locator(FixedLocator(counts))
     axes.xaxis.set_major_formatter(FixedFormatter([f"{count:g}" for count in counts]))
     axes.xaxis.set_minor_locator(NullLocator())
+
+
+def whiskers(tallies: Sequence[Tally]) -> FloatArray:
+    """Lengths of the intervals below and above the rates [2, n]."""
+    lengths: FloatArray = np.abs(np.transpose([each.interval for each in tallies]) - [each.rate for each in tallies])
+    return lengths
 
 
 def _line(points: Sequence[Point], shift: float = 1.0) -> tuple[list[float], list[float]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from sim_eval.policies.policy import PolicySpec
-from sim_eval.reporting.tables import markdown
+from sim_eval.reporting.summary import grouped
+from sim_eval.reporting.tables import Table
 from sim_eval.training.metadata import LISTED, TrainingMetadata
 
 CARD = """# {name}
@@ -57,10 +58,10 @@ def model_card(metadata: TrainingMetadata, spec: PolicySpec, n_action_steps: int
         device=metadata.device + threads,
         lengthened=f"; a budget of {budgets} was lengthened" if budgets else "",
         versions=", ".join(f"{name} {version}" for name, version in metadata.versions.items()),
-        demonstrations=markdown(
+        demonstrations=Table(
             ["task", "episodes", "windows"],
             [[task, str(count), str(metadata.windows[task])] for task, count in metadata.demonstrations.items()],
-        ),
+        ).markdown(),
         n_action_steps=n_action_steps,
         validation=_validation(metadata),
     )
@@ -71,26 +72,19 @@ def _validation(metadata: TrainingMetadata) -> str:
         return "none was run; the weights are the last ones."
     tasks = list(metadata.rounds[0].success)
     many = len(tasks) > LISTED
-    columns = _families(tasks) if many else {task: [task] for task in tasks}
+    families = grouped(tasks, lambda task: task.partition("/")[0] if many else task)
+    columns = {f"{name}, {len(each)} tasks" if many else name: each for name, each in families.items()}
     rows = [
         [
             str(entry.step),
             f"{entry.minutes:.1f}",
             *(_score([entry.success[task] for task in together]) for together in columns.values()),
-            *([f"{entry.rate:.1%}"] if many else []),
+            *[f"{entry.rate:.1%}"] * many,
             "best" if index == metadata.best else "",
         ]
         for index, entry in enumerate(metadata.rounds)
     ]
-    return markdown(["step", "minutes", *columns, *(["mean of tasks"] if many else []), ""], rows)
-
-
-def _families(tasks: list[str]) -> dict[str, list[str]]:
-    """The tasks of each family, by its heading."""
-    families: dict[str, list[str]] = {}
-    for task in tasks:
-        families.setdefault(task.partition("/")[0], []).append(task)
-    return {f"{family}, {len(members)} tasks": members for family, members in families.items()}
+    return Table(["step", "minutes", *columns, *["mean of tasks"] * many, ""], rows).markdown()
 
 
 def _score(counts: list[tuple[int, int]]) -> str:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, combinations, zip_longest
+from operator import attrgetter
 from string import ascii_uppercase
-from typing import TYPE_CHECKING
 
 from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import EpisodeKey
 from sim_eval.envs.tasks import outer_suites, suite_tasks, suites
+from sim_eval.evaluation.engine import EpisodeResult
+from sim_eval.evaluation.run_folder import Run
 from sim_eval.reporting.intervals import (
     SIGNIFICANCE,
     discordant,
@@ -20,11 +23,6 @@ from sim_eval.reporting.intervals import (
 )
 from sim_eval.reporting.runs import partial, protocol_fields
 from sim_eval.reporting.summary import Part, Tally, parts
-
-if TYPE_CHECKING:
-    from sim_eval.core.types import EpisodeKey
-    from sim_eval.evaluation.engine import EpisodeResult
-    from sim_eval.evaluation.run_folder import Run
 
 ALL_TASKS = "all tasks"
 Pair = tuple[str, str]  # letters of two runs
@@ -158,7 +156,8 @@ def contrasts(runs: Mapping[str, Run], at_end: bool = False) -> tuple[Contrast, 
     chosen |= parts(first.episodes)
     if len(tasks) > 1 and not any(set(mine) == set(tasks) for mine in inside.values()):
         chosen[ALL_TASKS, ""] = first.episodes
-    won = {letter: {each.key: succeeded(each, at_end) for each in run.episodes} for letter, run in runs.items()}
+    measure = attrgetter("success_end" if at_end else "success")
+    won = {letter: {each.key: measure(each) for each in run.episodes} for letter, run in runs.items()}
     single = [
         contrast(part, pair, [[won[letter][result.key] for result in results] for letter in pair])
         for part, results in chosen.items()
@@ -166,10 +165,6 @@ def contrasts(runs: Mapping[str, Run], at_end: bool = False) -> tuple[Contrast, 
     ]
     corrected = holm([each.p_value for each in single])
     return tuple(replace(each, p_holm=p) for each, p in zip(single, corrected, strict=True))
-
-
-def succeeded(result: EpisodeResult, at_end: bool) -> bool:
-    return result.success_end if at_end else result.success
 
 
 def contrast(part: Part, pair: Pair, won: Sequence[Sequence[bool]]) -> Contrast:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from sim_eval.reporting.summary import Tally
+from sim_eval.reporting.summary import Tally, grouped
 from sim_eval.reporting.trainings import FinishedTraining, ScoredTraining, Setting
 
 Key = TypeVar("Key", str, int, tuple[int, tuple[tuple[str, int], ...]])
@@ -86,7 +86,7 @@ def minutes_panels(trainings: Sequence[FinishedTraining]) -> tuple[Panel, ...]:
         if not chosen:
             continue
         series = []
-        for expert, members in grouped(chosen, lambda each: each.setting.expert):
+        for expert, members in in_groups(chosen, lambda each: each.setting.expert):
             seeds = tuple(validation(each, task) for each in members)
             series.append(Series(expert, pool_rounds(seeds), seeds))
         setting = chosen[0].setting
@@ -128,7 +128,7 @@ def demonstrations_panels(scored: Sequence[ScoredTraining]) -> tuple[Panel, ...]
             continue
         series = tuple(
             data_series(expert, members, task, scores)
-            for expert, members in grouped(chosen, lambda each: each.setting.expert)
+            for expert, members in in_groups(chosen, lambda each: each.setting.expert)
         )
         conditions = f"{chosen[0].setting.conditions}; trained on {', '.join(chosen[0].setting.tasks)}"
         panels.append(Panel(task, conditions, series, tuple(each.folder for each in chosen)))
@@ -140,26 +140,24 @@ def data_series(expert: str, members: Sequence[FinishedTraining], task: str, sco
 
     Trainings whose other tasks had other data are not pooled, even with as many demonstrations of this one.
     """
-    alike = grouped(members, lambda each: (each.count(task), each.setting.demonstrations))
+    alike = in_groups(members, lambda each: (each.count(task), each.setting.demonstrations))
     together = tuple(Point(count, pool(scores[each.folder] for each in same), len(same)) for (count, _), same in alike)
     seeds = tuple(
         tuple(
             Point(count, scores[each.folder])
-            for count, same in grouped(mine, lambda each: each.count(task))
+            for count, same in in_groups(mine, lambda each: each.count(task))
             for each in same
         )
-        for _, mine in grouped(members, lambda each: each.seed)
+        for _, mine in in_groups(members, lambda each: each.seed)
     )
     return Series(expert, together, seeds)
 
 
-def grouped(
+def in_groups(
     trainings: Iterable[FinishedTraining], key: Callable[[FinishedTraining], Key]
 ) -> list[tuple[Key, list[FinishedTraining]]]:
     """Trainings by a key, in the key's order, and within it by seed."""
-    groups: dict[Key, list[FinishedTraining]] = {}
-    for training in sorted(trainings, key=lambda each: (each.seed, str(each.folder))):
-        groups.setdefault(key(training), []).append(training)
+    groups = grouped(sorted(trainings, key=lambda each: (each.seed, str(each.folder))), key)
     return sorted(groups.items(), key=lambda group: group[0])
 
 
@@ -176,7 +174,5 @@ def fullest(trainings: Sequence[FinishedTraining], family: Callable[[Setting], S
             sum(each.metadata.minutes for each in members),
         )
 
-    families: dict[Setting, list[FinishedTraining]] = {}
-    for training in trainings:
-        families.setdefault(family(training.setting), []).append(training)
+    families = grouped(trainings, lambda training: family(training.setting))
     return max(families.values(), key=worth, default=[])

@@ -18,6 +18,7 @@ from sim_eval.reporting.summary import (
     MEANS_NOTE,
     SuiteMean,
     TaskSummary,
+    grouped,
     part_name,
     parts,
     phase_table,
@@ -25,7 +26,7 @@ from sim_eval.reporting.summary import (
     summarize,
 )
 from sim_eval.reporting.tables import Column, Table
-from sim_eval.reporting.trainings import SCORED, FinishedTraining, Results, ScoredTraining, Setting
+from sim_eval.reporting.trainings import SCORED, FinishedTraining, Results, ScoredTraining
 
 COUNTERFACTUAL = (
     "The policy was given the instruction of another goal than the one that is scored: success under a counterfactual "
@@ -89,9 +90,7 @@ def figures(results: Results) -> tuple[Figure, Figure]:
 
 def by_protocol(scored: Iterable[ScoredTraining]) -> list[list[ScoredTraining]]:
     """One group for each protocol and variant: the default first, counterfactual instructions last."""
-    groups: dict[tuple[RolloutProtocol, str], list[ScoredTraining]] = {}
-    for each in scored:
-        groups.setdefault((each.protocol, each.variant), []).append(each)
+    groups = grouped(scored, lambda each: (each.protocol, each.variant))
     default = RolloutProtocol()
 
     def place(group: tuple[RolloutProtocol, str]) -> tuple[bool, bool, str, str]:
@@ -146,13 +145,12 @@ def protocol_section(group: Sequence[ScoredTraining]) -> list[str]:
         f"Protocol: {', '.join(describe(protocol))}.",
     ]
     text += [COUNTERFACTUAL] * (protocol.instruction_condition == "counterfactual")
-    settings: dict[Setting, list[ScoredTraining]] = {}
-    for each in sorted(group, key=lambda each: order(each.training)):
-        settings.setdefault(each.training.setting, []).append(each)
-    text += [POOLED] * any(len(seeds) > 1 for seeds in settings.values())
-    if means := mean_rows(list(settings.values())):
+    in_order = sorted(group, key=lambda each: order(each.training))
+    settings = list(grouped(in_order, lambda each: each.training.setting).values())
+    text += [POOLED] * any(len(seeds) > 1 for seeds in settings)
+    if means := mean_rows(settings):
         text += [MEANS_NOTE, Table.of(("training",), MEAN_COLUMNS, means).folded()]
-    scores = score_rows(list(settings.values()))
+    scores = score_rows(settings)
     return [
         *text,
         Table.of(("task", "training"), COLUMNS, scores).folded(),
@@ -202,10 +200,8 @@ def figure_section(figure: Figure, trainings: Sequence[FinishedTraining]) -> lis
     if not figure.panels:
         return [*text, f"Not drawn: {figure.missing}."]
     text += [f"![{figure.title}]({figure.file})", figure.text]
-    behind: dict[str, list[str]] = {}
-    for panel in figure.panels:
-        behind.setdefault(f"{panel.sample}; {panel.conditions}", []).append(panel.task)
-    text += ["\n".join(f"- {', '.join(tasks)}: {conditions}" for conditions, tasks in behind.items())]
+    behind = grouped(figure.panels, lambda panel: f"{panel.sample}; {panel.conditions}")
+    text += ["\n".join(f"- {', '.join(each.task for each in same)}: {words}" for words, same in behind.items())]
     shown = {folder for panel in figure.panels for folder in panel.shown}
     if absent := [each.folder.name for each in trainings if each.folder not in shown]:
         text += [f"Without {', '.join(absent)}: they were not scored, or differ in more than the figure shows."]

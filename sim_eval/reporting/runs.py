@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from sim_eval.core.errors import SimEvalError
-
-if TYPE_CHECKING:
-    from sim_eval.evaluation.engine import RolloutProtocol
-    from sim_eval.evaluation.run_folder import Run
+from sim_eval.evaluation.engine import RolloutProtocol
+from sim_eval.evaluation.run_folder import Run, read_run
 
 
 class LeftOut(NamedTuple):
@@ -42,8 +40,6 @@ def folders_with(name: str, paths: Iterable[Path], kind: str) -> list[Path]:
 
 def complete_runs(folders: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
     """Reads run folders; partial and damaged ones are left out."""
-    from sim_eval.evaluation.run_folder import read_run
-
     runs, left_out = [], []
     for folder in folders:
         try:
@@ -65,9 +61,9 @@ def partial(run: Run) -> str:
 
 def policy_label(run: Run) -> str:
     """The policy's name, its weights, the settings that override its checkpoint's, and whether it is privileged."""
-    weights = f"@{run.digest[:8]}" if run.digest else ""
-    variant = f", {run.variant}" if run.variant else ""
-    return f"{run.policy}{weights}{variant}{' (privileged)' if run.privileged else ''}"
+    spec = run.spec
+    weights, variant = f"@{spec.digest[:8]}" * bool(spec.digest), f", {spec.variant}" * bool(spec.variant)
+    return f"{spec.name}{weights}{variant}{' (privileged)' * spec.privileged}"
 
 
 def protocol_fields(protocol: RolloutProtocol) -> dict[str, object]:

@@ -6,16 +6,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.files import atomic
-from sim_eval.core.types import Simulator, Task
+from sim_eval.core.types import EpisodeKey, RenderConfig, Simulator, Task
 from sim_eval.envs.tasks import get_task
-from sim_eval.evaluation.engine import run_episode
-from sim_eval.evaluation.run_folder import VIDEOS
+from sim_eval.evaluation.engine import EpisodeResult, run_episode
+from sim_eval.evaluation.run_folder import VIDEOS, Run
 from sim_eval.evaluation.trajectory import read_trajectory, trajectory_path
 from sim_eval.evaluation.verification import RecordedPolicy
 from sim_eval.policies.policy import PolicySpec
@@ -32,11 +31,6 @@ from sim_eval.reporting.video import (
     text_font,
     write_video,
 )
-
-if TYPE_CHECKING:
-    from sim_eval.core.types import EpisodeKey, RenderConfig
-    from sim_eval.evaluation.engine import EpisodeResult
-    from sim_eval.evaluation.run_folder import Run
 
 BAND = LINE + MARGIN  # pixels of the caption above each side
 
@@ -114,9 +108,9 @@ class SideBySide:
 
     def _play(self, key: EpisodeKey, side: Side) -> None:
         run = side.run
-        policy = RecordedPolicy(read_trajectory(trajectory_path(run.folder, key)), PolicySpec(run.policy))
+        policy = RecordedPolicy(read_trajectory(trajectory_path(run.folder, key)), PolicySpec(run.spec.name))
         simulator = self._simulator(get_task(key.task), run.protocol.render)
-        recorder = VideoRecorder(self._scratch / side.letter, run.policy, "all")
+        recorder = VideoRecorder(self._scratch / side.letter, run.spec.name, "all")
         played = run_episode(simulator, policy, key, run.protocol, recorder)
         if played.success != side.result(key).success:
             raise SimEvalError(

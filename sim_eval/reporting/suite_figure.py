@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sim_eval.envs.tasks import groups, suite_tasks
-from sim_eval.reporting.figures import FAINT, GRID, INK, STYLES, WIDTH, written
+from sim_eval.reporting.figures import FAINT, GRID, INK, STYLES, WIDTH, whiskers, written
+from sim_eval.reporting.summary import SuiteScore
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from sim_eval.reporting.summary import SuiteScore
 
 BAND = "#f6f7f9"  # behind every other row
 PIXELS = 96  # an inch of an SVG
@@ -143,15 +142,10 @@ def _marks(axes: Axes, centres: dict[str, float], scores: Sequence[SuiteScore]) 
     for place, (score, (colour, mark)) in enumerate(zip(scores, STYLES, strict=False)):
         shift = RUN * (place - (len(scores) - 1) / 2)
         tallies = [score.tasks[task] for task in centres]
-        rates = [tally.rate for tally in tallies]
-        errors = (
-            [tally.rate - tally.interval[0] for tally in tallies],
-            [tally.interval[1] - tally.rate for tally in tallies],
-        )
         drawn = axes.errorbar(
-            rates,
+            [tally.rate for tally in tallies],
             [centre + shift for centre in centres.values()],
-            xerr=errors,
+            xerr=whiskers(tallies),
             color=colour,
             linestyle="",
             marker=mark,

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from statistics import median
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 from sim_eval.core.errors import SimEvalError
+from sim_eval.core.types import Task
 from sim_eval.envs.tasks import get_task, groups, suite_tasks, task_names, whole_suites
+from sim_eval.evaluation.engine import EpisodeResult
 from sim_eval.reporting.intervals import Share, mean_interval, success_interval
 from sim_eval.reporting.tables import Column, Table, estimate, limits, percent
 
-if TYPE_CHECKING:
-    from sim_eval.core.types import Task
-    from sim_eval.evaluation.engine import EpisodeResult
-
+Key = TypeVar("Key", bound=Hashable)
+Item = TypeVar("Item")
 Part: TypeAlias = tuple[str, str]  # task and goal; goal "" is the whole task
 NOTHING = "none"  # the furthest phase of an episode that reached none
 
@@ -277,12 +277,17 @@ def suite_score(label: str, suite: str, results: Sequence[EpisodeResult]) -> Sui
     return SuiteScore(label, tasks, tuple(mean for mean in suite_means(results) if mean.suite in wanted))
 
 
+def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """Key -> its items; both in the order of the items."""
+    groups: dict[Key, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
 def by_task(results: Iterable[EpisodeResult]) -> dict[str, list[EpisodeResult]]:
     """Task -> its episodes, in the order of the results."""
-    split: dict[str, list[EpisodeResult]] = {}
-    for result in results:
-        split.setdefault(result.key.task, []).append(result)
-    return split
+    return grouped(results, lambda result: result.key.task)
 
 
 def _mean(

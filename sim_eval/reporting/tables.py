@@ -9,8 +9,6 @@ from io import StringIO
 from shutil import get_terminal_size
 from typing import Generic, TypeVar
 
-from sim_eval.reporting.intervals import success_interval
-
 LONG = 25  # rows that a page shows at once
 FOLDED = 10  # characters to which a column of words may shrink on a narrow screen
 UNBOUNDED = 10_000  # characters of a line that is not read on a screen
@@ -106,21 +104,8 @@ def terminal(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return str(Table(header, rows))
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of ready cells, in Markdown."""
-    return Table(header, rows).markdown()
-
-
 def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
-
-
-def rate(successes: int, episodes: int) -> str:
-    return percent(successes / episodes) if episodes else "-"
-
-
-def interval(successes: int, episodes: int) -> str:
-    return limits(success_interval(successes, episodes))
 
 
 def limits(bounds: tuple[float, float]) -> str:

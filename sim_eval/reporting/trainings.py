@@ -5,20 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sim_eval.configs import DEFAULT_MINUTES, TrainConfig
 from sim_eval.core.errors import SimEvalError
-from sim_eval.evaluation.run_folder import MANIFEST
+from sim_eval.core.types import EpisodeKey
+from sim_eval.evaluation.engine import EpisodeResult, RolloutProtocol
+from sim_eval.evaluation.run_folder import MANIFEST, Run
 from sim_eval.reporting.runs import LeftOut, complete_runs, folders_with
 from sim_eval.reporting.summary import Tally, by_task, tally
-from sim_eval.training.metadata import METADATA, read_metadata
-
-if TYPE_CHECKING:
-    from sim_eval.core.types import EpisodeKey
-    from sim_eval.evaluation.engine import EpisodeResult, RolloutProtocol
-    from sim_eval.evaluation.run_folder import Run
-    from sim_eval.training.metadata import TrainingMetadata
+from sim_eval.training.metadata import METADATA, TrainingMetadata, read_metadata
 
 SCORED = "test"  # the split
 # Fields of a configuration that are no change of its setting: the seed, paths and speed, and those that a setting has
@@ -171,7 +166,7 @@ def join(trainings: Sequence[FinishedTraining], runs: Sequence[Run]) -> tuple[li
         if reason := unusable(run, by_digest):
             left_out.append(LeftOut(run.folder, reason))
             continue
-        results = scored.setdefault((run.digest, run.protocol, run.variant), {})
+        results = scored.setdefault((run.spec.digest, run.protocol, run.spec.variant), {})
         fresh = {result.key: result for result in run.episodes if result.key not in results}
         if not fresh:
             reason = "other runs of the same weights and protocol have all its episodes"
@@ -187,10 +182,10 @@ def join(trainings: Sequence[FinishedTraining], runs: Sequence[Run]) -> tuple[li
 def unusable(run: Run, trainings: Mapping[str, FinishedTraining]) -> str:
     """Why a run is the test of none of the trainings, by digest; empty if it is."""
     splits = sorted({key.split for key in run.manifest.keys})
-    if not run.digest:
-        return f"policy '{run.policy}' has no weights, so no training made it"
-    if run.digest not in trainings:
-        return f"no finished training here has its weights, {run.policy}@{run.digest[:8]}"
+    if not run.spec.digest:
+        return f"policy '{run.spec.name}' has no weights, so no training made it"
+    if run.spec.digest not in trainings:
+        return f"no finished training here has its weights, {run.spec.name}@{run.spec.digest[:8]}"
     if splits != [SCORED]:
         return f"{'/'.join(splits)} split: only the {SCORED} split is scored"
     return ""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -11,14 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim_eval.core.files import atomic
-from sim_eval.core.types import (
-    CameraView,
-    EpisodeKey,
-    Recorder,
-    Simulator,
-    Status,
-    WorkspaceBox,
-)
+from sim_eval.core.types import CameraView, EpisodeKey, Recorder, Simulator, Status, WorkspaceBox
 
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont, ImageFont
@@ -153,26 +148,22 @@ def shorten(line: str, width: int) -> str:
     return line + "…"
 
 
-def write_video(path: Path, frames: Iterable[Picture], fps: float) -> None:
+def write_video(path: Path, frames: Iterator[Picture], fps: float) -> None:
     """Writes uint8 frames [H, W, 3] of one even size as H.264 in yuv420p, with the index in front."""
     import imageio_ffmpeg
 
-    writer = None
-    try:
-        for frame in frames:
-            if writer is None:
-                writer = imageio_ffmpeg.write_frames(
-                    str(path),
-                    (frame.shape[1], frame.shape[0]),
-                    fps=fps,
-                    codec="libx264",
-                    pix_fmt_out="yuv420p",
-                    macro_block_size=2,
-                    ffmpeg_log_level="error",
-                    output_params=["-preset", "veryfast", "-crf", "23", "-movflags", "+faststart"],
-                )
-                writer.send(None)
+    first = next(frames)
+    writer = imageio_ffmpeg.write_frames(
+        str(path),
+        (first.shape[1], first.shape[0]),
+        fps=fps,
+        codec="libx264",
+        pix_fmt_out="yuv420p",
+        macro_block_size=2,
+        ffmpeg_log_level="error",
+        output_params=["-preset", "veryfast", "-crf", "23", "-movflags", "+faststart"],
+    )
+    with closing(writer):
+        writer.send(None)
+        for frame in chain([first], frames):
             writer.send(np.ascontiguousarray(frame))
-    finally:
-        if writer is not None:
-            writer.close()
