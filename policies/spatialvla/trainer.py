@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, TypedDict, TypeVar
+from typing import Literal, TypeAlias, TypedDict
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     OptimizerStateType,
@@ -32,8 +31,6 @@ from sim_eval.policies.spatialvla import flow_matching
 from sim_eval.policies.spatialvla.modeling_llava3d import Context
 from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from sim_eval.policies.spatialvla.processing_spatialvla import TrainingBatch
-
-T = TypeVar("T")
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 OptimizerName: TypeAlias = Literal["adamw", "muon"]
@@ -131,6 +128,11 @@ class Trainer:
         seed: of the (time, noise) draws; step k's draws are a function of (seed, k).
         accelerator: None: this process trains alone.
         shard: divide the network among the processes; otherwise each has all of it.
+
+    Attributes:
+        accelerator: through which the processes meet.
+        process, processes: the number of this one, and of all.
+        step: number of optimizer steps done.
     """
 
     def __init__(
@@ -144,40 +146,16 @@ class Trainer:
         self.config, self.step = config, 0
         self._seed = seed
         device = next(model.parameters()).device
-        self._accelerator = accelerator or accelerator_for(device)
+        self.accelerator = accelerator or accelerator_for(device)
+        self.process, self.processes = int(self.accelerator.process_index), int(self.accelerator.num_processes)
         shard = shard and self.processes > 1
         if shard:
             divide(model, self.processes)
         self._optimizers = make_optimizers(model, config)
         self.model = model
-        self._wrapped: nn.Module = model if shard or self.processes == 1 else self._accelerator.prepare_model(model)
+        self._wrapped: nn.Module = model if shard or self.processes == 1 else self.accelerator.prepare_model(model)
         self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._averages = {name: parameter.detach().clone() for name, parameter in self._trained.items()}
-
-    @property
-    def processes(self) -> int:
-        return int(self._accelerator.num_processes)
-
-    @property
-    def process(self) -> int:
-        """The number of this one."""
-        return int(self._accelerator.process_index)
-
-    def agree(self, value: T) -> T:
-        """The first process's value, in all of them."""
-        values = [value]
-        if self.processes > 1:
-            broadcast_object_list(values)
-        return values[0]
-
-    def meet(self) -> None:
-        """Waits until all processes are here."""
-        self._accelerator.wait_for_everyone()
-
-    def first_process_first(self) -> AbstractContextManager[None]:
-        """Around code that the first process runs before the others."""
-        first: AbstractContextManager[None] = self._accelerator.main_process_first()
-        return first
 
     @contextmanager
     def averaged(self) -> Iterator[SpatialVLAForConditionalGeneration]:
@@ -212,10 +190,10 @@ class Trainer:
         if self.processes > 1:
             # Each share's loss is a mean over its own valid steps; together they make the mean over all.
             count = batch.valid.sum()
-            loss = loss * (count * self.processes / self._accelerator.reduce(count))
+            loss = loss * (count * self.processes / self.accelerator.reduce(count))
         for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none=True)
-        self._accelerator.backward(loss)
+        self.accelerator.backward(loss)
         norm = torch.nn.utils.clip_grad_norm_(self._trained.values(), self.config.clip_norm)
         for optimizer in self._optimizers:
             optimizer.step()
@@ -223,7 +201,7 @@ class Trainer:
         self._update_averages()
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
-        return float(self._accelerator.reduce(loss.detach(), "mean")), float(norm)
+        return float(self.accelerator.reduce(loss.detach(), "mean")), float(norm)
 
     def learning_rate(self, progress: float) -> float:
         """Warm-up by steps, then a cosine over the progress."""
