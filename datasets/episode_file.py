@@ -189,11 +189,17 @@ def write_episode(path: Path, episode: Episode) -> None:
     Raises:
         SimEvalError: the episode contradicts itself, or the disk refuses.
     """
-    write_sealed(path, _content(episode), _verify, "free some space or choose another folder")
-
-
-def _verify(path: Path) -> None:
-    open_episode(path).pictures.verify()
+    try:
+        arrays = _arrays(episode)
+        lengths = {name: len(array) for name, array in arrays.items()}
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f"its parts differ in length: {lengths}")
+        content = sealed(MARK, lambda file: _fill(file, episode, arrays))
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise SimEvalError(f"episode {episode.key} cannot be stored ({reason}): mend what recorded it") from error
+    remedy = "free some space or choose another folder"
+    write_sealed(path, content, lambda written: open_episode(written).pictures.verify(), remedy)
 
 
 def read_episode(path: Path, pictures: bool = True) -> Episode:
@@ -296,19 +302,6 @@ def _stored(file: _File) -> StoredEpisode:
         camera_to_world={name: obs[f"{name}_camera_to_world"][()] for name in header.spec.cameras},
         pictures=file.pictures(header),
     )
-
-
-def _content(episode: Episode) -> bytes:
-    """The whole file."""
-    try:
-        arrays = _arrays(episode)
-        lengths = {name: len(array) for name, array in arrays.items()}
-        if len(set(lengths.values())) != 1:
-            raise ValueError(f"its parts differ in length: {lengths}")
-        return sealed(MARK, lambda file: _fill(file, episode, arrays))
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise SimEvalError(f"episode {episode.key} cannot be stored ({reason}): mend what recorded it") from error
 
 
 def _fill(file: h5py.File, episode: Episode, arrays: Mapping[str, Array]) -> h5py.Dataset:

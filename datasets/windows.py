@@ -46,11 +46,8 @@ class EpisodeWindows(Sequence[TrainingWindow]):
         frame_stride: int = 1,
         demonstrations: int | None = None,
     ) -> None:
-        for name, number in (
-            ("chunk_size", chunk_size),
-            ("frame_stride", frame_stride),
-            ("demonstrations", demonstrations),
-        ):
+        numbers = {"chunk_size": chunk_size, "frame_stride": frame_stride, "demonstrations": demonstrations}
+        for name, number in numbers.items():
             if number is not None and number < 1:
                 raise SimEvalError(f"{name} must be 1 or more, not {number}")
         files = [file for source in ([sources] if isinstance(sources, Path) else sources) for file in _files(source)]

@@ -86,7 +86,7 @@ class Load:
 
     Attributes:
         batch_size: observations.
-        draws: (time, noise) draws an observation.
+        flow_samples: (time, noise) samples an observation.
         patches: that the vision tower sees, an observation.
         tokens: that the VLM reads, an observation.
     """

@@ -28,6 +28,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from sim_eval.policies.spatialvla import flow_matching
+from sim_eval.policies.spatialvla.adapters import whole
 from sim_eval.policies.spatialvla.modeling_llava3d import Context
 from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from sim_eval.policies.spatialvla.processing_spatialvla import TrainingBatch
@@ -44,7 +45,7 @@ class TrainingConfig:
 
     Attributes:
         batch_size: observations a step, of each process.
-        draws: (time, noise) draws an observation; they share the VLM's pass.
+        flow_samples: (time, noise) samples an observation; they share the VLM's pass.
         learning_rate: AdamW's peak; it warms up over ``warmup_steps`` and falls by a cosine to a hundredth.
         weight_decay: on matrices only.
         clip_norm: largest gradient norm.
@@ -199,9 +200,7 @@ class Trainer:
             optimizer.step()
         self.step += 1
         self._update_averages()
-        if isinstance(norm, DTensor):
-            norm = norm.full_tensor()
-        return float(self.accelerator.reduce(loss.detach(), "mean")), float(norm)
+        return float(self.accelerator.reduce(loss.detach(), "mean")), float(whole(norm))
 
     def learning_rate(self, progress: float) -> float:
         """Warm-up by steps, then a cosine over the progress."""
@@ -214,7 +213,7 @@ class Trainer:
         return TrainerState(
             step=self.step,
             model=get_model_state_dict(self.model, options=WHOLE),
-            averages={name: _whole(average) for name, average in self._averages.items()},
+            averages={name: whole(average).cpu() for name, average in self._averages.items()},
             optimizer=get_optimizer_state_dict(self.model, self._optimizers, options=WHOLE),
         )
 
@@ -248,10 +247,6 @@ class Trainer:
             kept = parameter.detach().clone()
             parameter.copy_(average)
             average.copy_(kept)
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
 
 
 def _like(tensor: Tensor, other: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -14,8 +13,6 @@ from sim_eval.core.errors import SimEvalError
 from sim_eval.datasets.windows import EpisodeWindows
 from sim_eval.policies.spatialvla.modeling_llava3d import TensorGroup
 from sim_eval.policies.spatialvla.processing_spatialvla import SpatialVLAProcessor, TrainingBatch
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,6 @@ def prepared(
         sampler=numbers,
         batch_size=None,  # each entry of the sampler is a whole batch
         num_workers=workers,
-        collate_fn=_unchanged,
         pin_memory=device.type == "cuda",
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # the loader would draw from the global one
@@ -69,10 +65,6 @@ def prepared(
         if isinstance(batch, SimEvalError):
             raise batch
         yield batch.to(device, non_blocking=True)
-
-
-def _unchanged(batch: T) -> T:
-    return batch
 
 
 def _start_worker(_: int) -> None:

@@ -8,7 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import cast
 
 import torch
@@ -99,7 +99,7 @@ class TrainingLoop:
         """
         with self._interrupt, ExitStack() as stack:
             self._save()  # from here on the folder is a training's, however it ends
-            display = stack.enter_context(_Display(self._config, self._trainer, self.share, self._leads))
+            display = stack.enter_context(closing(_Display(self._config, self._trainer, self.share, self._leads)))
             self._began = time.monotonic() - self.progress.seconds
             for numbered in self._batches():
                 self._attend(display)
@@ -275,10 +275,7 @@ class _Display:
         self._bar.bar_format = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
         self._bar.set_description(f"training {config.expert}")
 
-    def __enter__(self) -> _Display:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._bar.close()
         if self._writer:
             self._writer.close()
