@@ -222,7 +222,10 @@ class Trainer:
         set_model_state_dict(self.model, state["model"], options=WHOLE)
         set_optimizer_state_dict(self.model, self._optimizers, state["optimizer"], options=WHOLE)
         for name, average in self._averages.items():
-            average.copy_(_like(state["averages"][name], average))
+            saved = state["averages"][name]
+            if isinstance(average, DTensor):
+                saved = distribute_tensor(saved.to(average.device), average.device_mesh, average.placements)
+            average.copy_(saved)
 
     def _draw(self, actions: Tensor) -> tuple[Tensor, Tensor]:
         # On the CPU, so that the draws do not depend on the device; of all shares, so that they do not depend on the
@@ -247,10 +250,3 @@ class Trainer:
             kept = parameter.detach().clone()
             parameter.copy_(average)
             average.copy_(kept)
-
-
-def _like(tensor: Tensor, other: Tensor) -> Tensor:
-    """Divided among processes as the other is."""
-    if isinstance(other, DTensor):
-        return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements)
-    return tensor
