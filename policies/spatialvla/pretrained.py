@@ -156,7 +156,9 @@ def from_llava3d(
         sources.append(_Source(_gemma_folder(gemma), open_tensors(_gemma_folder(gemma)), _gemma_name))
     _fill(model, sources, ("vlm.", "action_expert.model.") if loads_gemma else ("vlm.",))
     if expert == "deep_llama" and not from_scratch:
-        _copy_layers(model)
+        language, decoder = model.vlm.language_model, model.action_expert.model
+        decoder.layers.load_state_dict(language.layers.state_dict())
+        decoder.norm.load_state_dict(language.norm.state_dict())
     return model
 
 
@@ -334,11 +336,3 @@ def _fill(model: SpatialVLAForConditionalGeneration, sources: Iterable[_Source],
     if faults:
         folders = ", ".join(str(source.folder) for source in sources)
         raise SimEvalError(f"{folders} do not make a {model.network.action_expert_type}: {'; '.join(faults)}")
-
-
-@torch.no_grad()
-def _copy_layers(model: SpatialVLAForConditionalGeneration) -> None:
-    """Copies the VLM's layers and final norm into the deep expert's decoder."""
-    language, decoder = model.vlm.language_model, model.action_expert.model
-    decoder.layers.load_state_dict(language.layers.state_dict())
-    decoder.norm.load_state_dict(language.norm.state_dict())
