@@ -59,12 +59,10 @@ def set_problems(headers: Mapping[Path, EpisodeHeader]) -> list[str]:
     found: list[str] = []
     first_file: dict[EpisodeKey, Path] = {}
     for path, header in headers.items():
-        if header.key in first_file:
-            found.append(f"episode {header.key} is in both {first_file[header.key]} and {path}: delete one of them")
-        first_file.setdefault(header.key, path)
-    reference = next(iter(headers), None)
+        if (first := first_file.setdefault(header.key, path)) != path:
+            found.append(f"episode {header.key} is in both {first} and {path}: delete one of them")
     for path, header in headers.items():
-        assert reference is not None
+        reference = next(iter(headers))
         for name in ("robot", "cameras", "proprio", "action"):
             mine, theirs = getattr(header.spec, name), getattr(headers[reference].spec, name)
             if mine != theirs:

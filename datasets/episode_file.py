@@ -189,11 +189,17 @@ def write_episode(path: Path, episode: Episode) -> None:
     Raises:
         SimEvalError: the episode contradicts itself, or the disk refuses.
     """
-    write_sealed(path, _content(episode), _verify, "free some space or choose another folder")
-
-
-def _verify(path: Path) -> None:
-    open_episode(path).pictures.verify()
+    try:
+        arrays = _arrays(episode)
+        lengths = {name: len(array) for name, array in arrays.items()}
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f"its parts differ in length: {lengths}")
+        content = sealed(MARK, lambda file: _fill(file, episode, arrays))
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise SimEvalError(f"episode {episode.key} cannot be stored ({reason}): mend what recorded it") from error
+    remedy = "free some space or choose another folder"
+    write_sealed(path, content, lambda written: open_episode(written).pictures.verify(), remedy)
 
 
 def read_episode(path: Path, pictures: bool = True) -> Episode:
@@ -206,7 +212,7 @@ def read_episode(path: Path, pictures: bool = True) -> Episode:
         SimEvalError: the file is missing, truncated, damaged or foreign.
     """
     with _opened(path) as file:
-        stored, demo = _stored(file), file.demo
+        stored, demo = file.stored, file.demo
         seen = [stored.observation(step) for step in range(stored.header.length)]
         return Episode(
             key=stored.key,
@@ -233,7 +239,7 @@ def open_episode(path: Path) -> StoredEpisode:
         SimEvalError: the file is missing, truncated, damaged or foreign.
     """
     with _opened(path) as file:
-        return _stored(file)
+        return file.stored
 
 
 def read_header(path: Path) -> EpisodeHeader:
@@ -267,12 +273,23 @@ class _File:
         fields = {"instruction": meta.pop("lang"), "length": int(self.demo.attrs["num_samples"]), **meta}
         return decode(EpisodeHeader, fields, str(self.path))
 
-    def pictures(self, header: EpisodeHeader) -> Pictures:
+    @property
+    def stored(self) -> StoredEpisode:
+        header, obs = self.header, self.demo["obs"]
         cameras = header.spec.cameras
         if self.is_old:
             table = old_demonstrations.read_table(self.data, cameras)
-            return Pictures(self.path, cameras, table, old_demonstrations.CODECS)
-        return Pictures(self.path, cameras, self.parts.reshape(header.length, len(cameras), 2, 3))
+            pictures = Pictures(self.path, cameras, table, old_demonstrations.CODECS)
+        else:
+            pictures = Pictures(self.path, cameras, self.parts.reshape(header.length, len(cameras), 2, 3))
+        return StoredEpisode(
+            header=header,
+            actions=self.demo["actions"][()],
+            proprio={name: obs[f"robot0_{name}"][()] for name in header.spec.proprio},
+            intrinsics={name: obs[f"{name}_intrinsics"][()] for name in cameras},
+            camera_to_world={name: obs[f"{name}_camera_to_world"][()] for name in cameras},
+            pictures=pictures,
+        )
 
 
 @contextmanager
@@ -284,31 +301,6 @@ def _opened(path: Path) -> Iterator[_File]:
             yield _File(path, is_old, parts, file["data"])
     except (KeyError, OSError, TypeError, ValueError) as error:  # sealed, but by another version
         raise SimEvalError(f"{path} is not a sound episode ({' '.join(str(error).split())}): {REMEDY}") from error
-
-
-def _stored(file: _File) -> StoredEpisode:
-    header, obs = file.header, file.demo["obs"]
-    return StoredEpisode(
-        header=header,
-        actions=file.demo["actions"][()],
-        proprio={name: obs[f"robot0_{name}"][()] for name in header.spec.proprio},
-        intrinsics={name: obs[f"{name}_intrinsics"][()] for name in header.spec.cameras},
-        camera_to_world={name: obs[f"{name}_camera_to_world"][()] for name in header.spec.cameras},
-        pictures=file.pictures(header),
-    )
-
-
-def _content(episode: Episode) -> bytes:
-    """The whole file."""
-    try:
-        arrays = _arrays(episode)
-        lengths = {name: len(array) for name, array in arrays.items()}
-        if len(set(lengths.values())) != 1:
-            raise ValueError(f"its parts differ in length: {lengths}")
-        return sealed(MARK, lambda file: _fill(file, episode, arrays))
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise SimEvalError(f"episode {episode.key} cannot be stored ({reason}): mend what recorded it") from error
 
 
 def _fill(file: h5py.File, episode: Episode, arrays: Mapping[str, Array]) -> h5py.Dataset:

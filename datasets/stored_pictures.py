@@ -71,9 +71,15 @@ class Pictures:
         size = self.cameras[camera]
         rgb, depth = np.empty((*size, 3), dtype=np.uint8), np.empty(size, dtype=np.float32)
         outputs: tuple[NDArray[Any], ...] = rgb, depth
+        places = self.table[step, list(self.cameras).index(camera)].tolist()
         try:
-            for content, codec, output in zip(self._contents(step, camera), self.codecs, outputs, strict=True):
-                codec.decode(content, output)
+            # Read, not mapped: a page that the disk has lost is then an error to catch.
+            with self.path.open("rb", buffering=0) as stream:
+                for (position, length, checksum), codec, output in zip(places, self.codecs, outputs, strict=True):
+                    content = os.pread(stream.fileno(), length, position)
+                    if zlib.crc32(content) != checksum:
+                        raise ValueError("its checksum differs")
+                    codec.decode(content, output)
         except (OSError, RuntimeError, ValueError) as error:
             raise SimEvalError(f"{self.path}: '{camera}' at step {step} is damaged ({error}): {REMEDY}") from error
         return rgb, depth
@@ -87,14 +93,3 @@ class Pictures:
         for step in range(len(self.table)):
             for camera in self.cameras:
                 self.read(step, camera)
-
-    def _contents(self, step: int, camera: str) -> list[bytes]:
-        """The compressed rgb and depth."""
-        contents = []
-        # Read, not mapped: a page that the disk has lost is then an error to catch.
-        with self.path.open("rb", buffering=0) as stream:
-            for position, size, checksum in self.table[step, list(self.cameras).index(camera)].tolist():
-                contents.append(os.pread(stream.fileno(), size, position))
-                if zlib.crc32(contents[-1]) != checksum:
-                    raise ValueError("its checksum differs")
-        return contents

@@ -46,18 +46,18 @@ class EpisodeWindows(Sequence[TrainingWindow]):
         frame_stride: int = 1,
         demonstrations: int | None = None,
     ) -> None:
-        for name, number in (
-            ("chunk_size", chunk_size),
-            ("frame_stride", frame_stride),
-            ("demonstrations", demonstrations),
-        ):
+        numbers = {"chunk_size": chunk_size, "frame_stride": frame_stride, "demonstrations": demonstrations}
+        for name, number in numbers.items():
             if number is not None and number < 1:
                 raise SimEvalError(f"{name} must be 1 or more, not {number}")
         files = [file for source in ([sources] if isinstance(sources, Path) else sources) for file in _files(source)]
         if not files:
             raise SimEvalError("no demonstrations were named: give a folder that sim_eval.collect filled")
-        progress = tqdm(dict.fromkeys(files), "opening demonstrations", delay=1, leave=False)
-        opened = {file: _sound(file) for file in progress}
+        opened: dict[Path, StoredEpisode] = {}
+        for file in tqdm(dict.fromkeys(files), "opening demonstrations", delay=1, leave=False):
+            opened[file] = open_episode(file)
+            if problems := stored_problems(opened[file]):
+                raise SimEvalError(f"{file}: {problems[0]}; {REMEDY}")
         if problems := set_problems({file: episode.header for file, episode in opened.items()}):
             raise SimEvalError(problems[0])
         self.chunk_size = chunk_size
@@ -142,13 +142,6 @@ def batch_indices(
     rng = np.random.default_rng([seed, step])
     tasks = rng.choice(len(groups), size=batch_size, p=shares / shares.sum())
     return [int(groups[task][position]) for task, position in zip(tasks, rng.integers(counts[tasks]), strict=True)]
-
-
-def _sound(file: Path) -> StoredEpisode:
-    episode = open_episode(file)
-    if problems := stored_problems(episode):
-        raise SimEvalError(f"{file}: {problems[0]}; {REMEDY}")
-    return episode
 
 
 def _files(source: Path) -> list[Path]:

@@ -36,24 +36,6 @@ def flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield prefix + name, value
 
 
-def changes(config: object, base: object) -> dict[str, Any]:
-    """Dotted names of the fields in which a configuration differs from another of its kind, and its values there."""
-    usual = dict(flat(encode(base)))
-    return {name: value for name, value in flat(encode(config)) if usual.get(name) != value}
-
-
-def command_line(program: str, options: Mapping[str, Any]) -> str:
-    """The command with these options, dotted names as :func:`changes` gives them."""
-    words = program.split()
-    for name, value in options.items():
-        words.append(f"--{name.replace('_', '-')}")
-        if isinstance(value, list):
-            words += map(str, value)
-        elif value is not True or "." in name:  # the network's flags take a value
-            words.append(f"{value:g}" if isinstance(value, float) else str(value))
-    return shlex.join(words)
-
-
 # --- train ------------------------------------------------------------------------------------------------------------
 
 
@@ -166,12 +148,20 @@ class TrainConfig:
 
     def changes(self) -> dict[str, Any]:
         """Dotted name -> value of the fields that are not at their defaults."""
-        return changes(self, TrainConfig(network=self.base_network()))
+        usual = dict(flat(encode(TrainConfig(network=self.base_network()))))
+        return {name: value for name, value in flat(encode(self)) if usual.get(name) != value}
 
     @property
     def command(self) -> str:
         """A command that trains like this."""
-        return command_line("python -m sim_eval.train", self.changes())
+        words = ["python", "-m", "sim_eval.train"]
+        for name, value in self.changes().items():
+            words.append(f"--{name.replace('_', '-')}")
+            if isinstance(value, list):
+                words += map(str, value)
+            elif value is not True or "." in name:  # the network's flags take a value
+                words.append(f"{value:g}" if isinstance(value, float) else str(value))
+        return shlex.join(words)
 
     def checked(self) -> TrainConfig:
         """This configuration with its budget filled in.

@@ -178,12 +178,11 @@ def _defaults(config: type[Config], table: Mapping[str, Any], words: Sequence[st
 
 def _merged(base: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
     """The base with the values of the table; tables in both are merged likewise."""
-    both = {name: (base[name], value) for name, value in table.items() if isinstance(base.get(name), dict)}
-    return {
-        **base,
-        **table,
-        **{name: _merged(old, new) for name, (old, new) in both.items() if isinstance(new, dict)},
-    }
+    merged = {**base, **table}
+    for name in base.keys() & table.keys():
+        if isinstance(base[name], dict) and isinstance(table[name], dict):
+            merged[name] = _merged(base[name], table[name])
+    return merged
 
 
 def _read_config(path: Path, config: type) -> dict[str, Any]:

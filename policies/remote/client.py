@@ -67,22 +67,18 @@ class RemotePolicy:
             own = from_metadata(unpack(self._metadata))
         except SimEvalError as error:
             raise SimEvalError(f"the server at {url} sends metadata that cannot be read: {error}") from error
-        self._spec: PolicySpec
+        self.spec: PolicySpec
         if own is not None:
             if self._mapping is not None:
                 raise SimEvalError(f"the server at {url} is sim_eval's own and says what it needs: leave --keys out")
-            self._spec = own
+            self.spec = own
         elif self._mapping is not None:
-            self._spec = self._mapping.spec(self._metadata)
+            self.spec = self._mapping.spec(self._metadata)
         else:
             raise SimEvalError(
                 f"the server at {url} is not sim_eval's own and does not say what it needs or what its actions mean: "
                 f"describe it in a file and give that as --keys, or use a shipped one: {', '.join(SHIPPED)}"
             )
-
-    @property
-    def spec(self) -> PolicySpec:
-        return self._spec
 
     def predict(self, requests: Sequence[PolicyRequest]) -> list[ActionChunk]:
         """Asks for one chunk after another.

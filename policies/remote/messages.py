@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from sim_eval.core.decoding import decode
 from sim_eval.core.errors import SimEvalError
-from sim_eval.core.types import ActionChunk, ActionSpec, CameraView, EpisodeKey, FloatArray, Observation, WorkspaceBox
+from sim_eval.core.types import ActionChunk, ActionSpec, CameraView, EpisodeKey, Observation, WorkspaceBox
 from sim_eval.policies.policy import PolicyRequest, PolicySpec
 from sim_eval.policies.remote.wire import Message
 
@@ -79,14 +79,17 @@ def to_request(message: Message, spec: PolicySpec) -> PolicyRequest:
     for name, length in {"eef_pos": 3, **spec.proprio}.items():
         _array(message, f"proprio/{name}", np.float64, length)
     lower, upper = _array(message, "workspace", np.float64, 2, 3)
+    action, privileged = spec.action, _names(message, "privileged/")
+    if "action" in message or action is None:
+        action = decode(ActionSpec, _get(message, "action", dict), "'action'")
     return PolicyRequest(
         observation=Observation(
             views, proprio, _get(message, "prompt", str), WorkspaceBox(tuple(lower.tolist()), tuple(upper.tolist()))
         ),
         key=decode(EpisodeKey, _get(message, "episode", dict), "'episode'"),
         policy_call=_get(message, "policy_call", int),
-        action=_action(message, spec),
-        privileged=_privileged(message),
+        action=action,
+        privileged={name: _get(message, f"privileged/{name}", np.ndarray) for name in privileged} or None,
     )
 
 
@@ -157,14 +160,3 @@ def _get(message: Mapping[str, object], name: str, kind: type[Value]) -> Value:
     if not isinstance(value, kind) or isinstance(value, bool):
         raise SimEvalError(f"'{name}' must be of type {kind.__name__}, not {type(value).__name__}")
     return value
-
-
-def _privileged(message: Message) -> dict[str, FloatArray] | None:
-    names = _names(message, "privileged/")
-    return {name: _get(message, f"privileged/{name}", np.ndarray) for name in names} or None
-
-
-def _action(message: Message, spec: PolicySpec) -> ActionSpec:
-    if "action" not in message and spec.action is not None:
-        return spec.action
-    return decode(ActionSpec, _get(message, "action", dict), "'action'")

@@ -11,16 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sim_eval.core.types import ActionChunk, FloatArray
-from sim_eval.policies.scripted.waypoints import (
-    CLOSE,
-    approach,
-    disturbed,
-    finger_width,
-    is_at,
-    let_go,
-    towards,
-    upright,
-)
+from sim_eval.policies.scripted.waypoints import carry, finger_width, grasp, is_at, let_go, upright
 
 OPENING_METRES = 0.07  # wider objects are held by the rim
 HAND_METRES, HAND_HALF_METRES = 0.1, 0.035  # half of the hand's length (along the opening) and of its thickness
@@ -186,21 +177,17 @@ def transport(state: Mapping[str, FloatArray], instruction: str) -> ActionChunk:
     reach = float(eef[2]) - moved.bottom
     seat = max(place.bottom + OVER_METRES, place.top - BELOW_RIM_METRES - reach) if container else place.bottom
     if beside < 2 * OVER_METRES and moved.bottom < seat + SEATED_METRES:
-        return disturbed(let_go(state["eef_mat"], width, LOOSE_METRES if rimmed else 2 * min(moved.half_widths)), 0.0)
-    grasp, turn = (by_the_rim if rimmed else between_fingers)(state, moved)
+        return let_go(state["eef_mat"], width, LOOSE_METRES if rimmed else 2 * min(moved.half_widths))
+    point, turn = (by_the_rim if rimmed else between_fingers)(state, moved)
     if state["held"][0]:
         # Up first, then over, then down a funnel: sideways only as far as the height allows.
         travel = max(way_height(state, moved.middle[:2], place.middle[:2], CARRIED_METRES), seat)
         rise = seat + (travel - seat) * np.clip((beside - OVER_METRES) / 0.03, 0.0, 1.0) - moved.bottom
         across = across * np.clip(1.0 - rise / SLACK_METRES, 0.0, 1.0)
         # Without turning: it would block the arm far out, where the elbow is straight.
-        return disturbed(towards(np.array([*across, rise]), np.zeros(3), CLOSE, gain=1.5), beside)
-    offset = grasp - eef
-    if is_at(offset):
-        return disturbed(towards(offset, np.zeros(3), CLOSE), 0.0)
-    travel = max(way_height(state, eef[:2], grasp[:2], HAND_METRES), moved.top + CLEARANCE_METRES)
-    hover = travel - float(grasp[2])
-    return disturbed(approach(offset, upright(state["eef_mat"], turn), hover), float(np.linalg.norm(offset)))
+        return carry(across, rise, np.zeros(3), beside)
+    travel = max(way_height(state, eef[:2], point[:2], HAND_METRES), moved.top + CLEARANCE_METRES)
+    return grasp(point - eef, upright(state["eef_mat"], turn), travel - float(point[2]))
 
 
 DEMONSTRATORS = {

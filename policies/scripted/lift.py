@@ -9,9 +9,9 @@ import numpy as np
 from sim_eval.core.types import ActionChunk, FloatArray
 from sim_eval.policies.scripted.waypoints import (
     CLOSE,
-    approach,
     disturbed,
     finger_width,
+    grasp,
     is_at,
     towards,
     upright,
@@ -25,11 +25,9 @@ HOLDING_METRES = 0.048
 def lift(state: Mapping[str, FloatArray], instruction: str) -> ActionChunk:
     """One action from the gripper's and the cube's pose."""
     offset = state["cube_pos"] - state["eef_pos"]
-    if is_at(offset):
-        goal = np.array([0.0, 0.0, 0.1]) if finger_width(state) < HOLDING_METRES else offset
-        return disturbed(towards(goal, np.zeros(3), CLOSE), 0.0)
-    rotation = upright(state["eef_mat"], yaw_error(state["eef_mat"], state["cube_mat"]))
-    return disturbed(approach(offset, rotation), float(np.linalg.norm(offset)))
+    if is_at(offset) and finger_width(state) < HOLDING_METRES:
+        return disturbed(towards(np.array([0.0, 0.0, 0.1]), np.zeros(3), CLOSE), 0.0)
+    return grasp(offset, upright(state["eef_mat"], yaw_error(state["eef_mat"], state["cube_mat"])))
 
 
 DEMONSTRATORS = {"robosuite/Lift": lift, "robosuite/LiftWide": lift}

@@ -7,17 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from sim_eval.core.types import ActionChunk, FloatArray
-from sim_eval.policies.scripted.waypoints import (
-    CLOSE,
-    approach,
-    disturbed,
-    finger_width,
-    is_at,
-    is_held,
-    let_go,
-    towards,
-    upright,
-)
+from sim_eval.policies.scripted.waypoints import carry, finger_width, grasp, is_held, let_go, upright
 
 # A place in the can's compartment, world frame. The compartment's centre is out of reach with an upright gripper.
 COMPARTMENT = np.array([0.165, 0.36])
@@ -35,15 +25,13 @@ def pick_place(state: Mapping[str, FloatArray], instruction: str) -> ActionChunk
     across = COMPARTMENT - can[:2]
     beside = float(np.linalg.norm(across))
     if beside < 2 * OVER_METRES and can[2] < RELEASE_METRES:
-        return disturbed(let_go(state["eef_mat"], width, CAN_METRES), 0.0)
+        return let_go(state["eef_mat"], width, CAN_METRES)
     if is_held(offset, width, CAN_METRES):
         # Up first, then over, then down: sideways only as far as the height allows.
         rise = (CARRY_METRES if beside > OVER_METRES else RELEASE_METRES - 0.02) - can[2]
         across = across * np.clip(1.5 - rise / 0.05, 0.0, 1.0)
-        return disturbed(towards(np.array([*across, rise]), upright(state["eef_mat"]), CLOSE, gain=1.5), beside)
-    if is_at(offset):
-        return disturbed(towards(offset, np.zeros(3), CLOSE), 0.0)
-    return disturbed(approach(offset, upright(state["eef_mat"]), HOVER_METRES), float(np.linalg.norm(offset)))
+        return carry(across, rise, upright(state["eef_mat"]), beside)
+    return grasp(offset, upright(state["eef_mat"]), HOVER_METRES)
 
 
 DEMONSTRATORS = {"robosuite/PickPlaceCan": pick_place}

@@ -7,18 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from sim_eval.core.types import ActionChunk, FloatArray
-from sim_eval.policies.scripted.waypoints import (
-    CLOSE,
-    approach,
-    disturbed,
-    finger_width,
-    is_at,
-    is_held,
-    let_go,
-    towards,
-    upright,
-    yaw_error,
-)
+from sim_eval.policies.scripted.waypoints import carry, finger_width, grasp, is_held, let_go, upright, yaw_error
 
 HALF_SIZE = {"red": 0.020, "green": 0.025}
 CLEARANCE_METRES = 0.03  # between the cubes while one is carried over the other
@@ -34,17 +23,14 @@ def stack(state: Mapping[str, FloatArray], instruction: str) -> ActionChunk:
     offset = state[f"{moved}_pos"] - state["eef_pos"]
     beside, width, size = float(np.linalg.norm(seat[:2])), finger_width(state), 2 * HALF_SIZE[moved]
     if beside < HALF_SIZE[base] / 2 and abs(seat[2]) < SEATED_METRES:
-        return disturbed(let_go(state["eef_mat"], width, size), 0.0)
+        return let_go(state["eef_mat"], width, size)
     if is_held(offset, width, size):
         # Up first, then over, then down: sideways only as far as the height allows.
         rise = seat[2] + CLEARANCE_METRES * np.clip((beside - OVER_METRES) / 0.03, 0.0, 1.0)
         across = seat[:2] * np.clip(1.5 - rise / CLEARANCE_METRES, 0.0, 1.0)
-        way = np.array([*across, rise - PRESS_METRES])
-        return disturbed(towards(way, upright(state["eef_mat"]), CLOSE, gain=1.5), beside)
-    if is_at(offset):
-        return disturbed(towards(offset, np.zeros(3), CLOSE), 0.0)
+        return carry(across, rise - PRESS_METRES, upright(state["eef_mat"]), beside)
     turn = yaw_error(state["eef_mat"], state[f"{moved}_mat"])
-    return disturbed(approach(offset, upright(state["eef_mat"], turn)), float(np.linalg.norm(offset)))
+    return grasp(offset, upright(state["eef_mat"], turn))
 
 
 DEMONSTRATORS = {"robosuite/Stack": stack}

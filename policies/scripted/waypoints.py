@@ -32,14 +32,9 @@ def yaw_error(eef_mat: FloatArray, object_mat: FloatArray) -> float:
     return float((face - fingers + quarter / 2) % quarter - quarter / 2)
 
 
-def tilt_error(eef_mat: FloatArray) -> FloatArray:
-    """Rotation vector [3] about the world's x and y that points the gripper straight down."""
-    return np.cross(eef_mat[:, 2], np.array([0.0, 0.0, -1.0]))
-
-
 def upright(eef_mat: FloatArray, turn: float = 0.0) -> FloatArray:
     """Rotation vector [3] that points the gripper straight down and turns it about world z."""
-    rotation: FloatArray = tilt_error(eef_mat) + np.array([0.0, 0.0, turn])
+    rotation: FloatArray = np.cross(eef_mat[:, 2], np.array([0.0, 0.0, -1.0])) + np.array([0.0, 0.0, turn])
     return rotation
 
 
@@ -64,20 +59,28 @@ def is_held(offset: FloatArray, width: float, size: float) -> bool:
     return is_at(offset, HELD_METRES) and width < size + GRIP_SLACK_METRES
 
 
-def let_go(eef_mat: FloatArray, width: float, size: float) -> FloatArray:
-    """Action [7] that opens the fingers, and rises once they are clear of an object ``size`` wide."""
+def let_go(eef_mat: FloatArray, width: float, size: float) -> ActionChunk:
+    """One action that opens the fingers, and rises once they are clear of an object ``size`` wide."""
     rise = 0.05 if width > size + CLEAR_METRES else 0.0
-    return towards(np.array([0.0, 0.0, rise]), upright(eef_mat), OPEN)
+    return disturbed(towards(np.array([0.0, 0.0, rise]), upright(eef_mat), OPEN), 0.0)
 
 
-def approach(offset: FloatArray, rotation: FloatArray, hover: float = HOVER_METRES) -> FloatArray:
-    """Action [7] towards an object with open fingers, down a funnel.
+def grasp(offset: FloatArray, rotation: FloatArray, hover: float = HOVER_METRES) -> ActionChunk:
+    """One action towards an object with open fingers, down a funnel; at the object they close.
 
     The further the gripper is to the side, or the less it is lined up, the higher it stays, up to ``hover`` metres.
     """
+    if is_at(offset):
+        return disturbed(towards(offset, np.zeros(3), CLOSE), 0.0)
     beside, turn = float(np.linalg.norm(offset[:2])), abs(rotation[2])
     height = hover * np.clip((beside - 0.005) / 0.03 + (turn - 0.05) / 0.3, 0.0, 1.0)
-    return towards(offset + np.array([0.0, 0.0, height]), rotation, OPEN, gain=1.5)
+    action = towards(offset + np.array([0.0, 0.0, height]), rotation, OPEN, gain=1.5)
+    return disturbed(action, float(np.linalg.norm(offset)))
+
+
+def carry(across: FloatArray, rise: float, rotation: FloatArray, metres: float) -> ActionChunk:
+    """One action with closed fingers, by ``across`` [2] and ``rise`` metres; ``metres`` are left to the place."""
+    return disturbed(towards(np.array([*across, rise]), rotation, CLOSE, gain=1.5), metres)
 
 
 def disturbed(action: FloatArray, metres: float) -> ActionChunk:

@@ -47,6 +47,11 @@ def add_adapters(model: SpatialVLAForConditionalGeneration, parts: Collection[st
     model.freeze_unread()
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that may be divided among processes; all of them must call this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 @torch.no_grad()
 def whole_weights(model: SpatialVLAForConditionalGeneration) -> dict[str, Tensor]:
     """The network's weights on the CPU, with each adapter added to its matrix.
@@ -55,8 +60,7 @@ def whole_weights(model: SpatialVLAForConditionalGeneration) -> dict[str, Tensor
     """
     state: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
-        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        state[name] = whole.detach().cpu().contiguous()
+        state[name] = whole(tensor).detach().cpu().contiguous()
     if not any(".lora_A." in name for name in state):
         return state
     for name, module in model.named_modules():

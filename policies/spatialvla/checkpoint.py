@@ -42,11 +42,7 @@ class SpatialVLAPolicy:
         self.model = model.to(device).eval()
         self.processor = processor
         self.device = device
-        self._variant = variant
-
-    @property
-    def spec(self) -> PolicySpec:
-        return replace(self.processor.spec, variant=self._variant)
+        self.spec = replace(processor.spec, variant=variant)
 
     @torch.inference_mode()
     def predict(self, requests: Sequence[PolicyRequest]) -> list[ActionChunk]:

@@ -207,7 +207,24 @@ class SpatialVLAConfig:
         _demand(text.head_dim % 2 == 0, f"text.width / text.heads must be even for RoPE, not {text.head_dim}")
         _demand(expert.head_dim % 2 == 0, f"expert.head_dim must be even for RoPE, not {expert.head_dim}")
         _demand(expert.width % 2 == 0, f"expert.width must be even for the time embedding, not {expert.width}")
-        _demand_points(position, vision.patch_size)
+        side, several = position.points_a_side, position.points > 1
+        _demand(
+            side**2 == position.points,
+            f"position.points must be a square number, such as 1, 4 or 16, not {position.points}",
+        )
+        _demand(
+            not several or position.kind == "3d",
+            "position.points above 1 are points in space: leave position.kind '3d'",
+        )
+        _demand(
+            not several or position.depth_sampling == "mean",
+            "position.points above 1 are means of a patch's cells: leave position.depth_sampling 'mean'",
+        )
+        _demand(
+            vision.patch_size % side == 0,
+            f"position.points {position.points} divide a patch into {side} x {side} cells: "
+            f"make vision.patch_size {vision.patch_size} a multiple of {side}",
+        )
         if self.action_expert_type == "deep_llama":
             # The expert's attention concatenates the VLM's rotated keys with its own, layer by layer.
             for name in ("layers", "kv_heads", "head_dim", "rope_theta"):
@@ -244,26 +261,6 @@ class SpatialVLAConfig:
 def _demand(holds: bool, message: str) -> None:
     if not holds:
         raise SimEvalError(message)
-
-
-def _demand_points(position: PositionConfig, patch_size: int) -> None:
-    side = math.isqrt(position.points)
-    _demand(
-        side**2 == position.points,
-        f"position.points must be a square number, such as 1, 4 or 16, not {position.points}",
-    )
-    if position.points == 1:
-        return
-    _demand(position.kind == "3d", "position.points above 1 are points in space: leave position.kind '3d'")
-    _demand(
-        position.depth_sampling == "mean",
-        "position.points above 1 are means of a patch's cells: leave position.depth_sampling 'mean'",
-    )
-    _demand(
-        patch_size % side == 0,
-        f"position.points {position.points} divide a patch into {side} x {side} cells: "
-        f"make vision.patch_size {patch_size} a multiple of {side}",
-    )
 
 
 ACTION_EXPERTS: tuple[ActionExpertType, ...] = get_args(ActionExpertType)

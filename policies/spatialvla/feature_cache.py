@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sim_eval.core.errors import SimEvalError
-from sim_eval.policies.spatialvla.modeling_llava3d import Context, Geometry, LLaVA3DModel, SpatialVLAInputs
+from sim_eval.policies.spatialvla.modeling_llava3d import Context, LLaVA3DModel, SpatialVLAInputs
 
 IDENTITY = "identity.json"
 
@@ -57,7 +56,7 @@ class FeatureCache:
         missing = [row for row, window in enumerate(windows) if not self._file(window).exists()]
         if missing:
             with torch.no_grad():
-                made = self._vlm(_rows(inputs, missing))
+                made = self._vlm(inputs.changed(lambda tensor: tensor[missing]))
             late = self._vlm.config.action_expert_type == "late_gemma"
             read = made.hidden_states[-1:] if late else made.hidden_states
             for place, row in enumerate(missing):
@@ -86,13 +85,3 @@ class FeatureCache:
             return load_file(self._file(window))["hidden_states"]
         except (OSError, SafetensorError, KeyError) as error:
             raise SimEvalError(f"{self._file(window)} is damaged: delete it, and it will be computed again") from error
-
-
-def _rows(inputs: SpatialVLAInputs, rows: Sequence[int]) -> SpatialVLAInputs:
-    """Some of a batch's observations."""
-    geometry = inputs.geometry
-    if geometry is not None:
-        geometry = Geometry(*(getattr(geometry, entry.name)[rows] for entry in fields(geometry)))
-    return SpatialVLAInputs(
-        inputs.pixel_values[rows], geometry, inputs.input_ids[rows], inputs.attention_mask[rows], inputs.state[rows]
-    )

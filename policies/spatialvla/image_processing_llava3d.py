@@ -32,10 +32,14 @@ def square_view(view: CameraView, size: int) -> CameraView:
     top, left = (tall - size) // 2, (wide - size) // 2
     rgb = np.asarray(Image.fromarray(view.rgb).resize((wide, tall), Image.Resampling.BICUBIC))
     depth = F.interpolate(torch.from_numpy(view.depth)[None, None], (tall, wide), mode="nearest-exact")[0, 0].numpy()
+    intrinsics = view.intrinsics.copy()
+    for axis, scale, crop in ((0, wide / width, (wide - size) / 2), (1, tall / height, (tall - size) / 2)):
+        intrinsics[axis, :2] *= scale
+        intrinsics[axis, 2] = (view.intrinsics[axis, 2] - PIXEL_CENTRE) * scale - crop + PIXEL_CENTRE
     return CameraView(
         np.ascontiguousarray(rgb[top : top + size, left : left + size]),
         np.ascontiguousarray(depth[top : top + size, left : left + size]),
-        _scaled(view.intrinsics, (wide / width, tall / height), ((wide - size) / 2, (tall - size) / 2)),
+        intrinsics,
         view.camera_to_world,
     )
 
@@ -43,11 +47,3 @@ def square_view(view: CameraView, size: int) -> CameraView:
 def aligned_view(view: CameraView, axis_align: FloatArray) -> CameraView:
     """The view in a world that is transformed by ``axis_align`` (4x4, as in ScanNet)."""
     return replace(view, camera_to_world=axis_align @ view.camera_to_world)
-
-
-def _scaled(intrinsics: FloatArray, scale: tuple[float, float], crop: tuple[float, float]) -> FloatArray:
-    matrix = intrinsics.copy()
-    for axis in (0, 1):
-        matrix[axis, :2] *= scale[axis]
-        matrix[axis, 2] = (intrinsics[axis, 2] - PIXEL_CENTRE) * scale[axis] - crop[axis] + PIXEL_CENTRE
-    return matrix

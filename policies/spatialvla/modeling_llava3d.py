@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +25,29 @@ VIEWS_TOGETHER = 8  # views per padded pass of the vision tower
 
 
 @dataclass(frozen=True)
-class Geometry:
+class TensorGroup:
+    """A dataclass of tensors, other groups and anything else, which stays as it is."""
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """A copy with every tensor changed."""
+
+        def new(value: Any) -> Any:
+            if isinstance(value, TensorGroup):
+                return value.changed(change)
+            return change(value) if isinstance(value, Tensor) else value
+
+        return replace(self, **{name: new(value) for name, value in vars(self).items()})
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        return self.changed(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """For torch's DataLoader: a copy from which a GPU reads while the CPU goes on."""
+        return self.changed(Tensor.pin_memory)
+
+
+@dataclass(frozen=True)
+class Geometry(TensorGroup):
     """What places the pixels of B observations with V views each in the frame that the config names.
 
     Attributes:
@@ -38,12 +62,9 @@ class Geometry:
     poses: Tensor
     workspace: Tensor
 
-    def to(self, device: torch.device | str) -> Geometry:
-        return Geometry(*(getattr(self, entry.name).to(device) for entry in fields(self)))
-
 
 @dataclass(frozen=True)
-class SpatialVLAInputs:
+class SpatialVLAInputs(TensorGroup):
     """The network's inputs: B observations with V views each.
 
     Attributes:
@@ -78,12 +99,6 @@ class SpatialVLAInputs:
                     f"{name} of shape {actual} do not go with pixel_values of {batch} observations with {views} views "
                     f"of {height}x{width} pixels each: they must begin with {shape}"
                 )
-
-    def to(self, device: torch.device | str) -> SpatialVLAInputs:
-        geometry = None if self.geometry is None else self.geometry.to(device)
-        tensors = (self.pixel_values, self.input_ids, self.attention_mask, self.state)
-        pixels, ids, mask, state = (tensor.to(device) for tensor in tensors)
-        return SpatialVLAInputs(pixels, geometry, ids, mask, state)
 
 
 @dataclass(frozen=True)
@@ -352,7 +367,8 @@ class LLaVA3DModel(nn.Module):
         batch, views = inputs.pixel_values.shape[:2]
         pixel_values = inputs.pixel_values.flatten(0, 1)
         if inputs.geometry is None:  # LLaVA's way with plain pictures
-            features = self.encode_patches(pixel_values, self._every_patch(batch * views, pixel_values.device))
+            every_patch = inputs.input_ids.new_ones(len(pixel_values), self.config.vision.grid**2, dtype=torch.bool)
+            features = self.encode_patches(pixel_values, every_patch)
             owner = torch.arange(batch, device=pixel_values.device).repeat_interleave(len(features) // batch)
             return self.mm_projector(features), owner
         position, vision = self.config.position, self.config.vision
@@ -398,9 +414,6 @@ class LLaVA3DModel(nn.Module):
         if not position.crop:
             workspace = workspace.new_tensor([[-math.inf] * 3, [math.inf] * 3]).expand_as(workspace)
         return points, depths, workspace
-
-    def _every_patch(self, pictures: int, device: torch.device) -> Tensor:
-        return torch.ones(pictures, self.config.vision.grid**2, dtype=torch.bool, device=device)
 
     def encode_patches(self, pixel_values: Tensor, kept: Tensor) -> Tensor:
         """CLIP features of the M kept patches, in their order: [N, 3, H, W], bool [N, P] -> [M, vision width]."""

@@ -86,7 +86,7 @@ class Load:
 
     Attributes:
         batch_size: observations.
-        draws: (time, noise) draws an observation.
+        flow_samples: (time, noise) samples an observation.
         patches: that the vision tower sees, an observation.
         tokens: that the VLM reads, an observation.
     """
@@ -144,46 +144,31 @@ def training_memory(
     weights = sum(parameter.nbytes for parameter in model.parameters())
     trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     convert(model, activation)
-    kept = _kept(model, load)
-    activations = kept.outside + (
-        kept.inputs + max(kept.layers, default=0) if checkpointing else sum(kept.layers, start=0)
-    )
+    segments, inputs = _kept(model, load)
+    outside, layers = sum(segments[::2]), segments[1::2]
+    activations = outside + (inputs + max(layers, default=0) if checkpointing else sum(layers))
     return Memory(weights, averages=trained, gradients=trained, optimizer=2 * trained, activations=activations)
 
 
-@dataclass
-class _Kept:
-    """Bytes that autograd keeps: of each layer of a stack, of all layers' inputs, and outside of layers."""
-
-    layers: list[int]
-    inputs: int = 0
-    outside: int = 0
-
-
-def _kept(model: SpatialVLAForConditionalGeneration, load: Load) -> _Kept:
-    kept = _Kept([])
+def _kept(model: SpatialVLAForConditionalGeneration, load: Load) -> tuple[list[int], int]:
+    """Bytes that autograd keeps, in turn outside and inside of each layer that runs; and of all layers' inputs."""
+    segments, inputs = [0], 0
     seen = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    inside = False
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in seen:
             seen.add(storage._cdata)
-            if inside:
-                kept.layers[-1] += storage.nbytes()
-            else:
-                kept.outside += storage.nbytes()
+            segments[-1] += storage.nbytes()
         return tensor
 
-    def enter(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        nonlocal inside
-        inside = True
-        kept.layers.append(0)
-        kept.inputs += inputs[0].nbytes * inputs[0].requires_grad
+    def enter(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        nonlocal inputs
+        inputs += arguments[0].nbytes * arguments[0].requires_grad
+        segments.append(0)
 
     def leave(*_: object) -> None:
-        nonlocal inside
-        inside = False
+        segments.append(0)
 
     handles = [layer.register_forward_pre_hook(enter) for stack in model.stacks for layer in stack]
     handles += [layer.register_forward_hook(leave) for stack in model.stacks for layer in stack]
@@ -192,7 +177,7 @@ def _kept(model: SpatialVLAForConditionalGeneration, load: Load) -> _Kept:
     for handle in handles:
         handle.remove()
     del graph
-    return kept
+    return segments, inputs
 
 
 def _step(model: SpatialVLAForConditionalGeneration, load: Load) -> Tensor:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar, Unpack
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sim_eval.core.decoding import decode
@@ -67,35 +66,10 @@ class LoadingOptions(TypedDict, total=False):
     dtype: torch.dtype
 
 
-@dataclass(frozen=True)
-class Tensors:
-    """The tensors of a checkpoint folder; each is read when it is needed.
-
-    Attributes:
-        folder: the checkpoint.
-        readers: name -> function that reads the tensor.
-    """
-
-    folder: Path
-    readers: Mapping[str, Callable[[], Tensor]]
-
-    def read(self, name: str) -> Tensor:
-        """One tensor.
-
-        Raises:
-            SimEvalError: the tensor holds a number that is not finite, or its file is damaged.
-        """
-        try:
-            tensor = self.readers[name]()
-        except (SafetensorError, RuntimeError) as error:
-            raise SimEvalError(f"{self.folder}: {name} cannot be read ({error}): download it again") from error
-        if not tensor.isfinite().all():
-            raise SimEvalError(f"{self.folder}: {name} holds NaN or infinity: download it again")
-        return tensor
-
-
-def open_tensors(folder: Path) -> Tensors:
+def open_tensors(folder: Path) -> dict[str, Tensor]:
     """The tensors of a folder in Hugging Face's layout: one file or shards with an index, safetensors or ``bin``.
+
+    They are mapped, so each is read from the disk when its numbers are needed.
 
     Raises:
         SimEvalError: there are none, a shard is missing, or a file is damaged.
@@ -113,22 +87,16 @@ def open_tensors(folder: Path) -> Tensors:
     else:
         names = ", ".join(name for pair in LAYOUTS for name in pair)
         raise SimEvalError(f"{folder} holds no weights: none of {names}")
-    readers: dict[str, Callable[[], Tensor]] = {}
-    for file in files:
-        readers |= _open_file(folder / file)
-    return Tensors(folder, readers)
-
-
-def _open_file(path: Path) -> dict[str, Callable[[], Tensor]]:
-    try:
-        if path.suffix == ".safetensors":
-            opened = safe_open(path, framework="pt")
-            names: list[str] = opened.keys()  # type: ignore[no-untyped-call]
-            return {name: partial(opened.get_tensor, name) for name in names}
-        loaded: dict[str, Tensor] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        return {name: partial(torch.Tensor.detach, tensor) for name, tensor in loaded.items()}
-    except Exception as error:  # both libraries report damage in many ways
-        raise SimEvalError(f"{path} is damaged ({type(error).__name__}): download it again") from error
+    tensors: dict[str, Tensor] = {}
+    for path in (folder / file for file in files):
+        try:
+            if path.suffix == ".safetensors":
+                tensors |= load_file(path)
+            else:
+                tensors |= torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        except Exception as error:  # both libraries report damage in many ways
+            raise SimEvalError(f"{path} is damaged ({type(error).__name__}): download it again") from error
+    return tensors
 
 
 def local_folder(reference: str | Path) -> Path:
@@ -176,16 +144,21 @@ def from_llava3d(
     config = options.get("config") or llava3d_config(reference, expert, **options)
     tensors = open_tensors(folder)
     model = _random_model(config, options.get("dtype", torch.float32))
-    sources = [_Source(tensors, _llava3d_name if clip is None else _llava3d_name_without_tower)]
-    if clip is not None or not any(name.startswith(PREFIXES[1][0]) for name in tensors.readers):
-        tower = vision_tower_folder(folder, read_json(folder / "config.json", REMEDY), clip)
-        sources.append(_Source(open_tensors(tower), _clip_name))
+    has_tower = any(name.startswith(PREFIXES[1][0]) for name in tensors)
+    if has_tower and clip is not None:
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(PREFIXES[1][0])}
+    sources = [_Source(folder, tensors, _llava3d_name)]
+    if not has_tower or clip is not None:
+        tower = vision_tower_folder(folder, clip)
+        sources.append(_Source(tower, open_tensors(tower), _clip_name))
     loads_gemma = expert == "late_gemma" and not from_scratch
     if loads_gemma:
-        sources.append(_Source(open_tensors(_gemma_folder(gemma)), _gemma_name))
-    _fill(model, sources, random=("action_expert.",), loaded=("action_expert.model.",) if loads_gemma else ())
+        sources.append(_Source(_gemma_folder(gemma), open_tensors(_gemma_folder(gemma)), _gemma_name))
+    _fill(model, sources, ("vlm.", "action_expert.model.") if loads_gemma else ("vlm.",))
     if expert == "deep_llama" and not from_scratch:
-        _copy_layers(model)
+        language, decoder = model.vlm.language_model, model.action_expert.model
+        decoder.layers.load_state_dict(language.layers.state_dict())
+        decoder.norm.load_state_dict(language.norm.state_dict())
     return model
 
 
@@ -199,7 +172,7 @@ def llava3d_config(
     """
     folder = local_folder(reference)
     published = read_json(folder / "config.json", REMEDY)
-    tower = vision_tower_folder(folder, published, options.get("clip"))
+    tower = vision_tower_folder(folder, options.get("clip"))
     layer = published.get("mm_vision_select_layer", -2)
     vision, text = vision_config(read_json(tower / "config.json", REMEDY), layer), text_config(published)
     sizes = options.get("expert_config") or ExpertConfig()
@@ -225,7 +198,7 @@ def _gemma_folder(gemma: str | Path | None) -> Path:
     return local_folder(gemma)
 
 
-def vision_tower_folder(folder: Path, llava: Mapping[str, object], clip: str | Path | None = None) -> Path:
+def vision_tower_folder(folder: Path, clip: str | Path | None = None) -> Path:
     """The CLIP of a LLaVA-3D: ``clip`` if given, else the one that ``config.json`` names, in the folder or on the hub.
 
     Raises:
@@ -233,6 +206,7 @@ def vision_tower_folder(folder: Path, llava: Mapping[str, object], clip: str | P
     """
     if clip is not None:
         return local_folder(clip)
+    llava = read_json(folder / "config.json", REMEDY)
     if "mm_vision_tower" not in llava:
         raise SimEvalError(f"{folder / 'config.json'} lacks mm_vision_tower: is it another kind of model?")
     named = str(llava["mm_vision_tower"])
@@ -292,9 +266,10 @@ def _random_model(config: SpatialVLAConfig, dtype: torch.dtype) -> SpatialVLAFor
 
 @dataclass(frozen=True)
 class _Source:
-    """Tensors, and a function from their names to ours; None: no policy reads the tensor."""
+    """The tensors of a folder, and a function from their names to ours; None: no policy reads the tensor."""
 
-    tensors: Tensors
+    folder: Path
+    tensors: Mapping[str, Tensor]
     rename: Callable[[str], str | None]
 
 
@@ -305,10 +280,6 @@ def _llava3d_name(name: str) -> str | None:
         if name.startswith(published):
             return ours + name.removeprefix(published)
     return name
-
-
-def _llava3d_name_without_tower(name: str) -> str | None:
-    return None if name.startswith(PREFIXES[1][0]) else _llava3d_name(name)
 
 
 def _clip_name(name: str) -> str | None:
@@ -334,17 +305,11 @@ def _unbuilt(config: SpatialVLAConfig, name: str) -> bool:
 
 
 @torch.no_grad()
-def _fill(
-    model: SpatialVLAForConditionalGeneration,
-    sources: Iterable[_Source],
-    random: tuple[str, ...],
-    loaded: tuple[str, ...],
-) -> None:
+def _fill(model: SpatialVLAForConditionalGeneration, sources: Iterable[_Source], required: tuple[str, ...]) -> None:
     """Copies the tensors of all sources into the model.
 
     Args:
-        random: prefixes of tensors that may keep their random values.
-        loaded: prefixes of exceptions from ``random``.
+        required: prefixes of the tensors that may not keep their random values.
 
     Raises:
         SimEvalError: tensors are missing, unknown or of another shape; lists them.
@@ -353,29 +318,21 @@ def _fill(
     found: set[str] = set()
     faults: list[str] = []
     for source in sources:
-        for name in source.tensors.readers:
+        for name, tensor in source.tensors.items():
             ours = source.rename(name)
             if ours is None or _unbuilt(model.network, ours):
                 continue
             if ours not in wanted:
                 faults.append(f"unknown {name}")
                 continue
-            tensor = source.tensors.read(name)
+            if not tensor.isfinite().all():
+                raise SimEvalError(f"{source.folder}: {name} holds NaN or infinity: download it again")
             if tensor.shape != wanted[ours].shape:
                 faults.append(f"{name} has shape {tuple(tensor.shape)}, not {tuple(wanted[ours].shape)}")
                 continue
             wanted[ours].copy_(tensor)
             found.add(ours)
-    may_be_random = {name for name in wanted if name.startswith(random) and not (loaded and name.startswith(loaded))}
-    faults += [f"missing {name}" for name in wanted if name not in found and name not in may_be_random]
+    faults += [f"missing {name}" for name in wanted if name.startswith(required) and name not in found]
     if faults:
-        folders = ", ".join(str(source.tensors.folder) for source in sources)
+        folders = ", ".join(str(source.folder) for source in sources)
         raise SimEvalError(f"{folders} do not make a {model.network.action_expert_type}: {'; '.join(faults)}")
-
-
-@torch.no_grad()
-def _copy_layers(model: SpatialVLAForConditionalGeneration) -> None:
-    """Copies the VLM's layers and final norm into the deep expert's decoder."""
-    language, decoder = model.vlm.language_model, model.action_expert.model
-    decoder.layers.load_state_dict(language.layers.state_dict())
-    decoder.norm.load_state_dict(language.norm.state_dict())

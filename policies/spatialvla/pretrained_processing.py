@@ -52,7 +52,7 @@ def llava3d_processor(
     folder = local_folder(reference)
     pictures = folder / PICTURES
     if clip is not None or not pictures.exists():
-        pictures = vision_tower_folder(folder, read_json(folder / "config.json", REMEDY), clip) / PICTURES
+        pictures = vision_tower_folder(folder, clip) / PICTURES
     check_pictures(pictures, config.vision.image_size)
     tokenizer = published_tokenizer(folder)
     backend = tokenizer.backend_tokenizer

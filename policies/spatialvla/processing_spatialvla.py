@@ -21,7 +21,7 @@ from sim_eval.core.types import ActionSpec, CameraView, FloatArray, Observation,
 from sim_eval.policies.policy import PolicySpec
 from sim_eval.policies.spatialvla.configuration_spatialvla import SpatialVLAConfig
 from sim_eval.policies.spatialvla.image_processing_llava3d import square_view
-from sim_eval.policies.spatialvla.modeling_llava3d import IMAGE_TOKEN, Geometry, SpatialVLAInputs
+from sim_eval.policies.spatialvla.modeling_llava3d import IMAGE_TOKEN, Geometry, SpatialVLAInputs, TensorGroup
 
 # The instruction precedes the scene, so that in the causal Llama each scene token depends on it. With the instruction
 # after the scene, as in LLaVA, the small network never learnt to follow it (docs/results.md).
@@ -58,7 +58,7 @@ def _split_prompt(prompt: str, instruction: str) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
-class TrainingBatch:
+class TrainingBatch(TensorGroup):
     """The inputs of the loss.
 
     Attributes:
@@ -70,9 +70,6 @@ class TrainingBatch:
     inputs: SpatialVLAInputs
     actions: Tensor
     valid: Tensor
-
-    def to(self, device: torch.device | str) -> TrainingBatch:
-        return TrainingBatch(self.inputs.to(device), self.actions.to(device), self.valid.to(device))
 
 
 class SpatialVLAProcessor:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, TypedDict, TypeVar
+from typing import Literal, TypeAlias, TypedDict
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     OptimizerStateType,
@@ -29,11 +28,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from sim_eval.policies.spatialvla import flow_matching
+from sim_eval.policies.spatialvla.adapters import whole
 from sim_eval.policies.spatialvla.modeling_llava3d import Context
 from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from sim_eval.policies.spatialvla.processing_spatialvla import TrainingBatch
-
-T = TypeVar("T")
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 OptimizerName: TypeAlias = Literal["adamw", "muon"]
@@ -47,7 +45,7 @@ class TrainingConfig:
 
     Attributes:
         batch_size: observations a step, of each process.
-        draws: (time, noise) draws an observation; they share the VLM's pass.
+        flow_samples: (time, noise) samples an observation; they share the VLM's pass.
         learning_rate: AdamW's peak; it warms up over ``warmup_steps`` and falls by a cosine to a hundredth.
         weight_decay: on matrices only.
         clip_norm: largest gradient norm.
@@ -131,6 +129,11 @@ class Trainer:
         seed: of the (time, noise) draws; step k's draws are a function of (seed, k).
         accelerator: None: this process trains alone.
         shard: divide the network among the processes; otherwise each has all of it.
+
+    Attributes:
+        accelerator: through which the processes meet.
+        process, processes: the number of this one, and of all.
+        step: number of optimizer steps done.
     """
 
     def __init__(
@@ -144,40 +147,16 @@ class Trainer:
         self.config, self.step = config, 0
         self._seed = seed
         device = next(model.parameters()).device
-        self._accelerator = accelerator or accelerator_for(device)
+        self.accelerator = accelerator or accelerator_for(device)
+        self.process, self.processes = int(self.accelerator.process_index), int(self.accelerator.num_processes)
         shard = shard and self.processes > 1
         if shard:
             divide(model, self.processes)
         self._optimizers = make_optimizers(model, config)
         self.model = model
-        self._wrapped: nn.Module = model if shard or self.processes == 1 else self._accelerator.prepare_model(model)
+        self._wrapped: nn.Module = model if shard or self.processes == 1 else self.accelerator.prepare_model(model)
         self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._averages = {name: parameter.detach().clone() for name, parameter in self._trained.items()}
-
-    @property
-    def processes(self) -> int:
-        return int(self._accelerator.num_processes)
-
-    @property
-    def process(self) -> int:
-        """The number of this one."""
-        return int(self._accelerator.process_index)
-
-    def agree(self, value: T) -> T:
-        """The first process's value, in all of them."""
-        values = [value]
-        if self.processes > 1:
-            broadcast_object_list(values)
-        return values[0]
-
-    def meet(self) -> None:
-        """Waits until all processes are here."""
-        self._accelerator.wait_for_everyone()
-
-    def first_process_first(self) -> AbstractContextManager[None]:
-        """Around code that the first process runs before the others."""
-        first: AbstractContextManager[None] = self._accelerator.main_process_first()
-        return first
 
     @contextmanager
     def averaged(self) -> Iterator[SpatialVLAForConditionalGeneration]:
@@ -212,18 +191,16 @@ class Trainer:
         if self.processes > 1:
             # Each share's loss is a mean over its own valid steps; together they make the mean over all.
             count = batch.valid.sum()
-            loss = loss * (count * self.processes / self._accelerator.reduce(count))
+            loss = loss * (count * self.processes / self.accelerator.reduce(count))
         for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none=True)
-        self._accelerator.backward(loss)
+        self.accelerator.backward(loss)
         norm = torch.nn.utils.clip_grad_norm_(self._trained.values(), self.config.clip_norm)
         for optimizer in self._optimizers:
             optimizer.step()
         self.step += 1
         self._update_averages()
-        if isinstance(norm, DTensor):
-            norm = norm.full_tensor()
-        return float(self._accelerator.reduce(loss.detach(), "mean")), float(norm)
+        return float(self.accelerator.reduce(loss.detach(), "mean")), float(whole(norm))
 
     def learning_rate(self, progress: float) -> float:
         """Warm-up by steps, then a cosine over the progress."""
@@ -236,7 +213,7 @@ class Trainer:
         return TrainerState(
             step=self.step,
             model=get_model_state_dict(self.model, options=WHOLE),
-            averages={name: _whole(average) for name, average in self._averages.items()},
+            averages={name: whole(average).cpu() for name, average in self._averages.items()},
             optimizer=get_optimizer_state_dict(self.model, self._optimizers, options=WHOLE),
         )
 
@@ -245,7 +222,10 @@ class Trainer:
         set_model_state_dict(self.model, state["model"], options=WHOLE)
         set_optimizer_state_dict(self.model, self._optimizers, state["optimizer"], options=WHOLE)
         for name, average in self._averages.items():
-            average.copy_(_like(state["averages"][name], average))
+            saved = state["averages"][name]
+            if isinstance(average, DTensor):
+                saved = distribute_tensor(saved.to(average.device), average.device_mesh, average.placements)
+            average.copy_(saved)
 
     def _draw(self, actions: Tensor) -> tuple[Tensor, Tensor]:
         # On the CPU, so that the draws do not depend on the device; of all shares, so that they do not depend on the
@@ -270,14 +250,3 @@ class Trainer:
             kept = parameter.detach().clone()
             parameter.copy_(average)
             average.copy_(kept)
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
-
-
-def _like(tensor: Tensor, other: Tensor) -> Tensor:
-    """Divided among processes as the other is."""
-    if isinstance(other, DTensor):
-        return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements)
-    return tensor

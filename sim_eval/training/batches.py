@@ -3,44 +3,24 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from typing import TypeVar, cast
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sim_eval.core.errors import SimEvalError
 from sim_eval.datasets.windows import EpisodeWindows
+from sim_eval.policies.spatialvla.modeling_llava3d import TensorGroup
 from sim_eval.policies.spatialvla.processing_spatialvla import SpatialVLAProcessor, TrainingBatch
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class NumberedBatch:
+class NumberedBatch(TensorGroup):
     """A batch and the numbers of its windows."""
 
     windows: list[int]
     batch: TrainingBatch
-
-    def pin_memory(self) -> NumberedBatch:
-        """For the DataLoader: a copy from which a GPU reads while the CPU goes on."""
-        return _changed(self, Tensor.pin_memory)
-
-    def to(self, device: torch.device) -> NumberedBatch:
-        return _changed(self, lambda tensor: tensor.to(device, non_blocking=True))
-
-
-def _changed(value: T, change: Callable[[Tensor], Tensor]) -> T:
-    """The value with all tensors in it changed."""
-    if isinstance(value, Tensor):
-        return cast(T, change(value))
-    if is_dataclass(value):
-        kind = cast(Callable[..., T], type(value))
-        return kind(*(_changed(getattr(value, each.name), change) for each in fields(value)))
-    return value
 
 
 class _Batches(Dataset[NumberedBatch | SimEvalError]):
@@ -78,7 +58,6 @@ def prepared(
         sampler=numbers,
         batch_size=None,  # each entry of the sampler is a whole batch
         num_workers=workers,
-        collate_fn=_unchanged,
         pin_memory=device.type == "cuda",
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # the loader would draw from the global one
@@ -86,11 +65,7 @@ def prepared(
     for batch in loader:
         if isinstance(batch, SimEvalError):
             raise batch
-        yield batch.to(device)
-
-
-def _unchanged(batch: T) -> T:
-    return batch
+        yield batch.to(device, non_blocking=True)
 
 
 def _start_worker(_: int) -> None:

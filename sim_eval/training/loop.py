@@ -12,6 +12,7 @@ from contextlib import ExitStack, closing
 from typing import cast
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -72,7 +73,7 @@ class TrainingLoop:
         self._leads = trainer.process == 0
         self._keys = validation_keys(processor.spec.tasks, config.val_episodes, config.val_total)
         self._device = next(trainer.model.parameters()).device
-        with trainer.first_process_first():
+        with trainer.accelerator.main_process_first():
             self._features = self._feature_cache()
         episodes = tuple(str(episode.key) for episode in windows.episodes)
         self._identity = Identity(config, episodes, str(render_config_of(windows)), trainer.processes)
@@ -80,7 +81,7 @@ class TrainingLoop:
         self.progress.due = min(self.progress.due, self._passed())  # rounds of a lengthened training fall due again
         self._interrupt = Interrupt()
         self._began = self._saved = 0.0
-        trainer.meet()  # before anything is written
+        trainer.accelerator.wait_for_everyone()  # before anything is written
 
     @property
     def share(self) -> float:
@@ -98,7 +99,7 @@ class TrainingLoop:
         """
         with self._interrupt, ExitStack() as stack:
             self._save()  # from here on the folder is a training's, however it ends
-            display = stack.enter_context(_Display(self._config, self._trainer, self.share, self._leads))
+            display = stack.enter_context(closing(_Display(self._config, self._trainer, self.share, self._leads)))
             self._began = time.monotonic() - self.progress.seconds
             for numbered in stack.enter_context(closing(self._batches())):
                 self._attend(display)
@@ -152,7 +153,7 @@ class TrainingLoop:
             if entry:
                 display.validation(entry)
             stop = self._agree()
-            self.progress.due = self._trainer.agree(self._passed() if entry else self.progress.due)
+            (self.progress.due,) = broadcast_object_list([self._passed() if entry else self.progress.due])
             self._save()
         if stop:
             self._save()
@@ -164,8 +165,9 @@ class TrainingLoop:
 
     def _agree(self) -> bool:
         """Sets the clock, which the first process reads for all; whether all shall stop."""
-        self.progress.seconds, stop = self._trainer.agree((time.monotonic() - self._began, self._interrupt.requested))
-        return stop
+        own = [time.monotonic() - self._began, self._interrupt.requested]
+        self.progress.seconds, stop = broadcast_object_list(own)
+        return bool(stop)
 
     def _step(self, numbered: NumberedBatch) -> tuple[float, float]:
         batch, trainer = numbered.batch, self._trainer
@@ -273,10 +275,7 @@ class _Display:
         self._bar.bar_format = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
         self._bar.set_description(f"training {config.expert}")
 
-    def __enter__(self) -> _Display:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._bar.close()
         if self._writer:
             self._writer.close()

@@ -12,7 +12,7 @@ from sim_eval.core.types import EpisodeKey, InstructionCondition, RenderConfig, 
 from sim_eval.envs.tasks import get_task, suite_tasks, task_names
 from sim_eval.evaluation.engine import EpisodeResult, RolloutProtocol, run_episode
 from sim_eval.policies.registry import load_policy
-from sim_eval.policies.scripted.waypoints import tilt_error, towards, yaw_error
+from sim_eval.policies.scripted.waypoints import towards, upright, yaw_error
 
 SMALL = RenderConfig(height=32, width=32)
 
@@ -111,12 +111,12 @@ def test_yaw_error_brings_fingers_to_the_nearest_face(degrees: float) -> None:
     assert np.isclose(np.sin(2 * angle), 0, atol=1e-9)  # a multiple of 90 degrees
 
 
-def test_tilt_error_points_the_gripper_down() -> None:
+def test_upright_points_the_gripper_down() -> None:
     tilt = 0.1
     c, s = np.cos(tilt), np.sin(tilt)
     about_x = np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
     gripper = about_x @ np.diag([1.0, -1.0, -1.0])
-    np.testing.assert_allclose(tilt_error(gripper), [-s, 0, 0], atol=1e-12)
+    np.testing.assert_allclose(upright(gripper), [-s, 0, 0], atol=1e-12)
 
 
 def test_actions_stay_in_bounds() -> None:

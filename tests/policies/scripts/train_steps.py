@@ -83,7 +83,7 @@ def main(out: str, expert: ActionExpertType, kind: str) -> None:
     state = trainer.state_dict()  # of which the first process has the whole
     if trainer.process == 0:
         torch.save(state, f"{out}.state")
-    trainer.meet()
+    accelerator.wait_for_everyone()
     trainer.load_state_dict(torch.load(f"{out}.state", weights_only=True))
     curve += [trainer.train_step(mine, step / STEPS) for step in range(STEPS // 2, STEPS)]
     with trainer.averaged() as averaged:
@@ -91,7 +91,7 @@ def main(out: str, expert: ActionExpertType, kind: str) -> None:
     if trainer.process == 0:
         divided = any(type(parameter).__name__ == "DTensor" for parameter in trainer.model.parameters())
         torch.save({"curve": curve, "weights": weights, "processes": trainer.processes, "divided": divided}, out)
-    trainer.meet()
+    accelerator.wait_for_everyone()
 
 
 if __name__ == "__main__":
