@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import tyro
+from annotated_types import Ge
 
-from sim_eval.console import at_least, named_tasks, run
+from sim_eval.console import named_tasks, run
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import EpisodeKey, FloatArray, RenderConfig
 
@@ -50,16 +51,14 @@ class SpeedArguments:
     """
 
     task: Annotated[str, tyro.conf.arg(metavar="T[,T...]")] = "metaworld/MT10"
-    looks: int = 10
+    looks: Annotated[int, Ge(2)] = 10
     data: tuple[Path, ...] = ()
     expert: Literal["deep_llama", "late_gemma"] = "deep_llama"
-    steps: int = 10
+    steps: Annotated[int, Ge(2)] = 10
 
 
 def main(arguments: SpeedArguments) -> int:
     """Runs the command; returns the exit code."""
-    at_least("looks", arguments.looks, 2)
-    at_least("steps", arguments.steps, 2)
     frames = [frame_times(task, arguments.looks) for task in named_tasks(arguments.task)]
     report("ms a frame, RGB and depth", {name: [t for each in frames for t in each[name]] for name in frames[0]})
     if arguments.data:

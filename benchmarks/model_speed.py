@@ -11,9 +11,11 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from sim_eval.console import at_least, run
+from annotated_types import Ge
+
+from sim_eval.console import run
 
 if TYPE_CHECKING:
     from sim_eval.datasets.windows import EpisodeWindows
@@ -34,9 +36,9 @@ class SpeedArguments:
     """
 
     data: tuple[Path, ...]
-    episodes: int = 20
-    steps: int = 60
-    threads: int = 2
+    episodes: Annotated[int, Ge(1)] = 20
+    steps: Annotated[int, Ge(10)] = 60
+    threads: Annotated[int, Ge(1)] = 2
     size: str = "tiny"
 
 
@@ -96,9 +98,6 @@ def actions(expert: str, windows: EpisodeWindows, arguments: SpeedArguments) -> 
 
 def main(arguments: SpeedArguments) -> int:
     """Runs the command; returns the exit code."""
-    at_least("steps", arguments.steps, 10)
-    at_least("episodes", arguments.episodes, 1)
-    at_least("threads", arguments.threads, 1)
     import torch
 
     from sim_eval.datasets.episode_file import episode_files

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from annotated_types import Ge
 from model_speed import WARM_UP, milliseconds
 
-from sim_eval.console import at_least, run
+from sim_eval.console import run
 
 if TYPE_CHECKING:
     from sim_eval.policies.spatialvla.configuration_spatialvla import ActionExpertType
@@ -31,8 +32,8 @@ class PrefixArguments:
         threads: torch's threads.
     """
 
-    pairs: int = 30
-    threads: int = 1
+    pairs: Annotated[int, Ge(20)] = 30
+    threads: Annotated[int, Ge(1)] = 1
 
 
 def compare(expert: ActionExpertType, pairs: int) -> tuple[list[float], list[float], float]:
@@ -72,8 +73,6 @@ def compare(expert: ActionExpertType, pairs: int) -> tuple[list[float], list[flo
 
 def main(arguments: PrefixArguments) -> int:
     """Runs the command; returns the exit code."""
-    at_least("pairs", arguments.pairs, 20)
-    at_least("threads", arguments.threads, 1)
     import torch
 
     from sim_eval.policies.spatialvla.configuration_spatialvla import ACTION_EXPERTS

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import tyro
+from annotated_types import Ge
 
-from sim_eval.console import at_least, run
+from sim_eval.console import run
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import CameraView, EpisodeKey, FloatArray, Observation, RenderConfig, Simulator, Task
 
@@ -48,9 +49,9 @@ class SpeedArguments:
     """
 
     policy: Annotated[str, tyro.conf.arg(metavar="NAME|DIR")]
-    episodes: int = 5
+    episodes: Annotated[int, Ge(1)] = 5
     task: str = "robosuite/LiftWide"
-    frames: int = 50
+    frames: Annotated[int, Ge(1)] = 50
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
 
 
@@ -77,8 +78,6 @@ class Side:
 
 def main(arguments: SpeedArguments) -> int:
     """Runs the command; returns the exit code."""
-    at_least("episodes", arguments.episodes, 1)
-    at_least("frames", arguments.frames, 1)
     from tqdm import tqdm
 
     from sim_eval.envs.robosuite_sim import quiet

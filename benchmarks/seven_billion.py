@@ -9,9 +9,11 @@ from __future__ import annotations
 import dataclasses
 import resource
 import time
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from sim_eval.console import at_least, run
+from annotated_types import Ge
+
+from sim_eval.console import run
 from sim_eval.core.errors import SimEvalError
 
 if TYPE_CHECKING:
@@ -34,8 +36,8 @@ class SizeArguments:
     """
 
     size: Literal["7b", "proof"] = "7b"
-    euler_steps: int = 10
-    threads: int = 2
+    euler_steps: Annotated[int, Ge(1)] = 10
+    threads: Annotated[int, Ge(1)] = 2
 
 
 def configuration(size: str) -> SpatialVLAConfig:
@@ -93,8 +95,6 @@ def build(config: SpatialVLAConfig) -> SpatialVLAForConditionalGeneration:
 
 def main(arguments: SizeArguments) -> int:
     """Runs the command; returns the exit code."""
-    at_least("euler-steps", arguments.euler_steps, 1)
-    at_least("threads", arguments.threads, 1)
     import torch
     from made_up_scene import made_up_scene
 

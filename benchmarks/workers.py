@@ -19,8 +19,9 @@ from statistics import median
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
+from annotated_types import Ge
 
-from sim_eval.console import at_least, run
+from sim_eval.console import run
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import EpisodeKey, RenderConfig
 
@@ -45,16 +46,14 @@ class WorkersArguments:
     """
 
     policy: Annotated[str, tyro.conf.arg(metavar="NAME|DIR")]
-    episodes: int = 20
-    rounds: int = 5
-    workers: int = 2
+    episodes: Annotated[int, Ge(1)] = 20
+    rounds: Annotated[int, Ge(1)] = 5
+    workers: Annotated[int, Ge(1)] = 2
     task: str = "robosuite/Lift"
 
 
 def main(arguments: WorkersArguments) -> int:
     """Runs the command; returns the exit code."""
-    for name in ("episodes", "rounds", "workers"):
-        at_least(name, getattr(arguments, name), 1)
     os.environ.update(LP_NUM_THREADS="0", OMP_NUM_THREADS="1")
     from tqdm import tqdm
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
+from annotated_types import Ge
 
-from sim_eval.console import at_least, make_folder, run
+from sim_eval.console import make_folder, run
 from sim_eval.core.errors import SimEvalError
 
 if TYPE_CHECKING:
@@ -40,13 +41,12 @@ class CompareArguments:
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     out: Path | None = None
-    videos: int = 0
+    videos: Annotated[int, Ge(0)] = 0
     across: Annotated[str, tyro.conf.arg(metavar="FIELD[,FIELD...]")] = ""
 
 
 def main(arguments: CompareArguments) -> int:
     """Runs the command; returns the exit code."""
-    at_least("videos", arguments.videos, 0)
     if arguments.videos and not arguments.out:
         raise SimEvalError("--videos needs --out, the folder for the videos")
     from sim_eval.core.files import write_json, write_text

@@ -110,16 +110,6 @@ def named_tasks(names: str) -> list[str]:
     return expand(name.strip() for name in names.split(",") if name.strip())
 
 
-def at_least(name: str, value: float, least: float) -> None:
-    """Refuses an option below its least value.
-
-    Raises:
-        SimEvalError: it is.
-    """
-    if not value >= least:
-        raise SimEvalError(f"--{name} must be {least} or more, not {value}")
-
-
 def make_folder(out: Path) -> None:
     """Makes the folder that ``--out`` names, with its parents.
 
