@@ -90,7 +90,7 @@ def actions(expert: str, windows: EpisodeWindows, arguments: SpeedArguments) -> 
 
     return {
         f"batch of {config.batch_size} prepared": prepare,
-        f"training step, {config.batch_size} observations x {config.flow_samples} draws": step,
+        f"training step, {config.batch_size} observations x {config.flow_samples} flow samples": step,
         f"answer, {sizes.euler_steps} Euler steps on one prefix": answer,
         f"answer, prefix anew in each of {sizes.euler_steps} steps": answer_uncached,
     }

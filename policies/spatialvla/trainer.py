@@ -126,7 +126,7 @@ class Trainer:
     Args:
         model: on its device.
         config: how.
-        seed: of the (time, noise) draws; step k's draws are a function of (seed, k).
+        seed: of the flow samples; those of step k are a function of (seed, k).
         accelerator: None: this process trains alone.
         shard: divide the network among the processes; otherwise each has all of it.
 
@@ -228,12 +228,12 @@ class Trainer:
             average.copy_(saved)
 
     def _draw(self, actions: Tensor) -> tuple[Tensor, Tensor]:
-        # On the CPU, so that the draws do not depend on the device; of all shares, so that they do not depend on the
+        # On the CPU, so that the flow samples do not depend on the device; of all shares, so that they do not depend on the
         # number of processes.
         generator = torch.Generator().manual_seed((self._seed << 32) + self.step)
-        share, horizon, dim = actions.shape
+        share, chunk_size, dim = actions.shape
         batch = share * self.processes
-        noise = torch.randn((batch, self.config.flow_samples, horizon, dim), generator=generator)
+        noise = torch.randn((batch, self.config.flow_samples, chunk_size, dim), generator=generator)
         time = flow_matching.sample_time((batch, self.config.flow_samples), generator)
         mine = slice(share * self.process, share * (self.process + 1))
         return noise[mine].to(actions.device), time[mine].to(actions.device)

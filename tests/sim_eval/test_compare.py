@@ -218,7 +218,7 @@ def test_runs_of_a_suite_that_is_not_installed_are_compared_from_their_lines(
     [
         (["nowhere", "there"], "nowhere/manifest.json cannot be read"),
         (["nowhere", "there", "--videos", "2"], "--videos needs --out"),
-        (["nowhere", "there", "--videos", "-1"], "--videos must be 0 or more"),
+        (["nowhere", "there", "--videos", "-1"], "--videos: input should be greater than or equal to 0"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], words: str):
