@@ -228,8 +228,8 @@ class Trainer:
             average.copy_(saved)
 
     def _draw(self, actions: Tensor) -> tuple[Tensor, Tensor]:
-        # On the CPU, so that the flow samples do not depend on the device; of all shares, so that they do not depend on the
-        # number of processes.
+        # On the CPU, so that they do not depend on the device; of all shares, so that they do not depend on the number
+        # of processes.
         generator = torch.Generator().manual_seed((self._seed << 32) + self.step)
         share, chunk_size, dim = actions.shape
         batch = share * self.processes
