@@ -50,7 +50,7 @@ class AttemptsLog:
             raise SimEvalError(
                 f"another process is collecting {task} into {folder}: wait until it ends or choose another --out"
             ) from error
-        except (KeyError, OSError, TypeError, ValueError, RecursionError) as error:
+        except (KeyError, OSError, OverflowError, TypeError, ValueError, RecursionError) as error:
             self.close()
             raise SimEvalError(f"{self._path} is damaged ({error}): delete it to repeat the failed attempts") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -144,8 +145,9 @@ def existing(folder: Path, tasks: Collection[str], split: str) -> dict[str, dict
         SimEvalError: a key occurs twice, or a task's files differ in robot, cameras, proprio or action.
     """
     for leftover in folder.glob(f".*{TEMPORARY_SUFFIX}"):
-        if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
-            leftover.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another collector has just finished it
+            if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
+                leftover.unlink()
     headers: dict[str, dict[Path, EpisodeHeader]] = {task: {} for task in tasks}
     for path in tqdm(episode_files(folder), "reading existing episodes", delay=1, leave=False):
         try:

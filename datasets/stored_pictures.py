@@ -8,6 +8,7 @@ it is read.
 from __future__ import annotations
 
 import os
+import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,6 +37,9 @@ REMEDY = "delete it and collect it again"
 RGB, DEPTH = Blosc("lz4hc", clevel=1, shuffle=NOSHUFFLE), Blosc("lz4hc", clevel=3, shuffle=SHUFFLE)
 # Blosc's threads survive no fork, and DataLoader workers are forked. Without them it is safe in threads as well.
 blosc.use_threads = False
+
+
+HEADER = struct.Struct("<4s3I")  # of a Blosc chunk: flags, bytes of the picture, of a block, and of the chunk
 
 
 class Codec(Protocol):
@@ -69,18 +73,21 @@ class Pictures:
             SimEvalError: the file is gone or damaged.
         """
         size = self.cameras[camera]
-        rgb, depth = np.empty((*size, 3), dtype=np.uint8), np.empty(size, dtype=np.float32)
-        outputs: tuple[NDArray[Any], ...] = rgb, depth
-        places = self.table[step, list(self.cameras).index(camera)].tolist()
         try:
+            rgb, depth = np.empty((*size, 3), dtype=np.uint8), np.empty(size, dtype=np.float32)
+            outputs: tuple[NDArray[Any], ...] = rgb, depth
+            places = self.table[step, list(self.cameras).index(camera)].tolist()
             # Read, not mapped: a page that the disk has lost is then an error to catch.
             with self.path.open("rb", buffering=0) as stream:
                 for (position, length, checksum), codec, output in zip(places, self.codecs, outputs, strict=True):
                     content = os.pread(stream.fileno(), length, position)
                     if zlib.crc32(content) != checksum:
                         raise ValueError("its checksum differs")
+                    # Blosc trusts the sizes in its own header and would read beyond what is here.
+                    if isinstance(codec, Blosc) and HEADER.unpack(content[:16])[1::2] != (output.nbytes, length):
+                        raise ValueError("its size is not that of the camera's pictures")
                     codec.decode(content, output)
-        except (OSError, RuntimeError, ValueError) as error:
+        except (LookupError, MemoryError, OSError, RuntimeError, ValueError, zlib.error, struct.error) as error:
             raise SimEvalError(f"{self.path}: '{camera}' at step {step} is damaged ({error}): {REMEDY}") from error
         return rgb, depth
 

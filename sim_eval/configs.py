@@ -160,7 +160,7 @@ class TrainConfig:
             if isinstance(value, list):
                 words += map(str, value)
             elif value is not True or "." in name:  # the network's flags take a value
-                words.append(f"{value:g}" if isinstance(value, float) else str(value))
+                words.append(str(int(value) if isinstance(value, float) and value.is_integer() else value))
         return shlex.join(words)
 
     def checked(self) -> TrainConfig:

@@ -21,7 +21,7 @@ from sim_eval.core.errors import SimEvalError
 Config = TypeVar("Config")
 
 BAD_INPUT, INTERRUPTED = 2, 130
-CONFIG_CHARACTERS = 2**24
+CONFIG_CHARACTERS = 2**20
 CONFIG_HELP = "YAML or JSON file that sets the defaults; a file in which a program saved its options will do"
 # Options from before 0.2, which still work: the name of today, and how a value is converted.
 OLD_OPTIONS: Mapping[str, tuple[str, Callable[[str], str]]] = {
@@ -191,7 +191,7 @@ def _read_config(path: Path, config: type) -> dict[str, Any]:
         table = json.loads(text) if path.suffix.startswith(".json") else yaml.load(text, _yaml_loader())
     except OSError as error:
         raise SimEvalError(f"--config {path} cannot be read ({error.strerror}): check the path") from error
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+    except (AttributeError, LookupError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise SimEvalError(f"--config {path} is neither YAML nor JSON ({reason}): correct the file") from error
     if isinstance(table, dict) and isinstance(table.get("config"), dict) and not hasattr(config, "config"):
@@ -240,5 +240,5 @@ def _renamed(config: type, words: Sequence[str]) -> Iterator[str]:
 
 
 def _network_option(assignment: str) -> list[str]:
-    name, _, value = (part.strip() for part in assignment.partition("="))
+    name, _, value = (part.strip() for part in assignment.replace("expert.horizon", "expert.chunk_size").partition("="))
     return [f"--network.{name.replace('_', '-')}", {"null": "None", "true": "True", "false": "False"}.get(value, value)]

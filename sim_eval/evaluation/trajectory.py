@@ -183,8 +183,8 @@ def read_trajectory(path: Path) -> Trajectory:
         if start.startswith(MARK[:20]) and start != MARK:
             raise SimEvalError(f"{path} is of another version: read it with the sim_eval that run.json names")
     verified(path, MARK, "trajectory", REMEDY)
-    with h5py.File(path, "r") as file:
-        try:
+    try:
+        with h5py.File(path, "r") as file:
             attributes = {name: value.item() if hasattr(value, "item") else value for name, value in file.attrs.items()}
             key = {name: attributes[name] for name in ("task", "split", "index")}
             return Trajectory(
@@ -194,5 +194,5 @@ def read_trajectory(path: Path) -> Trajectory:
                 **{name: file[name][()] for name in ("actions", "states", "phases", "success", "asked")},
                 seen=tuple(row.tobytes().hex() for row in file["seen"][()]),
             )
-        except (KeyError, TypeError, ValueError, RecursionError, SimEvalError) as error:
-            raise SimEvalError(f"{path} is not a sound trajectory ({error}): {REMEDY}") from error
+    except (KeyError, OSError, TypeError, ValueError, RecursionError, SimEvalError) as error:
+        raise SimEvalError(f"{path} is not a sound trajectory ({error}): {REMEDY}") from error

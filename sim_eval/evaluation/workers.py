@@ -376,7 +376,7 @@ class WorkerPool(Generic[Result]):
         attempts, reason = self._attempts[worker.key], reason or ended
         final = attempts > self._supervision.retries
         if final and worker.key is None:
-            raise SimEvalError(f"no worker could start in {attempts} tries ({reason}): try fewer --workers")
+            raise SimEvalError(f"no worker could start in {attempts} attempts ({reason}): try fewer --workers")
         if worker.key and not final:
             self._waiting.appendleft(worker.key)
         return Lost(worker.key, reason, attempts, final, time.monotonic() - worker.began)

@@ -29,7 +29,8 @@ class Setting:
         expert: which of the two fusion experts.
         budget: the minutes or steps that were asked for.
         changes: every other field that is not at its default, as "field value".
-        device: the device and, on a CPU, its threads: they decide what a budget of minutes is worth.
+        device: the device and, on a CPU, its threads: they decide what a budget of minutes is worth. With several
+            processes also their number, since each has a batch of its own.
         demonstrations: (task, episodes), by name.
     """
 
@@ -63,7 +64,9 @@ def setting_of(metadata: TrainingMetadata) -> Setting:
             for name, value in config.changes().items()
             if name not in NO_CHANGE
         ),
-        device=metadata.device + f" with {metadata.threads} threads" * (metadata.device == "cpu"),
+        device=metadata.device
+        + f" with {metadata.threads} threads" * (metadata.device == "cpu")
+        + f" in {metadata.processes} processes" * (metadata.processes > 1),
         demonstrations=tuple(sorted(metadata.demonstrations.items())),
     )
 

@@ -51,7 +51,7 @@ def prepared(
             asked for.
 
     Raises:
-        SimEvalError: a demonstration cannot be read.
+        SimEvalError: a demonstration cannot be read, or a process that prepares batches died.
     """
     loader = DataLoader(
         _Batches(windows, processor),
@@ -62,7 +62,19 @@ def prepared(
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # the loader would draw from the global one
     )
-    for batch in loader:
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if not workers:
+                raise
+            raise SimEvalError(
+                f"a process that prepares batches died ({str(error).splitlines()[0]}): use --loader-workers 0, or give "
+                "it more memory"
+            ) from error
         if isinstance(batch, SimEvalError):
             raise batch
         yield batch.to(device, non_blocking=True)

@@ -118,6 +118,7 @@ class TrainingLoop:
             minutes=progress.seconds / 60,
             steps=self._trainer.step,
             device=self._device.type,
+            processes=self._trainer.processes,
             threads=torch.get_num_threads(),
             demonstrations=dict(Counter(episode.key.task for episode in self._windows.episodes)),
             windows=dict(Counter(self._windows.tasks)),

@@ -65,6 +65,7 @@ class TrainingMetadata:
         finished: the whole budget was spent.
         earlier_budgets: if the training was lengthened, the minutes or steps that it was given before, in order; the
             learning rate followed a shorter cosine under each.
+        processes: number of processes, each of which had batches of its own.
 
     Raises:
         SimEvalError: ``best`` is no round.
@@ -85,6 +86,7 @@ class TrainingMetadata:
     digest: str
     finished: bool
     earlier_budgets: tuple[float, ...] = ()
+    processes: int = 1
 
     def __post_init__(self) -> None:
         if self.best is not None and not 0 <= self.best < len(self.rounds):
@@ -121,5 +123,5 @@ def read_metadata(folder: Path) -> TrainingMetadata:
         raise SimEvalError(f"{path} is missing: sim_eval.train did not make {folder}, or an old version did") from error
     except OSError as error:
         raise SimEvalError(f"{path} cannot be read ({error.strerror}): check the path and permissions") from error
-    except (SimEvalError, ValueError, RecursionError) as error:
+    except (AttributeError, TypeError, SimEvalError, ValueError, RecursionError) as error:
         raise SimEvalError(f"{path} is damaged ({error}): restore it or train the checkpoint again") from error

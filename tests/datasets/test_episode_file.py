@@ -235,3 +235,15 @@ def test_how_the_task_was_rendered_is_written_down(tmp_path: Path, make_episode:
     path = tmp_path / "episode.hdf5"
     write_episode(path, make_episode(render_config=render_config))
     assert read_episode(path).render_config == read_header(path).render_config == render_config
+
+
+def test_a_sealed_file_whose_pictures_have_another_size_than_it_says_is_refused(
+    tmp_path: Path, make_episode: Make
+) -> None:
+    write_episode(path := tmp_path / "episode.hdf5", make_episode(0))
+    stored = open_episode(path)
+    camera, (height, width) = next(iter(stored.pictures.cameras.items()))
+    for size in ((height + 1, width), (height, 2 * width), (10**6, 10**7), (-1, width)):
+        forged = replace(stored.pictures, cameras={**stored.pictures.cameras, camera: size})
+        with pytest.raises(SimEvalError, match="is damaged"):
+            forged.read(0, camera)

@@ -124,6 +124,9 @@ def test_every_program_takes_its_own_options_from_a_file(program: ModuleType, tm
         ("- name", "must hold a table of fields, not a list"),
         ("", "must hold a table of fields, not a NoneType"),
         ("name: [", "is neither YAML nor JSON"),
+        ("name: !!int ''", "is neither YAML nor JSON"),
+        ("name: !!bool x", "is neither YAML nor JSON"),
+        ("name: !!timestamp x", "is neither YAML nor JSON"),
         ("a: &a [x, x]\nb: &b [*a, *a]\nname: *b", "references are not supported"),
         ("!!python/object/apply:os.system [ls]", "could not determine a constructor"),
         ("[" * 100_000, "maximum recursion depth"),
@@ -165,6 +168,7 @@ def test_old_names_of_training(capsys: pytest.CaptureFixture[str]) -> None:
     assert (asked.network.text.layers, asked.network.expert.layers, asked.network.voxel_size) == (3, 3, None)
     assert len(capsys.readouterr().err.splitlines()) == 4
     assert parse(TrainConfig, "train", ["--balance", "1"]).sampling_temperature == float("inf")
+    assert parse(TrainConfig, "train", ["--set", "expert.horizon=4"]).network.expert.chunk_size == 4
     for wrong in ("2", "x", "nan"):
         with pytest.raises(SimEvalError, match="balance must lie between 0 and 1"):
             parse(TrainConfig, "train", ["--balance", wrong])

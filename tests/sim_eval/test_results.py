@@ -161,6 +161,7 @@ def test_trainings_that_differ_in_more_than_the_seed_are_not_pooled(tmp_path: Pa
         {"demonstrations": {STACK: 100, LIFT: 100}},
         {"device": "cuda"},
         {"threads": 1},
+        {"processes": 2},
         {"earlier_budgets": (10.0,)},
     ],
     ids=lambda other: "-".join(other),

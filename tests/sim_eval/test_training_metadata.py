@@ -202,6 +202,8 @@ def test_an_old_command_is_read(command: str, says: dict[str, Any], tmp_path: Pa
         (lambda data: data.update(overrides=["text.layers.x=3"]), "an option is damaged"),
         (lambda data: data.update(overrides=["frame.x=3"]), "an option is damaged"),
         (lambda data: data.update(overrides=3), "an option is damaged"),
+        (lambda data: data.update(balance=None), "NoneType"),
+        (lambda data: data.update(minutes="a"), "'minutes'"),
         (lambda data: data.update(overrides=["text.layers=3"], expert="deep_llama"), "expert.layers 2 must equal"),
     ],
 )
@@ -245,3 +247,9 @@ def test_shipped_checkpoints_say_how_they_were_trained(name: str) -> None:
     changes = {line for line in written.splitlines() if line.startswith("| network")}
     assert set(re.findall("`.*?`", str(changes))) == set(re.findall("`.*?`", card.split("| network")[1].split("\n")[0]))
     assert config.checked() == config
+
+
+def test_the_command_trains_with_the_same_numbers_to_the_last_digit() -> None:
+    network = replace(TrainConfig().network, voxel_size=0.1 + 0.2)
+    config = TrainConfig(data=(Path("a"),), minutes=100 / 3, learning_rate=0.000314159265, network=network)
+    assert parse(TrainConfig, "train", shlex.split(config.command)[3:]) == config

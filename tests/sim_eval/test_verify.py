@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sys
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from fake_simulator import PLANE, FakePolicy, PlaneSimulator, constant, wander
 from faulty_workers import DEADLY, DeadlyProving, fake_task
-from recorded_run import MANIFEST, Program, file_of, lines, play
+from recorded_run import MANIFEST, Program, file_of, lines, play, seeing
 
 from sim_eval import rollout
 from sim_eval.configs import RolloutConfig
@@ -24,6 +25,7 @@ from sim_eval.core.types import CameraView, EpisodeKey, FloatArray, RenderConfig
 from sim_eval.envs.tasks import get_task
 from sim_eval.evaluation.run_folder import read_run
 from sim_eval.evaluation.trajectory import (
+    MARK,
     Trajectory,
     read_trajectory,
     trajectory_path,
@@ -59,6 +61,15 @@ def edit_run(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 def forge(folder: Path, index: int, **changes: object) -> None:
     """Changes a trajectory and seals it again, as somebody who reads this project's code could."""
     write_trajectory(folder, replace(read_trajectory(file_of(folder, index)), **changes))  # type: ignore[arg-type]
+
+
+def test_a_sealed_file_that_is_no_hdf5_is_refuted_in_one_line(tmp_path: Path, verify: Program) -> None:
+    path = file_of(play(tmp_path / "run", seeing(), episodes=1), 0)
+    body = b"not HDF5"
+    path.write_bytes((MARK + hashlib.sha256(body).hexdigest().encode()).ljust(512, b"\0") + body)
+    code, text = verify(tmp_path / "run")
+    assert code == 1
+    assert "is not a sound trajectory" in text
 
 
 def one(folder: Path, success: bool) -> int:

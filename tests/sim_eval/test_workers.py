@@ -233,7 +233,7 @@ def test_other_versions_are_refused_and_the_number_of_workers_is_no_difference(
 @pytest.mark.parametrize(
     ("start", "words"),
     [
-        ("dies", r"no worker could start in 3 tries \(its worker ended with exit code 9\)"),
+        ("dies", r"no worker could start in 3 attempts \(its worker ended with exit code 9\)"),
         ("refuses", "^the checkpoint is gone$"),
     ],
 )
