@@ -194,6 +194,8 @@ def write_episode(path: Path, episode: Episode) -> None:
         lengths = {name: len(array) for name, array in arrays.items()}
         if len(set(lengths.values())) != 1:
             raise ValueError(f"its parts differ in length: {lengths}")
+        if arrays["actions"].shape != (wanted := (len(episode.actions), episode.action.dim)):
+            raise ValueError(f"actions must be {list(wanted)}, not {list(arrays['actions'].shape)}")
         content = sealed(MARK, lambda file: _fill(file, episode, arrays))
     except (KeyError, IndexError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
@@ -276,20 +278,28 @@ class _File:
     @property
     def stored(self) -> StoredEpisode:
         header, obs = self.header, self.demo["obs"]
-        cameras = header.spec.cameras
+        spec, length, cameras = header.spec, header.length, header.spec.cameras
         if self.is_old:
             table = old_demonstrations.read_table(self.data, cameras)
             pictures = Pictures(self.path, cameras, table, old_demonstrations.CODECS)
         else:
-            pictures = Pictures(self.path, cameras, self.parts.reshape(header.length, len(cameras), 2, 3))
+            pictures = Pictures(self.path, cameras, self.parts.reshape(length, len(cameras), 2, 3))
         return StoredEpisode(
             header=header,
-            actions=self.demo["actions"][()],
-            proprio={name: obs[f"robot0_{name}"][()] for name in header.spec.proprio},
-            intrinsics={name: obs[f"{name}_intrinsics"][()] for name in cameras},
-            camera_to_world={name: obs[f"{name}_camera_to_world"][()] for name in cameras},
+            actions=_array(self.demo, "actions", length, spec.action.dim),
+            proprio={name: _array(obs, f"robot0_{name}", length, size) for name, size in spec.proprio.items()},
+            intrinsics={name: _array(obs, f"{name}_intrinsics", length, 3, 3) for name in cameras},
+            camera_to_world={name: _array(obs, f"{name}_camera_to_world", length, 4, 4) for name in cameras},
             pictures=pictures,
         )
+
+
+def _array(group: h5py.Group, name: str, *shape: int) -> FloatArray:
+    """The dataset of this name; raises ValueError where its shape is another, before it is read."""
+    if group[name].shape != shape:
+        raise ValueError(f"{name} must be {list(shape)}, not {list(group[name].shape)}")
+    values: FloatArray = group[name][()]
+    return values
 
 
 @contextmanager
@@ -299,7 +309,7 @@ def _opened(path: Path) -> Iterator[_File]:
     try:
         with h5py.File(path, "r") as file:
             yield _File(path, is_old, parts, file["data"])
-    except (KeyError, OSError, TypeError, ValueError) as error:  # sealed, but by another version
+    except (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:  # sealed by another
         raise SimEvalError(f"{path} is not a sound episode ({' '.join(str(error).split())}): {REMEDY}") from error
 
 

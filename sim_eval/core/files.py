@@ -24,10 +24,8 @@ if TYPE_CHECKING:
     import h5py
     from typing_extensions import Buffer
 
-PARTIAL = ".partial-"
-
-
-TEMPORARY_SUFFIX = ".tmp"
+PARTIAL, TEMPORARY_SUFFIX = ".partial-", ".tmp"
+USER_BLOCK = 512  # bytes before HDF5's own, in a sealed file
 REMEDY = "choose another --out or free some space"
 
 
@@ -99,9 +97,6 @@ def read_json(path: Path, remedy: str = "") -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise SimEvalError(f"{path} is damaged ({error}): {remedy or 'run it again into a new folder'}") from error
     return value
-
-
-USER_BLOCK = 512
 
 
 def sealed(mark: bytes, fill: Callable[[h5py.File], h5py.Dataset | None]) -> bytes:

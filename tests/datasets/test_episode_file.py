@@ -13,10 +13,14 @@ import numpy as np
 import pytest
 
 from sim_eval.core.errors import SimEvalError
+from sim_eval.core.files import sealed
 from sim_eval.core.types import CameraView, EpisodeKey, RenderConfig
 from sim_eval.datasets.checks import check_episode
 from sim_eval.datasets.episode_file import (
+    MARK,
     Episode,
+    _arrays,
+    _fill,
     episode_files,
     file_name,
     open_episode,
@@ -247,3 +251,42 @@ def test_a_sealed_file_whose_pictures_have_another_size_than_it_says_is_refused(
         forged = replace(stored.pictures, cameras={**stored.pictures.cameras, camera: size})
         with pytest.raises(SimEvalError, match="is damaged"):
             forged.read(0, camera)
+
+
+@pytest.mark.parametrize(
+    ("name", "forged"),
+    [
+        ("actions", np.zeros((9, 3))),
+        ("obs/robot0_eef_pos", np.zeros((2, 3))),
+        ("obs/agentview_intrinsics", np.zeros(5)),
+        ("obs/agentview_camera_to_world", np.zeros((5, 3, 4))),
+        ("rewards", np.array(["x"], dtype="S1")),
+    ],
+)
+def test_a_sealed_file_whose_arrays_do_not_fit_together_is_refused(
+    tmp_path: Path, make_episode: Make, name: str, forged: np.ndarray
+) -> None:
+    def fill(file: h5py.File) -> h5py.Dataset:
+        table = _fill(file, episode, _arrays(episode))
+        del file["data/demo_0"][name]
+        file["data/demo_0"][name] = forged
+        return table
+
+    episode = make_episode(0)
+    (path := tmp_path / "episode.hdf5").write_bytes(sealed(MARK, fill))
+    with pytest.raises(SimEvalError, match=r"is not a sound episode .*collect it again") as caught:
+        open_episode(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_sealed_file_with_a_bottomless_description_is_refused(tmp_path: Path, make_episode: Make) -> None:
+    def fill(file: h5py.File) -> h5py.Dataset:
+        table = _fill(file, episode, _arrays(episode))
+        demo = file["data/demo_0"]
+        demo.attrs["ep_meta"] = "[" * 30_000 + "]" * 30_000
+        return table
+
+    episode = make_episode(0)
+    (path := tmp_path / "episode.hdf5").write_bytes(sealed(MARK, fill))
+    with pytest.raises(SimEvalError, match="is not a sound episode"):
+        read_header(path)
