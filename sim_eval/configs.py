@@ -60,6 +60,8 @@ class TrainConfig:
         frame_stride: train on the observations at every so many steps of a demonstration; actions keep their rate.
         demonstrations: number of demonstrations of each task, the first by key; default: all.
         cameras: which of the recorded cameras the policy sees; default: all.
+        state: which of the recorded proprio fields the policy reads; default: eef_pos, eef_rot6d and gripper_qpos. With
+            gripper_opening in place of gripper_qpos it has the same state on every arm.
         loader_workers: processes that prepare batches ahead; 0: batches are prepared between the steps.
         sampling_temperature: T of the sampling between tasks: a task of n windows is drawn in proportion to
             n ** (1 / T). 1 draws every window equally often, inf every task.
@@ -101,6 +103,7 @@ class TrainConfig:
     frame_stride: Count = 1
     demonstrations: Count | None = None
     cameras: Annotated[tuple[str, ...], tyro.conf.arg(metavar="C [...]")] = ()
+    state: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD [...]")] = ()
     loader_workers: Size = 1
     sampling_temperature: Annotated[float, Ge(1)] = 2.0
     learning_rate: Annotated[float, Gt(0), AllowInfNan(False)] = 1e-3
@@ -227,6 +230,8 @@ class RolloutConfig:
         instruction_condition: correct, or counterfactual to give the policy the instruction of another goal than the
             one that is scored.
         hide_goal: leave out the marks by which some simulators show where the goal is.
+        other_robot: let a policy run that was trained for another robot, if all else that it needs is there; such a run
+            is ranked apart.
         threads: torch's CPU threads a process; with 1 the result does not depend on the machine's number of cores.
         workers: number of processes that run episodes; 1 is this process, without watchdog and retries, and with 2 or
             more the run survives a simulator that crashes or hangs.
@@ -258,6 +263,7 @@ class RolloutConfig:
     compile: Flag = False
     instruction_condition: Literal["correct", "counterfactual"] = "correct"
     hide_goal: Flag = False
+    other_robot: Flag = False
     threads: Count = 1
     workers: Count = 1
     batch: Size | None = None
