@@ -360,9 +360,9 @@ def deviates(recorded: FloatArray, replayed: FloatArray, names: Sequence[str] = 
     if not parted.size:
         return None
     distance = np.nan_to_num(np.abs(left - right), nan=np.inf)
-    step, entry = np.unravel_index(distance.argmax(), distance.shape)
+    step, entry = (int(place) for place in np.unravel_index(distance.argmax(), distance.shape))
     name = names[entry] if names else f"number {entry}"
-    return Deviation(int(parted[0]), float(distance[step, entry]), int(step), name)
+    return Deviation(int(parted[0]), float(distance[step, entry]), step, name)
 
 
 def unlike(recorded: Trajectory, replayed: Trajectory) -> list[str]:
