@@ -195,7 +195,7 @@ def report(schedulers: Sequence[EpisodeScheduler], before: int, seconds: float, 
         SimEvalError: a task could not be demonstrated.
     """
     from sim_eval.envs.tasks import in_short
-    from sim_eval.reporting.tables import terminal
+    from sim_eval.reporting.tables import Table
 
     total = sum(len(scheduler.kept) for scheduler in schedulers)
     fresh = [(scheduler, scheduler.kept & {result.key.index for result in scheduler.ended}) for scheduler in schedulers]
@@ -206,7 +206,7 @@ def report(schedulers: Sequence[EpisodeScheduler], before: int, seconds: float, 
             (scheduler.task, str(len(scheduler.kept)), "{} / {}".format(*attempted([scheduler])), str(scheduler.errors))
             for scheduler in schedulers
         ]
-        print(terminal(("task", "episodes", "successes / attempts", "errors"), rows))
+        print(Table(("task", "episodes", "successes / attempts", "errors"), rows))
     successes, attempts = attempted(schedulers)
     print(
         f"{config.out}: {total} episodes of {in_short([each.task for each in schedulers])}, {config.split} "

@@ -25,6 +25,12 @@ from sim_eval.policies.spatialvla.configuration_spatialvla import SIZES, ActionE
 DEFAULT_MINUTES = 10.0
 UNSET = cast(SpatialVLAConfig, None)  # until __post_init__
 Flag: TypeAlias = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+PrintJson: TypeAlias = Annotated[
+    bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="print all figures as one JSON object instead of text.")
+]
+PrintCsv: TypeAlias = Annotated[
+    bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="print the figures as CSV instead of text.")
+]
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -216,7 +222,6 @@ class RolloutConfig:
         video: the episodes that get a video; rendering every step takes most of the time, so say none for a long run.
         out: run folder; by default a new one under runs/. An interrupted run in it is continued.
         device: auto, cpu, cuda or another of torch's devices.
-        json: print one JSON object instead of tables.
         render: fast (no shadows, lighter meshes) or faithful (the simulator's own look); by default that on which the
             checkpoint was trained, or faithful for LIBERO and fast for other tasks.
         n_action_steps: control steps of each action chunk that are executed before the policy is called again.
@@ -250,7 +255,7 @@ class RolloutConfig:
     video: Literal["none", "failures", "all"] = "all"
     out: Path | None = None
     device: str = "auto"
-    json: Flag = False
+    json: PrintJson = False
     render: Literal["fast", "faithful"] | None = None
     n_action_steps: Count = 4
     euler_steps: Count | None = None
@@ -268,6 +273,7 @@ class RolloutConfig:
     backend: Literal["local", "ray"] = "local"
     ray_address: str | None = None
     keys: Path | None = None
+    csv: PrintCsv = False
 
     def checked(self) -> RolloutConfig:
         """This configuration.
@@ -300,7 +306,7 @@ class DoctorConfig:
         hide_goal: leave out marks of the goal, if the evaluation will.
         device: auto, cpu, cuda or another of torch's devices.
         threads: torch's CPU threads, as in the evaluation.
-        json: write the findings to this file as well.
+        out: write the findings to this JSON file as well.
     """
 
     policy: Annotated[str | None, tyro.conf.arg(metavar="NAME|DIR")] = None
@@ -311,7 +317,9 @@ class DoctorConfig:
     hide_goal: Flag = False
     device: str = "auto"
     threads: Count = 1
-    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    json: PrintJson = False
+    csv: PrintCsv = False
 
 
 # --- collect ----------------------------------------------------------------------------------------------------------

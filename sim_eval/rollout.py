@@ -35,7 +35,7 @@ def main(config: RolloutConfig) -> int:
 
     with open_rollout(config, partial(video_recorders, config.video)) as (run_folder, outcomes):
         play(run_folder, outcomes, config.instruction_condition)
-    print_run(run_folder.folder, run_folder.results, config.json)
+    print_run(run_folder.folder, run_folder.results, config)
     return 0
 
 

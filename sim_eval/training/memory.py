@@ -15,7 +15,7 @@ from sim_eval.core.errors import SimEvalError
 from sim_eval.policies.spatialvla.configuration_spatialvla import SpatialVLAConfig
 from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from sim_eval.policies.spatialvla.parts import Load, Memory, Part, inventory, training_memory
-from sim_eval.reporting.tables import terminal
+from sim_eval.reporting.tables import Table
 from sim_eval.training.preparation import prepare_model
 
 GIGABYTE = 1e9
@@ -39,7 +39,7 @@ def describe(parts: Sequence[Part], memory: Memory) -> str:
     rows.append(("all", f"{total:,}", f"{trained:,} ({trained / total:.1%})"))
     needs = [(entry.name, f"{getattr(memory, entry.name) / GIGABYTE:.2f}") for entry in fields(memory)]
     needs.append(("all", f"{memory.total / GIGABYTE:.2f}"))
-    return f"{terminal(('part', 'parameters', 'trained'), rows)}\n\n{terminal(('memory', 'GB'), needs)}"
+    return f"{Table(('part', 'parameters', 'trained'), rows)}\n\n{Table(('memory', 'GB'), needs)}"
 
 
 def check_memory(memory: Memory, device: torch.device, share: int = 1) -> None:

@@ -95,9 +95,9 @@ def test_a_suite_is_paired_over_all_its_episodes_before_its_tasks(tmp_path: Path
     assert main(CompareArguments((a, b), tmp_path / "out")) == 0
     page = (tmp_path / "out" / "compare.md").read_text()
     above, below = page.split("## Success at any step, task by task", 1)
-    assert "| made/All | 12 | A - B |" in above
+    assert "| made/All | A - B |" in above
     assert f"| {LIFT} |" not in above
-    assert f"| {LIFT} | 4 | A - B |" in below
+    assert f"| {LIFT} | A - B |" in below
     more = make_run(tmp_path / "more", "a", {0}, tasks=(LIFT, wide, STACK, "robosuite/PickPlaceCan"))
     less = make_run(tmp_path / "less", "b", {0}, tasks=(LIFT, wide, STACK, "robosuite/PickPlaceCan"))
     assert contrasts(runs_of(more, less))[-1].task == "all tasks"
@@ -122,9 +122,9 @@ def test_how_many_more_episodes_is_said_in_words(tmp_path: Path):
     won = [set(range(30)), set(range(25)), set(range(30)), set(range(1, 31))]
     folders = [make_run(tmp_path / str(n), str(n), each, tasks=(LIFT,), episodes=40) for n, each in enumerate(won)]
     table = contrast_table(contrasts(runs_of(*folders)))
-    cells = {row[2]: row[-1] for row in table.rows}
-    assert cells["A - C"] == "no difference seen"
-    assert cells["A - D"] == "no difference seen"  # one won by each alone
+    cells = {row[1]: row[-1] for row in table.rows}
+    assert cells["A - C"] == "no difference"
+    assert cells["A - D"] == "no difference"  # one won by each alone
     assert cells["A - B"].endswith(" more")
     assert 0 < int(cells["A - B"].split()[0]) < 40
 
@@ -181,10 +181,11 @@ def test_the_command_prints_and_keeps_what_it_found(tmp_path: Path, capsys: pyte
     out = tmp_path / "out"
     assert main(CompareArguments((a, b), out, across="n_action_steps")) == 0
     shown, page = capsys.readouterr().out, (out / "compare.md").read_text()
-    assert "| A | policy@61000000 | 4 | 6 / 8 |" in page
-    assert "| B | policy | 8 | 2 / 8 |" in page
-    assert "| all tasks | 8 | A - B | 75.0 % [34.9, 96.8] | 25.0 % [3.2, 65.1] | 4 | 0 | +50.0 |" in page
-    assert "0.125" in shown
+    assert "| A | policy@61000000 | 4 | 6/8 |" in page
+    assert "| B | policy | 8 | 2/8 |" in page
+    assert "| all tasks | A - B | 6 - 2 of 8 | 4 : 0 | +50.0 [" in page
+    assert "+50.0 [" in shown
+    assert max(map(len, shown.splitlines()[:-1])) <= 100  # the last names the folder
     data = json.loads((out / "compare.json").read_text())
     (overall,) = [each for each in data["comparisons"]["Success at any step"] if each["task"] == "all tasks"]
     assert (overall["only_first"], overall["only_second"], overall["p_value"]) == (4, 0, 0.125)
