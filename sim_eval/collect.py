@@ -9,12 +9,13 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import ExitStack, closing, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sim_eval.configs import CollectConfig
 from sim_eval.console import make_folder, named_tasks, run
 from sim_eval.core.decoding import decode, encode
 from sim_eval.core.errors import SimEvalError
+from sim_eval.core.programs import command
 from sim_eval.core.types import RenderConfig
 
 if TYPE_CHECKING:
@@ -171,10 +172,15 @@ def fill(
             bar.update(kept() - bar.n)
 
 
-def attempted(schedulers: Iterable[EpisodeScheduler]) -> tuple[int, int]:
-    """Numbers of successes and of attempts."""
+class Tried(NamedTuple):
+    successes: int
+    attempts: int
+
+
+def attempted(schedulers: Iterable[EpisodeScheduler]) -> Tried:
+    """What was tried by this command."""
     ended = [result.success for scheduler in schedulers for result in scheduler.ended]
-    return sum(ended), len(ended)
+    return Tried(sum(ended), len(ended))
 
 
 def written(folder: Path, scheduler: EpisodeScheduler, indices: Iterable[int]) -> list[Path]:
@@ -195,25 +201,37 @@ def report(schedulers: Sequence[EpisodeScheduler], before: int, seconds: float, 
         SimEvalError: a task could not be demonstrated.
     """
     from sim_eval.envs.tasks import in_short
+    from sim_eval.reporting.records import print_records
     from sim_eval.reporting.tables import Table
 
     total = sum(len(scheduler.kept) for scheduler in schedulers)
     fresh = [(scheduler, scheduler.kept & {result.key.index for result in scheduler.ended}) for scheduler in schedulers]
     files = [path for scheduler, indices in fresh for path in written(config.out, scheduler, indices)]
     steps = sum(result.steps for scheduler in schedulers for result in scheduler.ended)
-    if len(schedulers) > 1:
-        rows = [
-            (scheduler.task, str(len(scheduler.kept)), "{} / {}".format(*attempted([scheduler])), str(scheduler.errors))
-            for scheduler in schedulers
-        ]
-        print(Table(("task", "episodes", "successes / attempts", "errors"), rows))
-    successes, attempts = attempted(schedulers)
-    print(
-        f"{config.out}: {total} episodes of {in_short([each.task for each in schedulers])}, {config.split} "
-        f"({before} from before)\n"
-        f"this time: {successes} successes in {attempts} attempts, {len(files)} written "
-        f"({sum(path.stat().st_size for path in files) / 1e6:.0f} MB), {steps} control steps, {seconds:.0f} s"
-    )
+    size = sum(path.stat().st_size for path in files)
+    tasks = [
+        {"task": each.task, "episodes": len(each.kept), **attempted([each])._asdict(), "errors": each.errors}
+        for each in schedulers
+    ]
+    values: dict[str, object] = {
+        "out": config.out,
+        "split": config.split,
+        "episodes": total,
+        "before": before,
+        "written": len(files),
+    }
+    values |= {"bytes": size, "steps": steps, "seconds": seconds, "tasks": tasks}
+    if not print_records(config, lambda: values, lambda: tasks):
+        if len(schedulers) > 1:
+            rows = [[str(cell) for cell in task.values()] for task in tasks]
+            print(f"{Table(list(tasks[0]), rows)}\n")
+        tried = attempted(schedulers)
+        print(
+            f"{config.out}: {total} episodes of {in_short([each.task for each in schedulers])}, {config.split} "
+            f"({before} from before)\n"
+            f"this time: {tried.successes} successes in {tried.attempts} attempts, {len(files)} written "
+            f"({size / 1e6:.0f} MB), {steps} control steps, {seconds:.0f} s"
+        )
     if failed := [scheduler for scheduler in schedulers if scheduler.given_up]:
         counts = "; ".join(
             f"{each.successes} of {len(each.ended)} episodes of {each.task} ({each.errors} ended with an error)"
@@ -225,4 +243,4 @@ def report(schedulers: Sequence[EpisodeScheduler], before: int, seconds: float, 
 
 
 if __name__ == "__main__":
-    run(main, CollectConfig, "python -m sim_eval.collect")
+    run(main, CollectConfig, command("collect"))

@@ -19,11 +19,12 @@ from annotated_types import Ge
 from sim_eval.configs import PrintCsv, PrintJson
 from sim_eval.console import make_folder, run
 from sim_eval.core.errors import SimEvalError
+from sim_eval.core.programs import command
 
 if TYPE_CHECKING:
     from sim_eval.evaluation.run_folder import Run
 
-PROGRAM = "python -m sim_eval.compare"
+PROGRAM = command("compare")
 PAGE, DATA = "compare.md", "compare.json"
 AT_ANY, AT_END = "Success at any step", "Success at the last step"
 

@@ -13,8 +13,9 @@ from dataclasses import asdict
 from sim_eval.configs import DoctorConfig
 from sim_eval.console import make_folder, run
 from sim_eval.core.decoding import encode
+from sim_eval.core.programs import command
 
-PROGRAM = "python -m sim_eval.doctor"
+PROGRAM = command("doctor")
 
 
 def main(config: DoctorConfig) -> int:

@@ -16,6 +16,7 @@ import tyro
 from sim_eval.configs import PrintCsv, PrintJson
 from sim_eval.console import run
 from sim_eval.core.errors import SimEvalError
+from sim_eval.core.programs import command
 
 RUNS = Path("runs")  # where rollout puts run folders
 
@@ -70,4 +71,4 @@ def main(arguments: LeaderboardArguments) -> int:
 
 
 if __name__ == "__main__":
-    run(main, LeaderboardArguments, "python -m sim_eval.leaderboard")
+    run(main, LeaderboardArguments, command("leaderboard"))

@@ -11,7 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from sim_eval.configs import RolloutConfig
-from sim_eval.console import run
+from sim_eval.console import named_tasks, run
+from sim_eval.core.programs import command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,12 +25,16 @@ if TYPE_CHECKING:
     from sim_eval.evaluation.run_folder import RunFolder
     from sim_eval.policies.policy import PolicySpec
 
-PROGRAM = "python -m sim_eval.rollout"
+PROGRAM = command("rollout")
+TEMPLATE = "template"  # of --keys
 
 
 def main(config: RolloutConfig) -> int:
     """Runs the command; returns the exit code."""
     config = config.checked()
+    if str(config.keys) == TEMPLATE:
+        print(keys_template(config))
+        return 0
     from sim_eval.evaluation.rollouts import open_rollout
     from sim_eval.reporting.run_report import print_run
 
@@ -37,6 +42,21 @@ def main(config: RolloutConfig) -> int:
         play(run_folder, outcomes, config.instruction_condition)
     print_run(run_folder.folder, run_folder.results, config)
     return 0
+
+
+def keys_template(config: RolloutConfig) -> str:
+    """A file of observation keys to fill in, for the first task that is named."""
+    from contextlib import closing
+
+    from sim_eval.core.types import RenderConfig
+    from sim_eval.envs.tasks import choose_render, get_task
+    from sim_eval.evaluation.rollouts import DEFAULT_TASK
+    from sim_eval.policies.remote.keys import template
+
+    task, *_ = named_tasks(config.task) or [DEFAULT_TASK]
+    render = RenderConfig(choose_render(config.render, [task]), hide_goal=config.hide_goal)
+    with closing(get_task(task).make(render)) as simulator:
+        return template(simulator.spec, task)
 
 
 def video_recorders(

@@ -18,6 +18,7 @@ import tyro
 from sim_eval.configs import Flag, PrintCsv, PrintJson
 from sim_eval.console import make_folder, run
 from sim_eval.core.errors import SimEvalError
+from sim_eval.core.programs import command
 from sim_eval.policies.spatialvla.configuration_spatialvla import Count
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from sim_eval.evaluation.run_folder import Run
     from sim_eval.evaluation.verification import Verification, VerifyJob
 
-PROGRAM = "python -m sim_eval.verify"
+PROGRAM = command("verify")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.files import atomic, read_json, write_json
 from sim_eval.core.types import ActionChunk
+from sim_eval.policies.devices import resolve_device
 from sim_eval.policies.policy import AS_SAVED, InferenceConfig, PolicyRequest, PolicySpec
 from sim_eval.policies.spatialvla.adapters import whole_weights
 from sim_eval.policies.spatialvla.configuration_spatialvla import SpatialVLAConfig
@@ -132,22 +133,6 @@ def compile_sampling(model: SpatialVLAForConditionalGeneration, device: torch.de
         )
     expert = model.action_expert
     expert.velocity = torch.compile(expert.velocity, dynamic=True)  # type: ignore[method-assign]
-
-
-def resolve_device(name: str) -> torch.device:
-    """The torch device of that name; "auto" is CUDA when there is one, else the CPU.
-
-    Raises:
-        SimEvalError: the name is unknown, or this machine has no such device.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise SimEvalError(f"device '{name}' cannot be used here: choose auto, cpu or cuda") from error
-    return device
 
 
 def _load_weights(model: SpatialVLAForConditionalGeneration, file: Path) -> None:

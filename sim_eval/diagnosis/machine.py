@@ -126,7 +126,7 @@ def opengl_finding() -> Iterator[Finding]:
 def torch_finding(device: str) -> Iterator[Finding]:
     import torch
 
-    from sim_eval.policies.spatialvla.checkpoint import resolve_device
+    from sim_eval.policies.devices import resolve_device
 
     place = resolve_device(device)
     threads = f", {torch.get_num_threads()} threads" if place.type == "cpu" else ""
