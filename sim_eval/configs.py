@@ -14,7 +14,8 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias, cast
 
 import tyro
 from annotated_types import Ge, Gt, Lt
-from pydantic import AllowInfNan
+from pydantic import AllowInfNan, PlainValidator
+from pydantic_core import PydanticCustomError
 
 from sim_eval.core.decoding import decode, encode
 from sim_eval.core.errors import SimEvalError
@@ -25,6 +26,16 @@ from sim_eval.policies.spatialvla.configuration_spatialvla import SIZES, ActionE
 DEFAULT_MINUTES = 10.0
 UNSET = cast(SpatialVLAConfig, None)  # until __post_init__
 Flag: TypeAlias = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+
+
+def _workers(value: object) -> object:
+    if value != "auto" and (type(value) is not int or value < 1):
+        raise PydanticCustomError("workers", "Input should be auto or a whole number from 1 on")
+    return value
+
+
+# "auto": see :func:`sim_eval.evaluation.workers.worker_count`.
+Workers: TypeAlias = Annotated[Literal["auto"] | int, PlainValidator(_workers)]
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -228,10 +239,11 @@ class RolloutConfig:
             one that is scored.
         hide_goal: leave out the marks by which some simulators show where the goal is.
         threads: torch's CPU threads a process; with 1 the result does not depend on the machine's number of cores.
-        workers: number of processes that run episodes; 1 is this process, without watchdog and retries, and with 2 or
-            more the run survives a simulator that crashes or hangs.
+        workers: number of processes that run episodes; auto: as many as cores, free memory and the number of episodes
+            make worthwhile. 1 is this process, without watchdog and retries. With 2 or more the run survives a
+            simulator that crashes or hangs. The results do not depend on it.
         batch: 0 gives each worker its own copy of the policy; otherwise one policy answers up to so many workers at
-            once. By default 0 on a CPU, and on a GPU the number of workers.
+            once. By default 0 on a CPU, and on a GPU the number of workers, or 1 with --workers auto.
         wait: milliseconds that a request to the shared policy waits for others.
         deterministic: no batch of more than 1, so that results are bit for bit those of one worker.
         watchdog: seconds without a control step after which a worker counts as hung.
@@ -244,7 +256,7 @@ class RolloutConfig:
 
     policy: Annotated[str, tyro.conf.arg(metavar="NAME|DIR|ws://HOST:PORT")]
     task: Annotated[str, tyro.conf.arg(metavar="T[,T...]")] = ""
-    episodes: Count = 20
+    episodes: Count = 5
     split: Literal["train", "val", "test"] = "test"
     first: Size = 0
     video: Literal["none", "failures", "all"] = "all"
@@ -259,7 +271,7 @@ class RolloutConfig:
     instruction_condition: Literal["correct", "counterfactual"] = "correct"
     hide_goal: Flag = False
     threads: Count = 1
-    workers: Count = 1
+    workers: Workers = "auto"
     batch: Size | None = None
     wait: Annotated[float, Ge(0)] = 10.0
     deterministic: Flag = False
@@ -280,6 +292,8 @@ class RolloutConfig:
             raise SimEvalError(f"--deterministic allows no batch: leave --batch {self.batch} out")
         if self.ray_address and self.backend != "ray":
             raise SimEvalError("--ray-address is for --backend ray: add it")
+        if self.ray_address and self.workers == "auto":
+            raise SimEvalError("--workers auto counts the cores of this machine: give --workers N with --ray-address")
         return self
 
 
@@ -338,7 +352,8 @@ class CollectConfig:
         size: height and width of every camera in pixels.
         cameras: cameras to record, separated by commas; default: all.
         device: for a learned policy: auto, cpu or cuda.
-        workers: processes that run episodes; 1 is this process. With 2 or more, a crash of a simulator is survived.
+        workers: number of processes that run episodes; auto: as many as cores, free memory and the number of episodes
+            make worthwhile. 1 is this process. With 2 or more, a crash of a simulator is survived.
     """
 
     task: Annotated[str, tyro.conf.arg(metavar="T[,T...]")]
@@ -355,4 +370,4 @@ class CollectConfig:
     size: Annotated[int, Ge(16)] = 128
     cameras: Annotated[str, tyro.conf.arg(metavar="C[,C...]")] = ""
     device: str = "auto"
-    workers: Count = 1
+    workers: Workers = "auto"

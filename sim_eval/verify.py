@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from sim_eval.configs import Flag
+from sim_eval.configs import Flag, Workers
 from sim_eval.console import make_folder, run
 from sim_eval.core.errors import SimEvalError
 from sim_eval.policies.spatialvla.configuration_spatialvla import Count
@@ -38,7 +38,8 @@ class VerifyArguments:
         sample: only so many episodes, evenly spread over the finished ones.
         strict: fail too when an episode is not identical to the last bit.
         policy: also call the policy again at each recorded call, and compare its actions.
-        workers: number of processes that replay episodes; 1 is this process.
+        workers: number of processes that replay episodes; auto: as many as cores, free memory and the number of
+            episodes make worthwhile. 1 is this process.
         out: write the findings of each episode to this JSON file.
     """
 
@@ -47,7 +48,7 @@ class VerifyArguments:
     sample: Count | None = None
     strict: Flag = False
     policy: Flag = False
-    workers: Count = 1
+    workers: Workers = "auto"
     out: Path | None = None
 
 
@@ -76,7 +77,7 @@ def main(arguments: VerifyArguments) -> int:
     return int(refuted or (arguments.strict and inexact))
 
 
-def verify(job: VerifyJob, results: Sequence[EpisodeResult], workers: int) -> list[Verification]:
+def verify(job: VerifyJob, results: Sequence[EpisodeResult], workers: Workers) -> list[Verification]:
     """Verifies episodes, with a progress bar on stderr; returns the verifications in the order of ``results``."""
     from tqdm import tqdm
 

@@ -153,7 +153,7 @@ def test_failures_can_be_what_is_wanted(tmp_path: Path, monkeypatch: pytest.Monk
     [
         (["--task", "robosuite/Lft"], "robosuite/Lift"),
         (["--task", ","], "--task names nothing"),
-        (["--workers", "0"], "--workers: input should be greater than or equal to 1"),
+        (["--workers", "0"], "--workers: input should be auto or a whole number from 1 on, not 0"),
         (["--episodes", "0"], "--episodes: input should be greater than or equal to 1"),
         (["--size", "8"], "--size: input should be greater than or equal to 16"),
         (["--post-success-steps", "-1"], "--post-success-steps: input should be greater than or equal to 0"),

@@ -168,7 +168,7 @@ def test_another_run_in_the_folder_is_refused(
         (["--policy", "zero", "--euler-steps", "2"], "policy 'zero' has no network: leave --euler-steps out"),
         (["--policy", "zero", "--weights", "int8"], "policy 'zero' has no network: leave --weights out"),
         (["--policy", "random", "--compile"], "policy 'random' has no network: leave --compile out"),
-        (["--policy", "zero", "--workers", "0"], "--workers: input should be greater than or equal to 1"),
+        (["--policy", "zero", "--workers", "0"], "--workers: input should be auto or a whole number from 1 on, not 0"),
         (["--policy", "zero", "--batch", "-1"], "--batch: input should be greater than or equal to 0"),
         (["--policy", "zero", "--watchdog", "0"], "--watchdog: input should be greater than or equal to 1"),
         (["--policy", "zero", "--retries", "-1"], "--retries: input should be greater than or equal to 0"),
