@@ -15,6 +15,7 @@ from sim_eval.reporting.summary import (
     MEAN_COLUMNS,
     MEANS_NOTE,
     TaskSummary,
+    by_task,
     part_name,
     phase_table,
     suite_means,
@@ -22,6 +23,7 @@ from sim_eval.reporting.summary import (
 )
 from sim_eval.reporting.tables import Column, Table
 
+FEW, ENOUGH = 50, 200  # episodes of a task
 PACE: Column[TaskSummary] = Column("episodes/min", lambda each: f"{each.episodes_per_minute:.1f}")
 
 
@@ -48,6 +50,13 @@ def print_run(folder: Path, results: Sequence[EpisodeResult], as_json: bool) -> 
             print(f"{phase_table(('furthest phase',), several)}\n")
         if means:
             print(f"{Table.of((), MEAN_COLUMNS, [((), mean) for mean in means])}\n{MEANS_NOTE}\n")
-        print(f"run folder: {folder}\nvideos: {videos or 'none'}")
+        print(f"run folder: {folder}\nvideos: {videos or 'none'}\n{next_steps(folder, results)}")
     if all(result.error for result in results):
         raise SimEvalError(f"every episode ended with an error; the first: {results[0].error}")
+
+
+def next_steps(folder: Path, results: Sequence[EpisodeResult]) -> str:
+    """What to type next, one line each."""
+    fewest = min(map(len, by_task(results).values()))
+    more = f"n = {fewest} a task leaves wide intervals; for narrower ones: --episodes {ENOUGH}\n"
+    return f"{more * (fewest < FEW)}to replay every episode and compare: python -m sim_eval.verify {folder}"

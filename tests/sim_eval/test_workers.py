@@ -275,8 +275,10 @@ def test_auto_shares_a_policy_that_computes_elsewhere(monkeypatch: pytest.Monkey
     monkeypatch.setattr("sim_eval.evaluation.workers.available_memory", lambda: 10**13)
     here, gpu = wander(), Elsewhere(lambda request: np.zeros((1, 2)))
 
-    def resolved(policy: FakePolicy, episodes: int = 100, **options: object) -> tuple[object, object]:
-        config = RolloutConfig(**{"policy": "other", **options})  # type: ignore[arg-type]
+    def resolved(
+        policy: FakePolicy, episodes: int = 100, reference: str = "other", **options: object
+    ) -> tuple[object, object]:
+        config = RolloutConfig(reference, **options)  # type: ignore[arg-type]
         chosen = with_workers(config, PolicySource.of(config), policy, episodes)
         return chosen.workers, chosen.batch
 
@@ -287,7 +289,7 @@ def test_auto_shares_a_policy_that_computes_elsewhere(monkeypatch: pytest.Monkey
     assert resolved(gpu, episodes=4) == (1, None)
     assert resolved(gpu, backend="ray") == (3, None)
     assert resolved(gpu, workers=5) == (5, None)
-    assert resolved(here, policy="ws://localhost:8000") == (3, 1)
+    assert resolved(here, reference="ws://localhost:8000") == (3, 1)
 
 
 @pytest.mark.parametrize("size", [1, 2])
