@@ -31,6 +31,11 @@ def checkpoint_folder(reference: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
+def is_remote(reference: str) -> bool:
+    """Whether this is the address of a server."""
+    return reference.startswith(tuple(f"{scheme}://" for scheme in SCHEMES))
+
+
 def load_policy(
     reference: str, device: str = "auto", inference: InferenceConfig = AS_SAVED, keys: Path | None = None
 ) -> Policy:
@@ -50,7 +55,7 @@ def load_policy(
             package's policy cannot be loaded, or an option does not apply to this kind of policy.
     """
     name, _, argument = reference.partition(":")
-    remote = name in SCHEMES and argument.startswith("//")
+    remote = is_remote(reference)
     ours = (*shipped_checkpoints(), SCRIPTED, *BASELINES, *SCHEMES)
     plugin = None if remote else find_plugin(POLICY_GROUP, name, name in ours)
     overrides = [entry.name for entry in fields(InferenceConfig) if getattr(inference, entry.name) != entry.default]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from sim_eval.configs import CollectConfig
@@ -41,6 +42,7 @@ def main(config: CollectConfig) -> int:
     from sim_eval.evaluation.engine import RolloutProtocol
     from sim_eval.evaluation.jobs import CollectJob, PolicySource
     from sim_eval.evaluation.scheduler import EpisodeScheduler
+    from sim_eval.evaluation.workers import worker_count
     from sim_eval.policies.policy import AS_SAVED
 
     tasks = named_tasks(config.task)
@@ -48,6 +50,9 @@ def main(config: CollectConfig) -> int:
         raise SimEvalError("--task names nothing: name a task or a suite")
     source = PolicySource(config.policy, config.device, AS_SAVED, threads=1)
     policy = source.load()
+    if config.workers == "auto":  # a policy on a GPU is called by this process alone
+        workers = 1 if source.elsewhere(policy) else worker_count("auto", config.episodes * len(tasks))
+        config = replace(config, workers=workers)
     make_folder(config.out)
     mode = choose_render(config.render or policy.spec.render, tasks)
     render = RenderConfig(mode, config.size, config.size, config.hide_goal)
@@ -77,7 +82,7 @@ def main(config: CollectConfig) -> int:
         )
         began = time.monotonic()
         try:
-            with outcomes(job, policy, list(schedulers.values()), config.workers) as ended:
+            with outcomes(job, policy, list(schedulers.values()), int(config.workers)) as ended:
                 fill(schedulers, logs, ended)
         except KeyboardInterrupt:
             done = sum(len(each.kept) + len(written(config.out, each, each.running)) for each in schedulers.values())
@@ -126,8 +131,9 @@ def outcomes(
     from sim_eval.evaluation.jobs import OneSimulator
     from sim_eval.evaluation.workers import Supervision, WorkerPool
 
-    def next_key() -> EpisodeKey | None:
-        return next((key for scheduler in schedulers if (key := scheduler.next())), None)
+    def next_key(task: str = "") -> EpisodeKey | None:
+        preferred = sorted(schedulers, key=lambda scheduler: scheduler.task != task)
+        return next((key for scheduler in preferred if (key := scheduler.next())), None)
 
     if workers == 1:
         with closing(OneSimulator(job.protocol.render)) as simulators:

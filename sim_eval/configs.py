@@ -14,7 +14,8 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias, cast
 
 import tyro
 from annotated_types import Ge, Gt, Lt
-from pydantic import AllowInfNan
+from pydantic import AllowInfNan, PlainValidator
+from pydantic_core import PydanticCustomError
 
 from sim_eval.core.decoding import decode, encode
 from sim_eval.core.errors import SimEvalError
@@ -32,6 +33,16 @@ PrintJson: TypeAlias = Annotated[
 PrintCsv: TypeAlias = Annotated[
     bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="print the figures as CSV instead of text.")
 ]
+
+
+def _workers(value: object) -> object:
+    if value != "auto" and (type(value) is not int or value < 1):
+        raise PydanticCustomError("workers", "Input should be auto or a whole number from 1 on")
+    return value
+
+
+# "auto": see :func:`sim_eval.evaluation.workers.worker_count`.
+Workers: TypeAlias = Annotated[Literal["auto"] | int, PlainValidator(_workers)]
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -253,10 +264,11 @@ class RolloutConfig:
             one that is scored.
         hide_goal: leave out the marks by which some simulators show where the goal is.
         threads: torch's CPU threads of each process; with 1 the result does not depend on the number of cores.
-        workers: number of processes that run episodes; 1 is this process, without watchdog and retries, and with 2 or
-            more the run survives a simulator that crashes or hangs.
+        workers: number of processes that run episodes; auto: as many as cores, free memory and the number of episodes
+            make worthwhile. 1 is this process, without watchdog and retries. With 2 or more the run survives a
+            simulator that crashes or hangs. The results do not depend on it.
         batch: with 0 each worker has its own copy of the policy; with N one policy answers up to N workers at
-            once. By default 0 on a CPU, and on a GPU the number of workers.
+            once. By default 0 on a CPU, and on a GPU the number of workers, or 1 with --workers auto.
         wait: milliseconds that the shared policy waits for requests of other workers.
         deterministic: let the shared policy answer one request at a time, so that results are bit for bit those of one
             worker.
@@ -280,7 +292,7 @@ class RolloutConfig:
 
     policy: Annotated[str, tyro.conf.arg(metavar="NAME|DIR|ws://HOST:PORT")]
     task: Annotated[str, tyro.conf.arg(metavar="T[,T...]")] = ""
-    episodes: Count = 20
+    episodes: Count = 5
     split: Literal["train", "val", "test"] = "test"
     first: Size = 0
     video: Literal["none", "failures", "all"] = "all"
@@ -295,7 +307,7 @@ class RolloutConfig:
     instruction_condition: Literal["correct", "counterfactual"] = "correct"
     hide_goal: Flag = False
     threads: Count = 1
-    workers: Count = 1
+    workers: Workers = "auto"
     batch: Size | None = None
     wait: Annotated[float, Ge(0)] = 10.0
     deterministic: Flag = False
@@ -317,6 +329,8 @@ class RolloutConfig:
             raise SimEvalError(f"--deterministic allows no batch: leave --batch {self.batch} out")
         if self.ray_address and self.backend != "ray":
             raise SimEvalError("--ray-address is for --backend ray: add it")
+        if self.ray_address and self.workers == "auto":
+            raise SimEvalError("--workers auto counts the cores of this machine: give --workers N with --ray-address")
         return self
 
 
@@ -379,7 +393,8 @@ class CollectConfig:
         size: height and width of every camera's pictures, in pixels.
         cameras: cameras to record, separated by commas; by default all.
         device: where a learned demonstrator runs: auto takes a GPU if there is one.
-        workers: processes that run episodes; 1 is this process. With 2 or more, a crash of a simulator is survived.
+        workers: number of processes that run episodes; auto: as many as cores, free memory and the number of episodes
+            make worthwhile. 1 is this process. With 2 or more, a crash of a simulator is survived.
     """
 
     SECTIONS: ClassVar = {
@@ -405,6 +420,6 @@ class CollectConfig:
     size: Annotated[int, Ge(16)] = 128
     cameras: Annotated[str, tyro.conf.arg(metavar="C[,C...]")] = ""
     device: Device = "auto"
-    workers: Count = 1
+    workers: Workers = "auto"
     json: PrintJson = False
     csv: PrintCsv = False

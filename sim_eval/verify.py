@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from sim_eval.configs import Flag, PrintCsv, PrintJson
+from sim_eval.configs import Flag, PrintCsv, PrintJson, Workers
 from sim_eval.console import make_folder, run
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.programs import command
@@ -39,7 +39,8 @@ class VerifyArguments:
         sample: only so many episodes, evenly spread over the finished ones.
         strict: fail too when an episode is not identical to the last bit.
         policy: also call the policy again at each recorded call, and compare its actions.
-        workers: number of processes that replay episodes; 1 is this process.
+        workers: number of processes that replay episodes; auto: as many as cores, free memory and the number of
+            episodes make worthwhile. 1 is this process.
         out: write the findings of each episode to this JSON file as well.
     """
 
@@ -48,7 +49,7 @@ class VerifyArguments:
     sample: Count | None = None
     strict: Flag = False
     policy: Flag = False
-    workers: Count = 1
+    workers: Workers = "auto"
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     json: PrintJson = False
     csv: PrintCsv = False
@@ -82,7 +83,7 @@ def main(arguments: VerifyArguments) -> int:
     return int(refuted or (arguments.strict and inexact))
 
 
-def verify(job: VerifyJob, results: Sequence[EpisodeResult], workers: int) -> list[Verification]:
+def verify(job: VerifyJob, results: Sequence[EpisodeResult], workers: Workers) -> list[Verification]:
     """Verifies episodes, with a progress bar on stderr; returns the verifications in the order of ``results``."""
     from tqdm import tqdm
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sim_eval.core.errors import SimEvalError
+from sim_eval.core.programs import command
 from sim_eval.evaluation.engine import EpisodeResult
 from sim_eval.evaluation.run_folder import VIDEOS
 from sim_eval.reporting.records import Format, print_records
@@ -15,12 +16,15 @@ from sim_eval.reporting.summary import (
     COLUMNS_NOTE,
     MEAN_COLUMNS,
     MEANS_NOTE,
+    by_task,
     part_name,
     phase_table,
     suite_means,
     summaries,
 )
 from sim_eval.reporting.tables import Table, wrapped
+
+FEW, ENOUGH = 50, 200  # episodes of a task
 
 
 def print_run(folder: Path, results: Sequence[EpisodeResult], asked: Format) -> None:
@@ -38,7 +42,7 @@ def print_run(folder: Path, results: Sequence[EpisodeResult], asked: Format) -> 
     ):
         print("\n\n".join(map(str, run_tables(results))), end="\n\n")
         print(wrapped(COLUMNS_NOTE + f" {MEANS_NOTE}" * bool(means)))
-        print(f"run folder: {folder}\nvideos: {videos or 'none'}")
+        print(f"run folder: {folder}\nvideos: {videos or 'none'}\n{next_steps(folder, results)}")
     if all(result.error for result in results):
         raise SimEvalError(f"every episode ended with an error; the first: {results[0].error}")
 
@@ -52,3 +56,10 @@ def run_tables(results: Sequence[EpisodeResult]) -> list[Table]:
     if means := list(suite_means(results)):
         tables.append(Table.of((), MEAN_COLUMNS, [((), mean) for mean in means]))
     return tables
+
+
+def next_steps(folder: Path, results: Sequence[EpisodeResult]) -> str:
+    """What to type next, one line each."""
+    fewest = min(map(len, by_task(results).values()))
+    more = f"n = {fewest} a task leaves wide intervals; for narrower ones: --episodes {ENOUGH}\n"
+    return f"{more * (fewest < FEW)}to replay every episode and compare: {command('verify')} {folder}"

@@ -15,6 +15,7 @@ import tyro
 from annotated_types import Ge
 
 import sim_eval
+from sim_eval import __main__ as everything
 from sim_eval import collect, compare, doctor, leaderboard, results, rollout, serve, train, verify
 from sim_eval.configs import TrainConfig
 from sim_eval.console import parse

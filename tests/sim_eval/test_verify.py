@@ -468,7 +468,7 @@ def test_a_run_that_is_not_complete_is_verified_as_far_as_it_goes(tmp_path: Path
         (["--episode", "8"], "--episode 8: "),
         (["--episode", "-1"], "has episodes 0 to 7"),
         (["--sample", "0"], "--sample: input should be greater than or equal to 1"),
-        (["--workers", "0"], "--workers: input should be greater than or equal to 1"),
+        (["--workers", "0"], "--workers: input should be auto or a whole number from 1 on, not 0"),
         (["--sample", "2", "--episode", "1"], "give one of them"),
         (["--out", f"{__file__}/report.json"], "cannot be written"),
         (["--policy"], "was not made by sim_eval.rollout, so its policy is unknown: leave --policy out"),
