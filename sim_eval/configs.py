@@ -25,6 +25,8 @@ from sim_eval.policies.spatialvla.configuration_spatialvla import SIZES, ActionE
 DEFAULT_MINUTES = 10.0
 UNSET = cast(SpatialVLAConfig, None)  # until __post_init__
 Flag: TypeAlias = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+VideoChoice: TypeAlias = Literal["none", "failures", "all"] | Count
+VideoSize: TypeAlias = Annotated[int, Ge(128)]
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -213,7 +215,11 @@ class RolloutConfig:
         episodes: number of episodes of each task.
         split: train, val or test; final numbers come from test, which is never trained on.
         first: index of the first episode.
-        video: the episodes that get a video; rendering every step takes most of the time, so say none for a long run.
+        video: the episodes that get a video: none, failures, all, or a number N for the first N of each task. A video
+            takes longer than its episode; python -m sim_eval.video makes videos of a finished run.
+        video_size: height in pixels of the large picture in videos.
+        video_look: rendering of that picture, which the policy does not see: faithful (the simulator's own look) or
+            fast.
         out: run folder; by default a new one under runs/. An interrupted run in it is continued.
         device: auto, cpu, cuda or another of torch's devices.
         json: print one JSON object instead of tables.
@@ -247,7 +253,9 @@ class RolloutConfig:
     episodes: Count = 20
     split: Literal["train", "val", "test"] = "test"
     first: Size = 0
-    video: Literal["none", "failures", "all"] = "all"
+    video: Annotated[VideoChoice, tyro.conf.arg(metavar="none|failures|all|N")] = 1
+    video_size: VideoSize = 512
+    video_look: Literal["fast", "faithful"] = "faithful"
     out: Path | None = None
     device: str = "auto"
     json: Flag = False
