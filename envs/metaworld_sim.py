@@ -107,7 +107,7 @@ def new_environment(kind: type[SawyerXYZEnv], rng: np.random.Generator) -> Sawye
 class MetaworldSimulator(MujocoSimulator):
     """One Meta-World task, running; see :class:`sim_eval.core.types.Simulator`."""
 
-    VIDEO_AZIMUTH, VIDEO_DISTANCE = -42.0, 1.4
+    VIDEO_AZIMUTH, VIDEO_DISTANCE = -42.0, 1.5
 
     def __init__(self, task: Task, name: str, options: RenderConfig) -> None:
         """Args: name: Meta-World's name of the environment."""

@@ -97,11 +97,10 @@ def chosen(arguments: VideoArguments, count: int | None) -> list[Recorded]:
     from sim_eval.evaluation.run_folder import read_run
     from sim_eval.evaluation.verification import choose_episodes
     from sim_eval.reporting.playback import Recorded
-    from sim_eval.reporting.runs import policy_label
 
     wanted = {"all": (True, False), "failures": (False,), "successes": (True,)}[arguments.which]
     episodes = [
-        Recorded(run, result.key, policy_label(run))
+        Recorded(run, result.key, run.spec.name)
         for run in map(read_run, arguments.runs)
         for result in choose_episodes(run, arguments.episode)
         if result.success in wanted
