@@ -120,6 +120,8 @@ def reseed(env: ManipulationEnv, rng: np.random.Generator) -> None:
 class RobosuiteSimulator(MujocoSimulator):
     """One robosuite task, running; see :class:`sim_eval.core.types.Simulator`."""
 
+    VIDEO_AZIMUTH, VIDEO_DISTANCE = -50.0, 1.5
+
     def __init__(self, task: Task, scene: RobosuiteScene, options: RenderConfig) -> None:
         super().__init__(task, options, ROBOT, CAMERAS, PROPRIO, ACTION)
         choose_backend()
@@ -144,7 +146,7 @@ class RobosuiteSimulator(MujocoSimulator):
             self._env.modify_observable(name, "active", False)
         self._scene = scene
         self._model = self._env.sim.model._model
-        self._scene_camera = SceneCamera(self._model, CAMERAS, options, scene.scene_options(self._model))
+        self._scene_camera = self._new_scene_camera(self._model, options)
         self._site = self._env.robots[0].eef_site_id["right"]
         self._joints = self._env.robots[0]._ref_joint_pos_indexes
         self._fingers = self._env.robots[0]._ref_gripper_joint_pos_indexes["right"]
@@ -202,8 +204,11 @@ class RobosuiteSimulator(MujocoSimulator):
         self._scene_camera.close()
         self._env.close()
 
-    def _update_cameras(self) -> None:
-        self._scene_camera.update(self._env.sim.data._data)
+    def _physics(self) -> tuple[mujoco.MjModel, mujoco.MjData]:
+        return self._model, self._env.sim.data._data
+
+    def _new_scene_camera(self, model: mujoco.MjModel, options: RenderConfig) -> SceneCamera:
+        return SceneCamera(model, CAMERAS, options, self._scene.scene_options(model))
 
     def _proprio(self) -> dict[str, FloatArray]:
         import mujoco

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 PROGRAM = command("compare")
 PAGE, DATA = "compare.md", "compare.json"
+VIDEO_SIZE = 384  # pixels, height of each side's picture
 AT_ANY, AT_END = "Success at any step", "Success at the last step"
 
 
@@ -90,26 +91,30 @@ def main(arguments: CompareArguments) -> int:
 
 
 def write_videos(runs: Mapping[str, Run], folder: Path, count: int) -> list[Path]:
-    """Videos of at most ``count`` disagreements of each pair; why one cannot be made goes to stderr."""
+    """Side-by-side videos of at most ``count`` disagreements of each pair; why one cannot be made goes to stderr."""
     from contextlib import closing
     from itertools import combinations
-    from tempfile import TemporaryDirectory
 
     from tqdm import tqdm
 
     from sim_eval.reporting.pairing import disagreements
-    from sim_eval.reporting.side_by_side import Side, SideBySide
+    from sim_eval.reporting.playback import Playback, Recorded, outcome
+    from sim_eval.reporting.runs import policy_label
 
     wanted = [
-        (key, (Side(a, runs[a]), Side(b, runs[b])))
-        for a, b in combinations(runs, 2)
-        for key in disagreements(runs[a], runs[b])[:count]
+        {letter: Recorded(runs[letter], key, f"{letter}: {policy_label(runs[letter])}") for letter in pair}
+        for pair in combinations(runs, 2)
+        for key in disagreements(*(runs[letter] for letter in pair))[:count]
     ]
     written = []
-    with TemporaryDirectory() as scratch, closing(SideBySide(folder, Path(scratch))) as pictures:
-        for key, sides in tqdm(wanted, unit="video", file=sys.stderr, dynamic_ncols=True):
+    with closing(Playback(VIDEO_SIZE)) as playback:
+        for sides in tqdm(wanted, unit="video", file=sys.stderr, dynamic_ncols=True):
+            ends = [f"{letter}-{outcome(side.result)}" for letter, side in sides.items()]
+            stem = next(iter(sides.values())).key.stem
+            path = folder / f"{'_'.join([stem, *ends])}.mp4"
             try:
-                written.append(pictures.write(key, sides))
+                playback.write_grid(list(sides.values()), len(sides), path)
+                written.append(path)
             except SimEvalError as error:
                 tqdm.write(f"no video: {error}", file=sys.stderr)
     return written

@@ -43,6 +43,8 @@ def _workers(value: object) -> object:
 
 # "auto": see :func:`sim_eval.evaluation.workers.worker_count`.
 Workers: TypeAlias = Annotated[Literal["auto"] | int, PlainValidator(_workers)]
+VideoChoice: TypeAlias = Literal["none", "failures", "all"] | Count
+VideoSize: TypeAlias = Annotated[int, Ge(128)]
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -251,7 +253,10 @@ class RolloutConfig:
         episodes: number of episodes of each task.
         split: the set from which episodes come; final numbers come from test, which is never trained on.
         first: index of the first episode in the split.
-        video: the episodes that get a video; rendering every step takes most of the time, so say none for a long run.
+        video: the episodes that get a video: none, failures, all, or a number N for the first N of each task. A video
+            takes longer than its episode; sim_eval.video makes videos of a finished run.
+        video_size: height in pixels of the large picture in videos.
+        video_look: rendering of that picture, which the policy does not see; faithful is the simulator's own look.
         out: run folder; by default a new one under runs/. An interrupted run in it is continued.
         device: where the network runs: auto takes a GPU if there is one.
         render: fast (no shadows, lighter meshes) or faithful (the simulator's own look); by default that on which the
@@ -295,7 +300,9 @@ class RolloutConfig:
     episodes: Count = 5
     split: Literal["train", "val", "test"] = "test"
     first: Size = 0
-    video: Literal["none", "failures", "all"] = "all"
+    video: Annotated[VideoChoice, tyro.conf.arg(metavar="none|failures|all|N")] = 1
+    video_size: VideoSize = 512
+    video_look: Literal["fast", "faithful"] = "faithful"
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     device: Device = "auto"
     json: PrintJson = False

@@ -1,14 +1,14 @@
 """Score a policy: ``python -m sim_eval.rollout --policy deep_llama``.
 
-Writes a run folder with the result, the trajectory and the video of every episode, and prints the success rate with its
-interval. The same command with ``--out`` of an interrupted run continues it, with any number of ``--workers``.
+Writes a run folder with the result and trajectory of every episode and videos of some, and prints the success rate with
+its interval. The same command with ``--out`` of an interrupted run continues it, with any number of ``--workers``.
 """
 
 from __future__ import annotations
 
 import sys
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from sim_eval.configs import RolloutConfig
 from sim_eval.console import named_tasks, run
@@ -38,7 +38,7 @@ def main(config: RolloutConfig) -> int:
     from sim_eval.evaluation.rollouts import open_rollout
     from sim_eval.reporting.run_report import print_run
 
-    with open_rollout(config, partial(video_recorders, config.video)) as (run_folder, outcomes):
+    with open_rollout(config, partial(video_recorders, config)) as (run_folder, outcomes):
         play(run_folder, outcomes, config.instruction_condition)
     print_run(run_folder.folder, run_folder.results, config)
     return 0
@@ -59,16 +59,15 @@ def keys_template(config: RolloutConfig) -> str:
         return template(simulator.spec, task)
 
 
-def video_recorders(
-    choice: Literal["none", "failures", "all"], policy: PolicySpec, folder: Path
-) -> Sequence[RecorderFactory]:
+def video_recorders(config: RolloutConfig, policy: PolicySpec, folder: Path) -> Sequence[RecorderFactory]:
     """Makes the recorder of the episodes' videos, if any are wanted."""
-    if choice == "none":
+    if config.video == "none":
         return ()
     from sim_eval.evaluation.run_folder import VIDEOS
-    from sim_eval.reporting.video import VideoRecorder
+    from sim_eval.reporting.episode_video import VideoRecorder
 
-    return (partial(VideoRecorder, folder / VIDEOS, policy.name, choice),)
+    videos = folder / VIDEOS
+    return (partial(VideoRecorder, videos, policy, config.video, config.first, config.video_size, config.video_look),)
 
 
 def play(run_folder: RunFolder, outcomes: Outcomes, instruction_condition: InstructionCondition) -> None:

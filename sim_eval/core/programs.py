@@ -27,6 +27,7 @@ class Program:
 PROGRAMS = (
     Program("rollout", "score a policy", "success rate with its interval, and videos"),
     Program("leaderboard", "score a policy", "rank finished runs"),
+    Program("video", "score a policy", "make videos of a finished run, also in a grid"),
     Program("compare", "score a policy", "compare runs episode by episode"),
     Program("collect", "train a policy", "collect demonstrations with a scripted demonstrator or a policy"),
     Program("train", "train a policy", "train an action expert on demonstrations"),

@@ -21,7 +21,8 @@ from sim_eval.evaluation.workers import HeartbeatRecorder, Link, Play
 from sim_eval.policies.policy import InferenceConfig, Policy, PolicySpec, check_fit
 from sim_eval.policies.registry import is_remote, load_policy
 
-RecorderFactory: TypeAlias = Callable[[], Recorder]  # picklable, so that each worker makes its own recorder
+# Picklable, so that each worker makes its own recorder. That calls ``still_working`` while it works after an episode.
+RecorderFactory: TypeAlias = Callable[[Callable[[], None]], Recorder]
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,8 @@ class RolloutJob(EpisodeJob):
 
     def player(self, policy: Policy, simulators: OneSimulator, *recorders: Recorder) -> Play[EpisodeResult]:
         trajectories = TrajectoryRecorder(self.spec, self.folder, self.threads)
-        recorder = Recorders(*recorders, trajectories, *(make() for make in self.recorders))
+        still_working = Recorders(*recorders).still_working
+        recorder = Recorders(*recorders, trajectories, *(make(still_working) for make in self.recorders))
         return lambda key: run_episode(simulators.of(key.task), policy, key, self.protocol, recorder)
 
 

@@ -109,7 +109,7 @@ Job: TypeAlias = Callable[[Link], AbstractContextManager[Play[Result]]]
 
 
 class HeartbeatRecorder(Recorder):
-    """Sends a heartbeat at every control step."""
+    """Sends a heartbeat at every control step, and while another recorder works after the episode."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
@@ -121,6 +121,9 @@ class HeartbeatRecorder(Recorder):
         self._link.send(Heartbeat())
 
     def finish(self, simulator: Simulator, success: bool) -> None:
+        self._link.send(Heartbeat())
+
+    def still_working(self) -> None:
         self._link.send(Heartbeat())
 
 
