@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, SupportsFloat, TypeAlias
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.vector.utils import read_from_shared_memory
 from numpy.typing import NDArray
 
 from sim_eval.core.errors import SimEvalError
@@ -37,6 +38,32 @@ GymObservation: TypeAlias = dict[str, object]
 MAX_METRES = 1e3
 MAX_PIXELS = 1e6
 PRINTABLE = "".join(chr(code) for code in range(32, 127))
+
+
+class Sentence(spaces.Text):
+    """A text that ``AsyncVectorEnv`` shows as it is now. Of a plain Text it shows what memory held at its creation."""
+
+
+class _SharedTexts(Sequence[str]):
+    """The texts in a memory that other processes write; a copy is a tuple."""
+
+    def __init__(self, read: Callable[[], tuple[str, ...]]) -> None:
+        self._read = read
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._read()[index]
+
+    def __len__(self) -> int:
+        return len(self._read())
+
+    def __deepcopy__(self, memo: object) -> tuple[str, ...]:
+        return self._read()
+
+
+@read_from_shared_memory.register(Sentence)
+def _read_sentences(space: Sentence, shared_memory: Any, n: int = 1) -> Any:
+    read: Any = read_from_shared_memory.dispatch(spaces.Text)
+    return _SharedTexts(lambda: read(space, shared_memory, n))
 
 
 class SimulatorEnv(gymnasium.Env[GymObservation, FloatArray]):
@@ -100,7 +127,7 @@ class SimulatorEnv(gymnasium.Env[GymObservation, FloatArray]):
                 "proprio": spaces.Dict(
                     {name: _box(MAX_METRES, length) for name, length in spec.proprio.items()},
                 ),
-                "instruction": spaces.Text(max_length=256, charset=PRINTABLE),
+                "instruction": Sentence(max_length=256, charset=PRINTABLE),
             }
         )
 

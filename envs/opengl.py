@@ -87,11 +87,17 @@ def new_context(width: int, height: int) -> Any:
     """A ``GLContext`` of MuJoCo's module for the chosen backend, whatever was chosen when MuJoCo was imported.
 
     Raises:
-        SimEvalError: OpenGL was in use before this process was forked, and cannot start anew.
+        SimEvalError: OpenGL was in use before this process was forked, and cannot start anew; or PyOpenGL has loaded
+            another one.
         Exception: OpenGL does not start.
     """
     global _opened
     backend = choose_backend()
+    loaded = getattr(sys.modules.get("OpenGL.platform"), "PLATFORM", None)
+    if backend in MODULES and loaded and not type(loaded).__module__.endswith(backend):
+        raise SimEvalError(
+            f"PyOpenGL was imported before {backend} was chosen: set PYOPENGL_PLATFORM={backend}, or import it later"
+        )
     module = import_module(MODULES.get(backend, "mujoco.gl_context"))
     if _inherited:
         _start_anew(backend, module)
