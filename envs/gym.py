@@ -97,7 +97,7 @@ class SimulatorEnv(gymnasium.Env[GymObservation, FloatArray]):
             task: the task's name, as ``robosuite/Lift``.
             render_mode: what :meth:`render` returns: ``rgb_array`` or ``depth_array``.
             render: the look, ``fast`` or ``faithful``; None: the task's default.
-            cameras: of the observation; None: all; empty: proprioception only, and no step renders.
+            cameras: of the observation; None: all; empty: the observation has no ``views``, and no step renders.
             camera_name: of :meth:`render`; None: the task's first.
             split: of the episodes that seeds number, see :meth:`reset`.
             terminate_on_success: otherwise ``terminated`` is always False.
@@ -121,15 +121,14 @@ class SimulatorEnv(gymnasium.Env[GymObservation, FloatArray]):
                 raise SimEvalError(f"{task} has no camera '{name}': choose from {', '.join(spec.cameras)}")
         self.metadata = {**self.metadata, "render_fps": spec.action.control_hz}
         self.action_space = spaces.Box(np.array(spec.action.low), np.array(spec.action.high), dtype=np.float64)
-        self.observation_space = spaces.Dict(  # type: ignore[assignment]  # Gymnasium's Dict is invariant
-            {
-                "views": spaces.Dict({name: self._view_space(*spec.cameras[name]) for name in self._cameras}),
-                "proprio": spaces.Dict(
-                    {name: _box(MAX_METRES, length) for name, length in spec.proprio.items()},
-                ),
-                "instruction": Sentence(max_length=256, charset=PRINTABLE),
-            }
-        )
+        parts: dict[str, spaces.Space[Any]] = {
+            "views": spaces.Dict({name: self._view_space(*spec.cameras[name]) for name in self._cameras}),
+            "proprio": spaces.Dict({name: _box(MAX_METRES, length) for name, length in spec.proprio.items()}),
+            "instruction": Sentence(max_length=256, charset=PRINTABLE),
+        }
+        if not self._cameras:  # Gymnasium allows no empty Dict
+            del parts["views"]
+        self.observation_space = spaces.Dict(parts)  # type: ignore[assignment]  # Gymnasium's Dict is invariant
 
     @staticmethod
     def _view_space(height: int, width: int) -> spaces.Dict:
@@ -187,14 +186,11 @@ def _info(status: Status) -> dict[str, object]:
 
 def as_dict(observation: Observation) -> GymObservation:
     """The observation as nested dicts, as in the observation space; depth is clipped to the space."""
-    return {
-        "views": {
-            name: {**vars(view), "depth": np.clip(view.depth, 0, MAX_METRES)}
-            for name, view in observation.views.items()
-        },
-        "proprio": dict(observation.proprio),
-        "instruction": observation.instruction,
+    views = {
+        name: {**vars(view), "depth": np.clip(view.depth, 0, MAX_METRES)} for name, view in observation.views.items()
     }
+    rest: GymObservation = {"proprio": dict(observation.proprio), "instruction": observation.instruction}
+    return {"views": views, **rest} if views else rest
 
 
 class RenamedEnv(SimulatorEnv):
