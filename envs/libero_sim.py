@@ -27,7 +27,7 @@ import numpy as np
 
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import EpisodeKey, FloatArray, RenderConfig, Task
-from sim_eval.envs.rendering import choose_backend
+from sim_eval.envs.opengl import choose_backend
 from sim_eval.envs.robosuite_sim import ROBOT, RobosuiteScene, RobosuiteSimulator, quiet
 
 if TYPE_CHECKING:

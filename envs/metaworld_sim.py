@@ -18,7 +18,8 @@ import numpy as np
 
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import ActionSpec, EpisodeKey, FloatArray, RenderConfig, Snapshot, Status, Task
-from sim_eval.envs.rendering import SceneOptions, choose_backend
+from sim_eval.envs.opengl import choose_backend
+from sim_eval.envs.rendering import SceneOptions
 from sim_eval.envs.scene_camera import MujocoSimulator, SceneCamera, place_camera, state_names
 
 if TYPE_CHECKING:

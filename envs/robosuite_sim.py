@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sim_eval.core.types import ActionSpec, EpisodeKey, FloatArray, RenderConfig, Snapshot, Status, Task
-from sim_eval.envs.rendering import SceneOptions, choose_backend
+from sim_eval.envs.opengl import choose_backend
+from sim_eval.envs.rendering import SceneOptions
 from sim_eval.envs.scene_camera import MujocoSimulator, SceneCamera, state_names
 
 if TYPE_CHECKING:

@@ -151,7 +151,7 @@ class SceneCamera:
     def _renderer(self, camera: str) -> RgbdRenderer:
         """The renderer of the camera's size."""
         size = self._config.size(camera)
-        if size not in self._renderers:
+        if size not in self._renderers or self._renderers[size].inherited:
             self._renderers[size] = RgbdRenderer(self._model, *size, self._config.mode, self._scene_options)
         return self._renderers[size]
 

@@ -106,13 +106,12 @@ def other_versions(lock: Mapping[str, str], version_of: Callable[[str], str | No
 
 def opengl_finding() -> Iterator[Finding]:
     """The OpenGL renderer, as a new context reports it."""
-    from sim_eval.envs.rendering import choose_backend
+    from sim_eval.envs.opengl import choose_backend, new_context
 
     backend = choose_backend()
-    from mujoco.gl_context import GLContext
+    context = new_context(16, 16)
     from OpenGL import GL
 
-    context = GLContext(16, 16)
     context.make_current()
     try:
         renderer = GL.glGetString(GL.GL_RENDERER).decode()
