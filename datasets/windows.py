@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,9 @@ class EpisodeWindows(Sequence[TrainingWindow]):
         if problems := set_problems({file: episode.header for file, episode in opened.items()}):
             raise SimEvalError(problems[0])
         self.chunk_size = chunk_size
-        self.spec: EnvironmentSpec = opened[files[0]].header.spec
+        first, others = opened[files[0]].header.spec, [episode.proprio for episode in opened.values()]
+        shared = {name: size for name, size in first.proprio.items() if all(name in proprio for proprio in others)}
+        self.spec: EnvironmentSpec = replace(first, proprio=shared)
         # By key, so that neither the folder's name nor the order of arguments changes what training sees.
         ordered = sorted(opened.values(), key=lambda episode: episode.key)
         of_task = [list(group) for _, group in itertools.groupby(ordered, key=lambda episode: episode.key.task)]

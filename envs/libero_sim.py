@@ -28,7 +28,8 @@ import numpy as np
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import EpisodeKey, FloatArray, RenderConfig, Task
 from sim_eval.envs.opengl import choose_backend
-from sim_eval.envs.robosuite_sim import ROBOT, RobosuiteScene, RobosuiteSimulator, quiet
+from sim_eval.envs.robosuite_robot import quiet
+from sim_eval.envs.robosuite_sim import DEFAULT_ROBOT, RobosuiteScene, RobosuiteSimulator
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -216,8 +217,8 @@ class LiberoSimulator(RobosuiteSimulator):
         def arguments() -> Mapping[str, object]:
             return {
                 "bddl_file_name": file,
-                "robots": [ROBOT],
-                "controller_configs": load_composite_controller_config(controller=None, robot=ROBOT),
+                "robots": [DEFAULT_ROBOT],
+                "controller_configs": load_composite_controller_config(controller=None, robot=DEFAULT_ROBOT),
                 "initialization_noise": None,
                 "use_object_obs": True,
             }
@@ -225,7 +226,7 @@ class LiberoSimulator(RobosuiteSimulator):
         environment = TASK_MAPPING[get_problem_info(file)["problem_name"]].__name__
         scene = RobosuiteScene(environment, phase, {}, arguments, sites=True, cell_metres=CELL_METRES)
         super().__init__(task, scene, options)
-        self.spec = replace(self.spec, proprio={**self.spec.proprio, "hand_quat": 4})
+        self.spec = replace(self.spec, robot=DEFAULT_ROBOT)  # LIBERO's Pandas differ in what they stand on
         env: Any = self._env
         (_, *words), *_ = env.parsed_problem["goal_state"]
         roles = dict(zip(("moved", "place"), (concerned(env, word) for word in words), strict=False))

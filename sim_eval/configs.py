@@ -81,6 +81,8 @@ class TrainConfig:
         frame_stride: train on every N-th observation of a demonstration; the actions keep their rate.
         demonstrations: use only the first N demonstrations of each task; by default all.
         cameras: the recorded cameras that the policy sees; by default all.
+        state: the recorded proprioception fields that the policy reads; by default eef_pos, eef_rot6d and
+            gripper_qpos. With gripper_opening in place of gripper_qpos it has the same state on every arm.
         loader_workers: processes that prepare batches ahead; 0: batches are prepared between the steps.
         sampling_temperature: balances tasks of different size: a task with n windows is drawn in proportion to
             n ** (1 / X). 1 draws every window equally often, inf every task.
@@ -134,6 +136,7 @@ class TrainConfig:
     frame_stride: Count = 1
     demonstrations: Count | None = None
     cameras: Annotated[tuple[str, ...], tyro.conf.arg(metavar="C [...]")] = ()
+    state: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD [...]")] = ()
     loader_workers: Size = 1
     sampling_temperature: Annotated[float, Ge(1)] = 2.0
     learning_rate: Annotated[float, Gt(0), AllowInfNan(False)] = 1e-3
@@ -268,6 +271,8 @@ class RolloutConfig:
         instruction_condition: correct, or counterfactual to give the policy the instruction of another goal than the
             one that is scored.
         hide_goal: leave out the marks by which some simulators show where the goal is.
+        other_robot: let a policy run that was trained for another robot, if all else that it needs is there; such a run
+            is ranked apart.
         threads: torch's CPU threads of each process; with 1 the result does not depend on the number of cores.
         workers: number of processes that run episodes; auto: as many as cores, free memory and the number of episodes
             make worthwhile. 1 is this process, without watchdog and retries. With 2 or more the run survives a
@@ -313,6 +318,7 @@ class RolloutConfig:
     compile: Flag = False
     instruction_condition: Literal["correct", "counterfactual"] = "correct"
     hide_goal: Flag = False
+    other_robot: Flag = False
     threads: Count = 1
     workers: Workers = "auto"
     batch: Size | None = None

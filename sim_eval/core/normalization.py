@@ -77,7 +77,7 @@ class Motion(Protocol):
 
 
 def normalization_stats(episodes: Sequence[Motion], mode: NormalizationMode) -> NormalizationStats:
-    """Computes the statistics of ``action`` (the labels) and of each proprio field; every step counts once.
+    """Computes the statistics of ``action`` (the labels) and of each shared proprio field; every step counts once.
 
     Raises:
         SimEvalError: there are no episodes.
@@ -86,7 +86,8 @@ def normalization_stats(episodes: Sequence[Motion], mode: NormalizationMode) -> 
         raise SimEvalError(f"normalisation needs at least one episode: collect some with {command('collect')}")
     fields = {"action": np.concatenate([episode.actions for episode in episodes])}
     proprio = [episode.proprio for episode in episodes]
-    fields |= {name: np.concatenate([values[name] for values in proprio]) for name in proprio[0]}
+    shared = [name for name in proprio[0] if all(name in values for values in proprio)]
+    fields |= {name: np.concatenate([values[name] for values in proprio]) for name in shared}
     return NormalizationStats(mode, {name: _field_stats(values) for name, values in fields.items()})
 
 

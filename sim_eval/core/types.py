@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim_eval.core.errors import SimEvalError
 
+T = TypeVar("T")
 FloatArray: TypeAlias = NDArray[np.float64]
 InstructionCondition: TypeAlias = Literal["correct", "counterfactual"]
 ControlMode: TypeAlias = Literal[
@@ -92,6 +93,11 @@ class Observation(SensorReadings):
 
     instruction: str
     workspace: WorkspaceBox
+
+
+def without_derived(proprio: Mapping[str, T]) -> dict[str, T]:
+    """Proprio fields without ``gripper_opening`` where it follows from ``gripper_qpos``: recordings may lack it."""
+    return {name: part for name, part in proprio.items() if name != "gripper_opening" or "gripper_qpos" not in proprio}
 
 
 @dataclass(frozen=True)
@@ -340,6 +346,7 @@ class Task:
         counterfactuals: sentences that ask for something else, for a task with one goal. They are used when a wrong
             instruction is given.
         render: the default rendering mode; "faithful" where published policies were trained on the simulator's look.
+        robot: its robot; the task with another one is called ``NAME@ROBOT``. Empty: there is no choice.
     """
 
     name: str
@@ -350,6 +357,7 @@ class Task:
     factory: Callable[[Task, RenderConfig], Simulator]
     counterfactuals: tuple[str, ...] = ()
     render: RenderMode = "fast"
+    robot: str = ""
 
     def make(self, options: RenderConfig = RenderConfig()) -> Simulator:
         return self.factory(self, options)

@@ -19,7 +19,7 @@ from sim_eval.evaluation.jobs import OneSimulator, PolicySource, RecorderFactory
 from sim_eval.evaluation.manifest import Manifest
 from sim_eval.evaluation.run_folder import EPISODES, RunFolder, fresh_folder, open_run
 from sim_eval.evaluation.workers import LocalWorker, Lost, Supervision, WorkerHandle, WorkerPool, worker_count
-from sim_eval.policies.policy import Policy, PolicySpec, check_fit
+from sim_eval.policies.policy import Policy, PolicySpec, check_fit, is_foreign
 
 DEFAULT_TASK = "robosuite/LiftWide"
 Outcomes: TypeAlias = Iterable[EpisodeResult | Lost]
@@ -69,7 +69,9 @@ def open_rollout(
         # In reverse order, so that the last one, which stays open, is needed first.
         environments = {name: simulators.of(name).spec for name in reversed(tasks)}
         for environment in environments.values():
-            check_fit(spec, environment)
+            check_fit(spec, environment, config.other_robot)
+        # Not what was allowed but what happened, so that the option alone ranks no run apart.
+        protocol = replace(protocol, other_robot=any(is_foreign(spec, each) for each in environments.values()))
         saved = replace(config, task=",".join(tasks), out=folder)
         run_folder = stack.enter_context(open_run(folder, manifest, spec, protocol, environments, saved))
         if pool is None:

@@ -165,8 +165,7 @@ def test_a_control_rate_that_no_field_tells_of_shows_in_the_motion(
     simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sim_eval.envs.robosuite_sim.CONTROL_HZ", 10)
-    slow = collected(tmp_path)
-    assert slow.action == simulator.spec.action  # it claims 20 Hz
+    slow = replace(collected(tmp_path), action=simulator.spec.action)  # it claims 20 Hz
     found = list(replay_findings([replay(simulator, slow, RolloutProtocol())]))
     assert named(found, "motion an action").level == "fault"
 

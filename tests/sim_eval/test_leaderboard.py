@@ -116,14 +116,18 @@ def test_other_manifests_and_protocols_get_their_own_table(tmp_path: Path):
     make_run(tmp_path / "longer", 20, episodes=41)
     make_run(tmp_path / "eight", 20, protocol=RolloutProtocol(n_action_steps=8))
     make_run(tmp_path / "faithful", 20, protocol=RolloutProtocol(render=RenderConfig("faithful")))
+    make_run(tmp_path / "foreign", 20, protocol=RolloutProtocol(other_robot=True))
     make_run(tmp_path / "b", 20)
     board = build([tmp_path])
     assert sorted(sorted(row[1] for row in ranking.table.rows) for ranking in board.rankings) == [
         ["a", "b"],
         ["eight"],
         ["faithful"],
+        ["foreign"],
         ["longer"],
     ]
+    (foreign,) = (ranking for ranking in board.rankings if "foreign" in ranking.table.rows[0])
+    assert foreign.title.endswith("other robot than trained for)")
 
 
 def test_several_tasks_get_a_table_each_and_one_for_all_whatever_their_order(tmp_path: Path):

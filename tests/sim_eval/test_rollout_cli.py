@@ -236,3 +236,29 @@ def test_help_comes_at_once():
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "[]"
     assert "--episodes" in result.stdout
+
+
+@pytest.mark.slow
+def test_a_policy_of_another_arm_runs_when_asked_to_and_is_ranked_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    task, folder = "robosuite/LiftWide@Sawyer", tmp_path / "other"
+    options = ["--policy", "deep_llama", "--episodes", "1", "--video", "none", "--out", str(folder)]
+    assert call(monkeypatch, *options, "--task", task) == 2
+    shown = capfd.readouterr().err
+    assert "robot: the policy was trained for Panda, the environment has Sawyer; rollout --other-robot scores" in shown
+    assert not folder.exists()
+    assert call(monkeypatch, *options, "--task", f"{task}@Sawyer") == 2
+    assert call(monkeypatch, *options, "--task", task.replace("Sawyer", "UR5e"), "--other-robot") == 2
+    assert "environment: proprio 'gripper_qpos' of length 2 is needed, the environment has 6" in capfd.readouterr().err
+    assert call(monkeypatch, *options, "--task", task, "--other-robot") == 0
+    run = read_run(folder)
+    assert run.protocol == replace(RolloutProtocol(), other_robot=True)
+    assert [(result.key.task, result.error) for result in run.episodes] == [(task, None)]
+    assert json.loads((folder / "run.json").read_text())["environments"][task]["robot"] == "Sawyer"
+    assert [path.name for path in (folder / "trajectories").iterdir()] == ["robosuite-LiftWide@Sawyer_test_00000.h5"]
+    assert verify(VerifyArguments(folder, strict=True)) == 0
+    assert call(monkeypatch, *options[:-1], str(tmp_path / "own"), "--task", "robosuite/LiftWide", "--other-robot") == 0
+    assert read_run(tmp_path / "own").protocol == RolloutProtocol()  # its own robot: nothing to say
+    leaderboard(LeaderboardArguments((folder,)))
+    assert "other robot than trained for" in capfd.readouterr().out
