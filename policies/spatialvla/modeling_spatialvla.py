@@ -44,6 +44,13 @@ def check_tensors(
         raise SimEvalError("; ".join(faults))
 
 
+def checkpoint_layers(model: PreTrainedModel) -> None:
+    """Makes layers keep only their input, and run again in the backward pass; the method's name differs among releases
+    of transformers."""
+    name = "activation_checkpointing_enable"
+    getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")()
+
+
 class SpatialVLAPreTrainedConfig(PreTrainedConfig):  # type: ignore[misc]
     """A network's configuration in transformers' form, so that its Auto classes recognise a checkpoint folder.
 
