@@ -311,7 +311,7 @@ class LLaVA3DModel(nn.Module):
                 attn_implementation=config.attention,
             )
         )
-        # Up to transformers 5.5, a CLIPVisionModel only wraps what it is itself since 5.6; tensors are named as since then.
+        # Up to transformers 5.5 a CLIPVisionModel holds the tower and is not itself one. The tower's names go to disk.
         self.vision_tower = getattr(tower, "vision_model", tower)
         self.vision_tower.post_layernorm = nn.Identity()  # patch features are read before it
         position = config.position

@@ -7,10 +7,11 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 from sim_eval.core.errors import SimEvalError
 from sim_eval.policies.spatialvla import flow_matching
+from sim_eval.policies.spatialvla.auto import SpatialVLAPreTrainedConfig
 from sim_eval.policies.spatialvla.configuration_spatialvla import ActionExpertType, SpatialVLAConfig
 from sim_eval.policies.spatialvla.modeling_deep_fusion import DeepFusionActionExpert
 from sim_eval.policies.spatialvla.modeling_flow_expert import FlowMatchingActionExpert
@@ -49,17 +50,6 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
     of transformers."""
     name = "activation_checkpointing_enable"
     getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")()
-
-
-class SpatialVLAPreTrainedConfig(PreTrainedConfig):  # type: ignore[misc]
-    """A network's configuration in transformers' form, so that its Auto classes recognise a checkpoint folder.
-
-    Attributes:
-        network: :meth:`SpatialVLAConfig.to_dict`; None: the defaults.
-    """
-
-    model_type = "spatialvla"
-    network: dict[str, object] | None = None
 
 
 class SpatialVLAForConditionalGeneration(PreTrainedModel):  # type: ignore[misc]
@@ -162,5 +152,4 @@ class SpatialVLAForConditionalGeneration(PreTrainedModel):  # type: ignore[misc]
         """Does nothing, because each part draws its initial weights when it is built."""
 
 
-AutoConfig.register(SpatialVLAPreTrainedConfig.model_type, SpatialVLAPreTrainedConfig, exist_ok=True)
 AutoModel.register(SpatialVLAPreTrainedConfig, SpatialVLAForConditionalGeneration, exist_ok=True)
