@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sim_eval.core.errors import extra
 from sim_eval.core.types import ActionSpec, EpisodeKey, FloatArray, RenderConfig, Snapshot, Status, Task
 from sim_eval.envs.rendering import SceneOptions, choose_backend
 from sim_eval.envs.scene_camera import MujocoSimulator, SceneCamera, state_names
@@ -124,7 +125,8 @@ class RobosuiteSimulator(MujocoSimulator):
         super().__init__(task, options, ROBOT, CAMERAS, PROPRIO, ACTION)
         choose_backend()
         with quiet():
-            import robosuite
+            with extra("robosuite", "--no-deps robosuite==1.5.2"):  # pyproject.toml says why
+                import robosuite
 
             arguments = {
                 "robots": ROBOT,
