@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sim_eval.core.errors import extra
 from sim_eval.core.types import EpisodeKey, FloatArray, RenderConfig, Snapshot, Status, Task
 from sim_eval.envs.opengl import choose_backend
 from sim_eval.envs.rendering import SceneOptions
@@ -101,7 +102,8 @@ class RobosuiteSimulator(MujocoSimulator):
     def __init__(self, task: Task, scene: RobosuiteScene, options: RenderConfig) -> None:
         choose_backend()
         with quiet():
-            import robosuite
+            with extra("robosuite", "--no-deps robosuite==1.5.2"):  # pyproject.toml says why
+                import robosuite
 
             repair_grippers()
             arguments = {

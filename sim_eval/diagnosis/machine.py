@@ -36,8 +36,9 @@ def machine_findings(device: str) -> Iterator[Finding]:
 
 def python_finding() -> Iterator[Finding]:
     version = platform.python_version()
-    level: Level = "ok" if sys.version_info[:2] == (3, 11) else "warning"
-    yield graded("Python", level, f"{version} on {platform.platform(terse=True)}", "use Python 3.11, which is tested")
+    level: Level = "ok" if (3, 11) <= sys.version_info[:2] <= (3, 13) else "warning"
+    measured = f"{version} on {platform.platform(terse=True)}"
+    yield graded("Python", level, measured, "use Python 3.11, 3.12 or 3.13, which are tested")
 
 
 def package_findings() -> Iterator[Finding]:
