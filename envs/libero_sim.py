@@ -28,7 +28,7 @@ import numpy as np
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import EpisodeKey, FloatArray, RenderConfig, Task
 from sim_eval.envs.rendering import choose_backend
-from sim_eval.envs.robosuite_sim import ROBOT, RobosuiteScene, RobosuiteSimulator, quiet
+from sim_eval.envs.robosuite_sim import ROBOT, RobosuiteScene, RobosuiteSimulator, load_robosuite, quiet
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -107,6 +107,7 @@ def load_libero() -> Installation:
         raise SimEvalError("LIBERO is not installed: make libero, or pip install sim_eval[libero]")
     choose_backend()
     with _tamed():
+        load_robosuite()
         envs = "libero.libero.envs"
         for name in ("articulated_objects", "google_scanned_objects", "hope_objects", "turbosquid_objects"):
             # It looks for the assets in its own package, but they come in another one.
@@ -264,7 +265,7 @@ class LiberoSimulator(RobosuiteSimulator):
             self._set_state(self.official_states()[key.index])
         placed = self._movable_poses()
         for _ in range(SETTLE_STEPS):
-            self._env.step(WAIT)
+            self._step(WAIT)
         # The samplers may place objects inside one another, which then jump apart; official states were filtered.
         return key.split == "test" or undisturbed(placed, self._movable_poses())
 
