@@ -1,9 +1,9 @@
 """robosuite's control step, with MuJoCo's substeps and the arm's controller in one compiled loop.
 
 robosuite asks its operational space controller (OSC_POSE), which is written in Python, for torques before each of the
-25 substeps of a control step. Here the first substep is still robosuite's own, with its goals and records. In the
-others numba's compiled code calls MuJoCo and computes the same torques by the same functions. The result is the same
-to the last bit, which is checked on every environment before it is used.
+25 substeps of a control step. Here robosuite sets the goal of the control step, and code that numba compiles calls
+MuJoCo and computes the same torques by the same functions. The result is the same to the last bit, which is checked on
+every environment before it is used.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 ControlStep: TypeAlias = Callable[[FloatArray], object]
 
 PROVEN = {"robosuite": "1.5.2", "mujoco": "3.3.0"}
-# Who may define an environment's step: the loop below is theirs.
-STEPS = ("robosuite.environments.base", "robosuite.environments.robot_env", "libero.libero.envs.bddl_base_domain")
+# The methods of an environment that make its step, and who may define them.
+STEP = ("step", "_pre_action", "_update_observables", "_post_action")
+KNOWN = ("robosuite.environments.base", "robosuite.environments.robot_env", "libero.libero.envs.bddl_base_domain")
 CHECKED_STEPS = 3  # 72 compiled substeps; another BLAS differs in the first few
 LONGEST_WAIT = 60.0  # seconds for another process that compiles
 
@@ -59,6 +60,7 @@ def _run_substeps(  # type: ignore[no-untyped-def]
     memory layouts, because they decide the last bits.
 
     Args:
+        count: of substeps; MuJoCo's step1 of the first was called before.
         model, data, inertia: addresses of MuJoCo's mjModel, mjData and its qM.
         qpos, qvel, bias, ctrl, site_pos, site_mat: MuJoCo's own arrays; ``bias`` is qfrc_bias.
         site, base: the controlled site, and the one in whose frame the goal stands.
@@ -73,8 +75,9 @@ def _run_substeps(  # type: ignore[no-untyped-def]
     base_pos, base_ori = np.empty((3, size)), np.empty((3, size))
     jac, jac_pos, jac_ori, mass = np.empty((6, n)), np.empty((3, n)), np.empty((3, n)), np.empty((n, n))
     wrench = np.empty(6)
-    for _ in range(count):
-        _mj_step1(model, data)
+    for substep in range(count):
+        if substep > 0:
+            _mj_step1(model, data)
         _mj_jacSite(model, data, all_pos.ctypes.data, all_ori.ctypes.data, site)
         _mj_jacSite(model, data, base_pos.ctypes.data, base_ori.ctypes.data, base)
         _mj_fullM(model, all_mass.ctypes.data, inertia)
@@ -129,7 +132,7 @@ def unproven(env: ManipulationEnv) -> str:
     for package, proven in PROVEN.items():
         if (found := version(package)) != proven:
             return f"{package} is {found}, and the compiled loop is proven for {proven}"
-    if any(getattr(type(env), name).__module__ not in STEPS for name in ("step", "_pre_action", "_update_observables")):
+    if any(getattr(type(env), name).__module__ not in KNOWN for name in STEP):
         return f"{type(env).__name__} has a step of its own"
     if not env.ignore_done or any(observable.is_enabled() for observable in env._observables.values()):
         return "robosuite's horizon or observables are in use"
@@ -143,7 +146,7 @@ def unproven(env: ManipulationEnv) -> str:
         or not (arm.uncoupling and arm.lite_physics)
         or any(type(gripper) is not SimpleGripController or gripper.interpolator for gripper in grippers)
     ):
-        return f"{robot.name}'s controller is {arm.name} with other settings than robosuite's defaults"
+        return f"{robot.name}'s controller, {arm.name}, is not OSC_POSE with robosuite's default settings"
     return ""
 
 
@@ -151,31 +154,54 @@ class CompiledStep:
     """A control step of an environment for which :func:`unproven` is empty."""
 
     def __init__(self, env: ManipulationEnv) -> None:
-        self._env, (robot,) = env, env.robots
-        self._robot = robot
+        self._env, (self._robot,) = env, env.robots
         model, data = env.sim.model._model, env.sim.data._data
-        arm = robot.part_controllers["right"]
-        actuators = np.array(robot._ref_actuators_indexes_dict["right"], np.intp)
-        low, high = model.actuator_ctrlrange[actuators].T.copy()
-        sites = (model.site(arm.ref_name).id, model.site(f"{arm.naming_prefix}{arm.part_name}_center").id)
-        self._later = int(env.control_timestep / env.model_timestep) - 1
+        arm = self._robot.part_controllers["right"]
+        self._actuators = {
+            part: np.array(places, np.intp) for part, places in self._robot._ref_actuators_indexes_dict.items()
+        }
+        self._limits = {part: model.actuator_ctrlrange[places].T.copy() for part, places in self._actuators.items()}
+        self._substeps = int(env.control_timestep / env.model_timestep)
+        self._ctrl, self._site = data.ctrl, model.site(arm.ref_name).id
         self._fixed: tuple[Any, ...] = (
             *(model._address, data._address, data.qM.ctypes.data),
             *(data.qpos, data.qvel, data.qfrc_bias, data.ctrl, data.site_xpos, data.site_xmat),
-            *(*sites, np.array(arm.qpos_index, np.intp), np.array(arm.qvel_index, np.intp), actuators, low, high),
+            *(self._site, model.site(f"{arm.naming_prefix}{arm.part_name}_center").id),
+            *(np.array(arm.qpos_index, np.intp), np.array(arm.qvel_index, np.intp)),
+            *(self._actuators["right"], *self._limits["right"]),
         )
 
     def __call__(self, action: FloatArray) -> None:
         env = self._env
+        arm = self._robot.part_controllers["right"]  # a reset makes it anew
         env.timestep += 1
         env.sim.step1()
-        env._pre_action(action, policy_step=True)
-        env.sim.step2()
-        arm = self._robot.part_controllers["right"]  # a reset makes it anew
-        wanted = (arm.goal_pos, arm.goal_ori, arm.kp, arm.kd, arm.initial_joint)
-        _substeps(self._later, *self._fixed, *(np.ascontiguousarray(each, np.float64) for each in wanted))
+        count = self._substeps
+        if arm.new_update:
+            self._set_goals(action)
+        else:  # the first step of a new controller uses what it stored when it was made
+            env._pre_action(action, policy_step=True)
+            env.sim.step2()
+            env.sim.step1()
+            count -= 1
+        goals = (arm.goal_pos, arm.goal_ori, arm.kp, arm.kd, arm.initial_joint)
+        _substeps(count, *self._fixed, *(np.ascontiguousarray(each, np.float64) for each in goals))
+        arm.new_update = True
         env.cur_time += env.control_timestep
         env._post_action(action)
+
+    def _set_goals(self, action: FloatArray) -> None:
+        """Sets the arm's goal, and the gripper's controls, which stay the same in all substeps."""
+        controllers = self._robot.part_controllers
+        for controller in controllers.values():
+            controller.new_update = False  # of all that it would look up, goals depend on the arm's pose alone
+        arm, data = controllers["right"], self._env.sim.data._data
+        arm.ref_pos[:], arm.ref_ori_mat.flat[:] = data.site_xpos[self._site], data.site_xmat[self._site]
+        self._robot.composite_controller.update_state()
+        self._robot.composite_controller.set_goal(action)
+        for part, controller in controllers.items():
+            if part != "right":
+                self._ctrl[self._actuators[part]] = np.clip(controller.run_controller(), *self._limits[part])
 
 
 def same_bits(env: ManipulationEnv, compiled: ControlStep, steps: int = CHECKED_STEPS) -> bool:
