@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +21,7 @@ import mujoco
 import numpy as np
 from filelock import FileLock, Timeout
 from numba import njit, types
+from numba.extending import is_jitted
 from robosuite.controllers.parts.arm.osc import OperationalSpaceController
 from robosuite.controllers.parts.gripper.simple_grip import SimpleGripController
 from robosuite.robots import FixedBaseRobot
@@ -117,7 +118,7 @@ def control_step(env: ManipulationEnv) -> ControlStep:
         _say(reason)
         return own
     compiled = CompiledStep(env)
-    with _one_process(_substeps.stats.cache_path):
+    with _one_process(None if _substeps.signatures else _substeps.stats.cache_path):
         same = same_bits(env, compiled)
     if not same:
         _say("the compiled loop rounds differently on this machine")
@@ -129,6 +130,8 @@ def unproven(env: ManipulationEnv) -> str:
     """Why the compiled loop may not stand in for the environment's own step; empty: it may."""
     if _library is None:
         return "MuJoCo's library does not lie in its package's folder"
+    if not is_jitted(opspace_matrices):
+        return "numba is switched off"
     for package, proven in PROVEN.items():
         if (found := version(package)) != proven:
             return f"{package} is {found}, and the compiled loop is proven for {proven}"
@@ -151,7 +154,10 @@ def unproven(env: ManipulationEnv) -> str:
 
 
 class CompiledStep:
-    """A control step of an environment for which :func:`unproven` is empty."""
+    """A control step of an environment for which :func:`unproven` is empty.
+
+    A fatal error of MuJoCo, such as a full stack, ends the process here, where MuJoCo's Python package raises it.
+    """
 
     def __init__(self, env: ManipulationEnv) -> None:
         self._env, (self._robot,) = env, env.robots
@@ -239,20 +245,16 @@ def same_bits(env: ManipulationEnv, compiled: ControlStep, steps: int = CHECKED_
 
 @contextmanager
 def _one_process(folder: str | None) -> Iterator[None]:
-    """Holds a lock while the loop is compiled into numba's folder, so that other processes load what one compiled."""
-    if folder is None:
+    """Holds a lock while the loop is compiled into numba's folder, so that other processes load what one compiled.
+
+    Args:
+        folder: numba's; None: nothing is compiled into a folder.
+    """
+    with ExitStack() as stack:
+        if folder is not None:
+            with suppress(Timeout, OSError, NotImplementedError):  # without the lock it takes time and nothing else
+                stack.enter_context(FileLock(Path(folder) / "osc_pose.lock", timeout=LONGEST_WAIT))
         yield
-        return
-    lock = FileLock(Path(folder) / "osc_pose.lock", timeout=LONGEST_WAIT)
-    try:
-        lock.acquire()
-    except (Timeout, OSError, NotImplementedError):  # it costs time and nothing else
-        yield
-        return
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @cache

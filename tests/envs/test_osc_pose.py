@@ -188,6 +188,8 @@ def env() -> Iterator[Any]:
 def test_what_is_not_proven_is_left_to_robosuite(
     env: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    from robosuite.utils.control_utils import opspace_matrices
+
     assert osc_pose.unproven(env) == ""
     arm = env.robots[0].part_controllers["right"]
     for thing, name, value, reason in (
@@ -197,6 +199,8 @@ def test_what_is_not_proven_is_left_to_robosuite(
         (env, "robots", env.robots * 2, "not one arm"),
         (env, "ignore_done", False, "horizon"),
         (type(env), "_pre_action", lambda self, action, policy_step: None, "Lift has a step of its own"),
+        (osc_pose, "opspace_matrices", opspace_matrices.py_func, "numba is switched off"),
+        (osc_pose, "_library", None, "MuJoCo's library"),
         (osc_pose, "PROVEN", {"mujoco": "0.1"}, "proven for 0.1"),
     ):
         with monkeypatch.context() as patch:
@@ -243,6 +247,13 @@ def cold(tmp_path: Path, folder: str, processes: int) -> list[dict[str, Any]]:
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(processes)]
     answers = [process.communicate()[0] for process in started]
     return [json.loads(answer.splitlines()[-1]) for answer in answers]
+
+
+def test_a_lock_that_cannot_be_had_holds_nobody_up(tmp_path: Path) -> None:
+    (tmp_path / "folder").write_text("is none")
+    with osc_pose._one_process(str(tmp_path / "folder")):
+        entered = True
+    assert entered
 
 
 @pytest.mark.slow
