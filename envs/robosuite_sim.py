@@ -6,9 +6,13 @@ episode's key, so an episode depends neither on earlier episodes nor on the proc
 
 from __future__ import annotations
 
+import atexit
 import json
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -62,6 +66,18 @@ class RobosuiteScene:
         return SceneOptions(hidden=hidden, sites=self.sites, cell_metres=self.cell_metres)
 
 
+def load_robosuite() -> None:
+    """Imports robosuite. Where numba has no folder to write to, it gets a temporary one, and compiles all again."""
+    try:
+        import_module("sim_eval.envs.osc_pose")
+    except RuntimeError:
+        import numba
+
+        numba.config.CACHE_DIR = tempfile.mkdtemp(prefix="sim_eval-numba-")
+        atexit.register(shutil.rmtree, numba.config.CACHE_DIR, ignore_errors=True)
+        import_module("sim_eval.envs.osc_pose")
+
+
 def set_box_size(env: ManipulationEnv, name: str, half_size: FloatArray) -> None:
     """Sets the half sizes [3] of a free box in metres; mass and inertia follow from its density."""
     import mujoco
@@ -103,7 +119,10 @@ class RobosuiteSimulator(MujocoSimulator):
         choose_backend()
         with quiet():
             with extra("robosuite", "--no-deps robosuite==1.5.2"):  # pyproject.toml says why
-                import robosuite
+                load_robosuite()
+            import robosuite
+
+            from sim_eval.envs.osc_pose import control_step
 
             repair_grippers()
             arguments = {
@@ -126,6 +145,7 @@ class RobosuiteSimulator(MujocoSimulator):
         for name in self._env.observation_names:  # `observe` reads the state instead
             self._env.modify_observable(name, "enabled", False)
             self._env.modify_observable(name, "active", False)
+        self._step = control_step(self._env)
         self._scene = scene
         self._model = self._env.sim.model._model
         self._scene_camera = self._new_scene_camera(self._model, options)
@@ -147,7 +167,7 @@ class RobosuiteSimulator(MujocoSimulator):
         self._scene_camera.follow(self._model)
 
     def act(self, action: FloatArray) -> Status:
-        self._env.step(np.asarray(action, np.float64))
+        self._step(np.asarray(action, np.float64))
         self._scene_camera.forget()
         phase = self._scene.phase(self._env, self._goal)
         return Status(success=phase == len(self.task.phases), phase=phase)
