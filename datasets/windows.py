@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from sim_eval.core.errors import SimEvalError
+from sim_eval.core.programs import command
 from sim_eval.core.types import EnvironmentSpec, TrainingWindow
 from sim_eval.datasets.checks import set_problems, stored_problems
 from sim_eval.datasets.episode_file import StoredEpisode, episode_files, open_episode
@@ -153,6 +154,6 @@ def _files(source: Path) -> list[Path]:
     if files := episode_files(source):
         return files
     raise SimEvalError(
-        f"no demonstrations in {source}: collect some with python -m sim_eval.collect --task robosuite/LiftWide "
+        f"no demonstrations in {source}: collect some with {command('collect')} --task robosuite/LiftWide "
         f"--policy scripted --episodes 150 --out {source}"
     )

@@ -27,9 +27,9 @@ import numpy as np
 
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import EpisodeKey, FloatArray, RenderConfig, Task
-from sim_eval.envs.rendering import choose_backend
+from sim_eval.envs.opengl import choose_backend
 from sim_eval.envs.robosuite_robot import quiet
-from sim_eval.envs.robosuite_sim import DEFAULT_ROBOT, RobosuiteScene, RobosuiteSimulator
+from sim_eval.envs.robosuite_sim import DEFAULT_ROBOT, RobosuiteScene, RobosuiteSimulator, load_robosuite
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -108,6 +108,7 @@ def load_libero() -> Installation:
         raise SimEvalError("LIBERO is not installed: make libero, or pip install sim_eval[libero]")
     choose_backend()
     with _tamed():
+        load_robosuite()
         envs = "libero.libero.envs"
         for name in ("articulated_objects", "google_scanned_objects", "hope_objects", "turbosquid_objects"):
             # It looks for the assets in its own package, but they come in another one.
@@ -266,7 +267,7 @@ class LiberoSimulator(RobosuiteSimulator):
             self._set_state(self.official_states()[key.index])
         placed = self._movable_poses()
         for _ in range(SETTLE_STEPS):
-            self._env.step(WAIT)
+            self._step(WAIT)
         # The samplers may place objects inside one another, which then jump apart; official states were filtered.
         return key.split == "test" or undisturbed(placed, self._movable_poses())
 

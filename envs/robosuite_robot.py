@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import ActionSpec, ControlMode, FloatArray, GripperConvention
-from sim_eval.envs.rendering import choose_backend
+from sim_eval.envs.opengl import choose_backend
 
 if TYPE_CHECKING:
     import mujoco

@@ -6,15 +6,21 @@ episode's key, so an episode depends neither on earlier episodes nor on the proc
 
 from __future__ import annotations
 
+import atexit
 import json
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sim_eval.core.errors import extra
 from sim_eval.core.types import EpisodeKey, FloatArray, RenderConfig, Snapshot, Status, Task
-from sim_eval.envs.rendering import SceneOptions, choose_backend
+from sim_eval.envs.opengl import choose_backend
+from sim_eval.envs.rendering import SceneOptions
 from sim_eval.envs.robosuite_robot import action_spec, find_fingers, only_robot, quiet, repair_grippers
 from sim_eval.envs.scene_camera import MujocoSimulator, SceneCamera, state_names
 
@@ -60,6 +66,18 @@ class RobosuiteScene:
         return SceneOptions(hidden=hidden, sites=self.sites, cell_metres=self.cell_metres)
 
 
+def load_robosuite() -> None:
+    """Imports robosuite. Where numba has no folder to write to, it gets a temporary one, and compiles all again."""
+    try:
+        import_module("sim_eval.envs.osc_pose")
+    except RuntimeError:
+        import numba
+
+        numba.config.CACHE_DIR = tempfile.mkdtemp(prefix="sim_eval-numba-")
+        atexit.register(shutil.rmtree, numba.config.CACHE_DIR, ignore_errors=True)
+        import_module("sim_eval.envs.osc_pose")
+
+
 def set_box_size(env: ManipulationEnv, name: str, half_size: FloatArray) -> None:
     """Sets the half sizes [3] of a free box in metres; mass and inertia follow from its density."""
     import mujoco
@@ -95,10 +113,16 @@ def reseed(env: ManipulationEnv, rng: np.random.Generator) -> None:
 class RobosuiteSimulator(MujocoSimulator):
     """One robosuite task, running; see :class:`sim_eval.core.types.Simulator`."""
 
+    VIDEO_AZIMUTH, VIDEO_DISTANCE = -50.0, 1.5
+
     def __init__(self, task: Task, scene: RobosuiteScene, options: RenderConfig) -> None:
         choose_backend()
         with quiet():
+            with extra("robosuite", "--no-deps robosuite==1.5.2"):  # pyproject.toml says why
+                load_robosuite()
             import robosuite
+
+            from sim_eval.envs.osc_pose import control_step
 
             repair_grippers()
             arguments = {
@@ -121,9 +145,10 @@ class RobosuiteSimulator(MujocoSimulator):
         for name in self._env.observation_names:  # `observe` reads the state instead
             self._env.modify_observable(name, "enabled", False)
             self._env.modify_observable(name, "active", False)
+        self._step = control_step(self._env)
         self._scene = scene
         self._model = self._env.sim.model._model
-        self._scene_camera = SceneCamera(self._model, CAMERAS, options, scene.scene_options(self._model))
+        self._scene_camera = self._new_scene_camera(self._model, options)
         self._site = robot.eef_site_id["right"]
         self._joints = robot._ref_joint_pos_indexes
         self._fingers = find_fingers(self._env)
@@ -143,7 +168,7 @@ class RobosuiteSimulator(MujocoSimulator):
         self._scene_camera.follow(self._model)
 
     def act(self, action: FloatArray) -> Status:
-        self._env.step(np.asarray(action, np.float64))
+        self._step(np.asarray(action, np.float64))
         self._scene_camera.forget()
         phase = self._scene.phase(self._env, self._goal)
         return Status(success=phase == len(self.task.phases), phase=phase)
@@ -188,8 +213,11 @@ class RobosuiteSimulator(MujocoSimulator):
         self._scene_camera.close()
         self._env.close()
 
-    def _update_cameras(self) -> None:
-        self._scene_camera.update(self._env.sim.data._data)
+    def _physics(self) -> tuple[mujoco.MjModel, mujoco.MjData]:
+        return self._model, self._env.sim.data._data
+
+    def _new_scene_camera(self, model: mujoco.MjModel, options: RenderConfig) -> SceneCamera:
+        return SceneCamera(model, CAMERAS, options, self._scene.scene_options(model))
 
     def _proprio(self) -> dict[str, FloatArray]:
         import mujoco

@@ -41,7 +41,8 @@ def upright(eef_mat: FloatArray, turn: float = 0.0) -> FloatArray:
 def towards(offset: FloatArray, rotation: FloatArray, gripper: float, gain: float = 1.0) -> FloatArray:
     """Action [7] for a position offset [3] in metres and a rotation vector [3] in radians, within the bounds."""
     action = np.concatenate([gain * offset / METRES_PER_UNIT, gain * rotation / RADIANS_PER_UNIT, [gripper]])
-    return np.clip(action, -1.0, 1.0)
+    bounded: FloatArray = np.clip(action, -1.0, 1.0)
+    return bounded
 
 
 def finger_width(state: Mapping[str, FloatArray]) -> float:

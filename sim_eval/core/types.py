@@ -7,9 +7,9 @@ the named frame into the world; images are upright (row 0 on top).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias, TypeVar
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -309,6 +309,28 @@ class Simulator(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class Rerenderable(Protocol):
+    """What a :class:`Simulator` may offer besides: an episode is rendered again after its end, as large as one likes.
+
+    Videos of other simulators enlarge the pictures that the policy sees.
+    """
+
+    def pose(self) -> object:
+        """All that moves or changes colour in the scene, at this instant."""
+        ...
+
+    def rerender(
+        self, poses: Iterable[Any], mode: RenderMode, size: tuple[int, int], cameras: Sequence[str]
+    ) -> Iterator[tuple[NDArray[np.uint8], Mapping[str, CameraView]]]:
+        """For each pose of this episode: a third-person picture, uint8 [*size, 3], and the named cameras' views.
+
+        The third-person picture is rendered in the given mode, the cameras as in the episode. The simulator and its own
+        pictures are not touched.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Task:
     """The complete definition of a task.
@@ -426,3 +448,6 @@ class Recorder:
         Args:
             success: the task's rule held at some step, and the episode did not break off.
         """
+
+    def still_working(self) -> None:
+        """Another recorder's work after the episode, such as rendering a video, goes on."""

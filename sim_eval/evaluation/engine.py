@@ -252,3 +252,7 @@ class Recorders(Recorder):
     def finish(self, simulator: Simulator, success: bool) -> None:
         for recorder in self._recorders:
             recorder.finish(simulator, success)
+
+    def still_working(self) -> None:
+        for recorder in self._recorders:
+            recorder.still_working()

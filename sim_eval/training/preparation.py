@@ -14,7 +14,7 @@ from sim_eval.datasets.windows import EpisodeWindows
 from sim_eval.policies.policy import PolicySpec
 from sim_eval.policies.spatialvla.adapters import add_adapters
 from sim_eval.policies.spatialvla.configuration_spatialvla import ExpertConfig, SpatialVLAConfig
-from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
+from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration, checkpoint_layers
 from sim_eval.policies.spatialvla.parts import convert, freeze
 from sim_eval.policies.spatialvla.pretrained import from_llava3d
 from sim_eval.policies.spatialvla.pretrained_processing import llava3d_processor
@@ -133,4 +133,4 @@ def prepare_model(model: SpatialVLAForConditionalGeneration, config: TrainConfig
     if config.precision == "bfloat16":
         convert(model, torch.bfloat16, frozen_only=True)
     if config.checkpointing:
-        model.activation_checkpointing_enable()
+        checkpoint_layers(model)
