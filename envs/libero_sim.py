@@ -28,7 +28,8 @@ import numpy as np
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import EpisodeKey, FloatArray, RenderConfig, Task
 from sim_eval.envs.opengl import choose_backend
-from sim_eval.envs.robosuite_sim import ROBOT, RobosuiteScene, RobosuiteSimulator, quiet
+from sim_eval.envs.robosuite_robot import quiet
+from sim_eval.envs.robosuite_sim import DEFAULT_ROBOT, RobosuiteScene, RobosuiteSimulator, load_robosuite
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -107,6 +108,7 @@ def load_libero() -> Installation:
         raise SimEvalError("LIBERO is not installed: make libero, or pip install sim_eval[libero]")
     choose_backend()
     with _tamed():
+        load_robosuite()
         envs = "libero.libero.envs"
         for name in ("articulated_objects", "google_scanned_objects", "hope_objects", "turbosquid_objects"):
             # It looks for the assets in its own package, but they come in another one.
@@ -216,8 +218,8 @@ class LiberoSimulator(RobosuiteSimulator):
         def arguments() -> Mapping[str, object]:
             return {
                 "bddl_file_name": file,
-                "robots": [ROBOT],
-                "controller_configs": load_composite_controller_config(controller=None, robot=ROBOT),
+                "robots": [DEFAULT_ROBOT],
+                "controller_configs": load_composite_controller_config(controller=None, robot=DEFAULT_ROBOT),
                 "initialization_noise": None,
                 "use_object_obs": True,
             }
@@ -225,7 +227,7 @@ class LiberoSimulator(RobosuiteSimulator):
         environment = TASK_MAPPING[get_problem_info(file)["problem_name"]].__name__
         scene = RobosuiteScene(environment, phase, {}, arguments, sites=True, cell_metres=CELL_METRES)
         super().__init__(task, scene, options)
-        self.spec = replace(self.spec, proprio={**self.spec.proprio, "hand_quat": 4})
+        self.spec = replace(self.spec, robot=DEFAULT_ROBOT)  # LIBERO's Pandas differ in what they stand on
         env: Any = self._env
         (_, *words), *_ = env.parsed_problem["goal_state"]
         roles = dict(zip(("moved", "place"), (concerned(env, word) for word in words), strict=False))
@@ -264,7 +266,7 @@ class LiberoSimulator(RobosuiteSimulator):
             self._set_state(self.official_states()[key.index])
         placed = self._movable_poses()
         for _ in range(SETTLE_STEPS):
-            self._env.step(WAIT)
+            self._step(WAIT)
         # The samplers may place objects inside one another, which then jump apart; official states were filtered.
         return key.split == "test" or undisturbed(placed, self._movable_poses())
 

@@ -272,6 +272,12 @@ class RgbdRenderer:
         depth = (near * far / (near + buffer.astype(np.float64) * (far - near))).astype(np.float32)
         return np.ascontiguousarray(rgb[::-1]), np.ascontiguousarray(depth[::-1])
 
+    def render_rgb(self, data: mujoco.MjData, camera: int) -> NDArray[np.uint8]:
+        """RGB uint8 [H, W, 3] alone, upright."""
+        rgb = np.empty((*self._shape, 3), np.uint8)
+        self._canvases[0].draw(data, camera, rgb, None)
+        return np.ascontiguousarray(rgb[::-1])
+
     def segmentation(self, data: mujoco.MjData, camera: int) -> NDArray[np.int32]:
         """Geom id of each pixel, int32 [H, W]; -1: none."""
         import mujoco

@@ -69,3 +69,13 @@ def test_what_is_built_from_nothing_is_whole(program: Callable[[str], dict[str, 
 def test_metaworlds_pictures_show_what_mujocos_show(program: Callable[[str], dict[str, Any]]) -> None:
     taken = program("metaworld_speed.py")["frame_times"]("metaworld/door-open-v3", 2)  # which compares their depths
     assert [len(times) for times in taken.values()] == [4, 4, 4]
+
+
+def test_the_compiled_control_step_is_timed_on_the_states_of_robosuites_own(
+    program: Callable[[str], dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    benchmark = program("control_step.py")  # which compares the states
+    assert benchmark["main"](benchmark["StepArguments"](task="robosuite/Lift", steps=50)) == 0
+    shown = capsys.readouterr().out
+    assert "n = 50 a task" in shown
+    assert "robosuite/Lift" in shown

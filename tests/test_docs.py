@@ -1,4 +1,4 @@
-"""The documents' examples do what their pages say, packages as installed ones; the Makefile's commands are right."""
+"""The documents' examples do what their pages say, packages as installed ones; commands and links are right."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -120,22 +120,59 @@ def test_the_key_file_is_read(tmp_path: Path) -> None:
     assert read_keys(tmp_path / "keys.toml").cameras == {"agentview": (224, 224), "wrist": (224, 224)}
 
 
-def commands() -> list[str]:
+def made() -> list[str]:
     """What ``make reproduce`` and ``make mt50`` run."""
     make = ["make", "--dry-run", "--assume-old=setup", "reproduce", "mt50"]
     shown = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout.replace("\\\n", " ")
     return [line.partition(" -m ")[2] for line in shown.splitlines() if " -m sim_eval." in line]
 
 
-def test_the_makefiles_commands_are_accepted(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def written() -> list[str]:
+    """The commands in README.md and docs/programs.md, as ``python -m`` takes them."""
+    text = "".join((ROOT / name).read_text() for name in ("README.md", "docs/programs.md"))
+    found = re.findall(
+        r"^sim-eval (\S.*?) *(?:#.*)?$|`sim-eval ([a-z]+ -[^`]*)`|`sim-eval ([a-z]+ runs[^`]*)`", text, re.M
+    )
+    return [f"sim_eval.{''.join(words)}" for words in found] + re.findall(r"python -m (sim_eval\.\S+ -[^`\n]*)", text)
+
+
+@pytest.mark.parametrize(("commands", "least"), [(made, 12), (written, 16)])
+def test_the_commands_are_accepted(
+    commands: Callable[[], list[str]],
+    least: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     def only_parse(_: object, arguments: type[object], program: str) -> None:
         console.parse(arguments, program)
         sys.exit(0)
 
     monkeypatch.setattr(console, "run", only_parse)
-    assert len(commands()) == 12
-    for command in commands():
-        assert run(["-m", *shlex.split(command)], monkeypatch) == 0
+    found = commands()
+    assert len(found) >= least
+    saved = tmp_path / "run.json"
+    saved.write_text('{"config": {"policy": "deep_llama"}}')
+    for command in found:
+        assert run(["-m", *shlex.split(command.replace("runs/a/run.json", str(saved)))], monkeypatch) == 0
     assert capfd.readouterr().err == "", "no option has an old name"
+
+
+def headings(page: Path) -> set[str]:
+    """GitHub's anchors of a page."""
+    lines = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in lines}
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))])
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if "://" not in target:
+            name, _, anchor = target.partition("#")
+            there = page.parent / name if name else page
+            assert there.exists(), target
+            assert not anchor or anchor in headings(there), target
+
+
+def test_the_front_page_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().split()) <= 900

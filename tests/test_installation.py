@@ -12,11 +12,15 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from sim_eval.core.errors import SimEvalError
+from sim_eval.envs.tasks import get_task
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("sim_eval", "envs", "policies", "datasets", "pyproject.toml", "README.md", "LICENSE")
@@ -150,6 +154,13 @@ def test_every_file_is_there(installation: Installation) -> None:
 
     assert files(installation.package) == files(ROOT / "sim_eval")
     assert "policies/checkpoints/deep_llama/model.safetensors" in files(installation.package)
+
+
+def test_without_robosuite_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "robosuite", None)
+    (pinned,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["robosuite"]
+    with pytest.raises(SimEvalError, match=f"needs robosuite, which is missing: pip install --no-deps {pinned}$"):
+        get_task("robosuite/Lift").make()
 
 
 @pytest.mark.slow

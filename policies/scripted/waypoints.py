@@ -47,7 +47,9 @@ def towards(offset: FloatArray, rotation: FloatArray, gripper: float, gain: floa
 
 def finger_width(state: Mapping[str, FloatArray]) -> float:
     """Metres between the fingers."""
-    return float(state["gripper_qpos"][0] - state["gripper_qpos"][1])
+    if "finger_gap" in state:
+        return float(state["finger_gap"][0])
+    return float(state["gripper_qpos"][0] - state["gripper_qpos"][1])  # of the Panda
 
 
 def is_at(offset: FloatArray, metres: float = AT_OBJECT_METRES) -> bool:

@@ -15,7 +15,6 @@ from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import ActionSpec, EpisodeKey, Status, Task, WorkspaceBox
 from sim_eval.envs.gym import SimulatorEnv
 from sim_eval.envs.gym_simulator import GymSimulator
-from sim_eval.envs.robosuite_sim import ACTION as ROBOSUITE_ACTION
 from sim_eval.envs.tasks import get_task
 
 BOX = WorkspaceBox((-2.0, -2.0, -1.0), (2.0, 2.0, 1.0))
@@ -82,7 +81,7 @@ def make(**changes: Any) -> GymSimulator:
 def test_ours_behind_gymnasium_and_back_is_the_same_simulator() -> None:
     ours = get_task("robosuite/Lift").make()
     task, env = get_task("robosuite/Lift"), SimulatorEnv("robosuite/Lift")
-    back = GymSimulator(task, env, "Panda", ROBOSUITE_ACTION, lambda env: env.unwrapped.simulator.snapshot().state)
+    back = GymSimulator(task, env, "Panda", ours.spec.action, lambda env: env.unwrapped.simulator.snapshot().state)
     assert back.spec == ours.spec
     key = EpisodeKey(task.name, "test", 3)
     back.reset(key)

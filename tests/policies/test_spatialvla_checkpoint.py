@@ -13,7 +13,6 @@ import torch
 
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import EpisodeKey, Observation
-from sim_eval.envs import metaworld_sim, robosuite_sim
 from sim_eval.policies.policy import InferenceConfig, PolicyRequest
 from sim_eval.policies.registry import CHECKPOINTS, load_policy, shipped_checkpoints
 from sim_eval.policies.spatialvla.checkpoint import SpatialVLAPolicy, load_checkpoint, save_checkpoint
@@ -68,7 +67,8 @@ def test_spec_carries_everything_and_the_digest_of_the_weights(folder: Path, pro
 def test_a_shipped_checkpoint_is_saved_again_with_the_same_digest_and_meaning(name: str, tmp_path: Path) -> None:
     policy = load_policy(name, "cpu")
     assert isinstance(policy, SpatialVLAPolicy)
-    assert policy.spec.action == (metaworld_sim.ACTION if "mt50" in name else robosuite_sim.ACTION)
+    assert policy.spec.action is not None
+    assert policy.spec.action.control_mode == ("ee_target_delta_position" if "mt50" in name else "ee_delta_pose")
     spec = save_checkpoint(tmp_path, policy.model, policy.processor)
     assert (tmp_path / "model.safetensors").read_bytes() == (CHECKPOINTS / name / "model.safetensors").read_bytes()
     assert "controller" in (CHECKPOINTS / name / "processor.json").read_text(), "shipped in the words of version 0.1"

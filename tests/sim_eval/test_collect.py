@@ -118,7 +118,7 @@ def test_a_folder_without_a_log_does_not_take_on_other_post_success_steps(collec
 def test_the_configuration_is_the_first_line_of_the_log(collected: Path) -> None:
     (log,) = collected.glob("*.attempts.jsonl")
     first = json.loads(log.read_text().splitlines()[0])
-    assert decode(CollectConfig, first["config"]) == arguments(collected)
+    assert decode(CollectConfig, first["config"]) == arguments(collected, workers=1)
 
 
 def test_how_the_task_was_rendered_is_written_down(collected: Path) -> None:
@@ -153,7 +153,7 @@ def test_failures_can_be_what_is_wanted(tmp_path: Path, monkeypatch: pytest.Monk
     [
         (["--task", "robosuite/Lft"], "robosuite/Lift"),
         (["--task", ","], "--task names nothing"),
-        (["--workers", "0"], "--workers: input should be greater than or equal to 1"),
+        (["--workers", "0"], "--workers: input should be auto or a whole number from 1 on, not 0"),
         (["--episodes", "0"], "--episodes: input should be greater than or equal to 1"),
         (["--size", "8"], "--size: input should be greater than or equal to 16"),
         (["--post-success-steps", "-1"], "--post-success-steps: input should be greater than or equal to 0"),

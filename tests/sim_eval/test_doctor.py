@@ -112,7 +112,7 @@ def test_a_healthy_set_up_has_no_fault(
     data: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
-    arguments = DoctorConfig(policy=str(trained), data=(data,), device="cpu", json=tmp_path / "findings.json")
+    arguments = DoctorConfig(policy=str(trained), data=(data,), device="cpu", out=tmp_path / "findings.json")
     assert doctor.main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].startswith("doctor: 0 faults, ")

@@ -363,6 +363,21 @@ def test_a_policy_may_see_fewer_cameras_than_were_recorded(data: Path, tmp_path:
         train.main(config([data], tmp_path / "none", cameras=("front",)))
 
 
+def test_a_policy_may_read_a_state_that_all_arms_share(data: Path, tmp_path: Path) -> None:
+    plain = config([data], tmp_path, network=unfitted(SpatialVLAConfig()))
+    windows = open_windows(plain)
+    assert dict(make_processor(windows, plain).spec.proprio) == {"eef_pos": 3, "eef_rot6d": 6, "gripper_qpos": 2}
+    shared = replace(plain, state=("eef_pos", "eef_rot6d", "gripper_opening"))
+    processor = make_processor(windows, shared)
+    assert dict(processor.spec.proprio) == {"eef_pos": 3, "eef_rot6d": 6, "gripper_opening": 1}
+    assert processor.config.expert.state_dim == 10
+    assert "--state eef_pos eef_rot6d gripper_opening" in shared.command
+    with pytest.raises(
+        SimEvalError, match=r"--state: the data has no field 'elbow', it has eef_pos, .*gripper_opening"
+    ):
+        make_processor(windows, replace(plain, state=("elbow",)))
+
+
 def unfitted(network: SpatialVLAConfig) -> SpatialVLAConfig:
     """The network with the numbers open that the demonstrations decide."""
     vision, expert = replace(network.vision, image_size=0), replace(network.expert, state_dim=0, action_dim=0)
