@@ -185,7 +185,7 @@ class EpisodeLayout(Layout):
 
     WIDTH, HEIGHT, MARGIN, TOP, CAPTION = 1280, 720, 20, 88, 24
     INSET = 230  # pixels a side, at most
-    SCALE_WIDTH, SCALE_LABELS = 12, 46
+    SCALE_WIDTH = 12
 
     def __init__(self, story: Story, views: Views, size: int) -> None:
         super().__init__(story, views, size)
