@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from importlib import import_module
 from importlib.util import find_spec
 from io import StringIO
@@ -239,7 +239,6 @@ class LiberoSimulator(RobosuiteSimulator):
         self._fixtures = {
             env.obj_body_id[name]: file_pose(thing.get_obj()) for name, thing in env.fixtures_dict.items()
         }
-        self._hand = self._model.body(env.robots[0].robot_model.eef_name["right"]).id
 
     def reset(self, key: EpisodeKey) -> None:
         with drawing_from(key.rng("placement")):
@@ -303,6 +302,10 @@ class LiberoSimulator(RobosuiteSimulator):
         env.sim.forward()
         env._check_success()
         env._post_process()
+
+    @cached_property
+    def _hand(self) -> int:
+        return int(self._model.body(self._env.robots[0].robot_model.eef_name["right"]).id)
 
     def _update_cameras(self) -> None:
         super()._update_cameras()

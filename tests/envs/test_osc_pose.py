@@ -22,9 +22,8 @@ from sim_eval.envs.robosuite_robot import load_robosuite, quiet
 from sim_eval.envs.robosuite_sim import RobosuiteSimulator
 from sim_eval.envs.tasks import get_task, suite_tasks, suites
 
-with quiet():
-    load_robosuite()
-from sim_eval.envs import osc_pose
+load_robosuite()
+from sim_eval.envs import osc_pose  # noqa: E402
 
 ARMS = ("Panda", "Sawyer", "IIWA", "Jaco", "Kinova3", "UR5e", "XArm7", "PandaDexRH", "PandaDexLH")
 COLD = """
