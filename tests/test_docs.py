@@ -77,7 +77,7 @@ def roll(words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> lis
 @pytest.mark.parametrize("page", ["policy.md", "task.md", "simulator.md"])
 def test_each_example_runs(page: str, site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(page, site)
-    (command,) = blocks(page, "sh")
+    command, *_ = blocks(page, "sh")
     words = shlex.split(command)
     assert words[:3] == ["python", "-m", "sim_eval.rollout"]
     episodes = roll(words[1:], site, monkeypatch)
