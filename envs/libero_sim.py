@@ -227,7 +227,8 @@ class LiberoSimulator(RobosuiteSimulator):
         environment = TASK_MAPPING[get_problem_info(file)["problem_name"]].__name__
         scene = RobosuiteScene(environment, phase, {}, arguments, sites=True, cell_metres=CELL_METRES)
         super().__init__(task, scene, options)
-        self.spec = replace(self.spec, robot=DEFAULT_ROBOT)  # LIBERO's Pandas differ in what they stand on
+        # LIBERO's Pandas differ only in what they stand on.
+        self.spec = replace(self.spec, robot=DEFAULT_ROBOT, proprio={**self.spec.proprio, "hand_quat": 4})
         env: Any = self._env
         (_, *words), *_ = env.parsed_problem["goal_state"]
         roles = dict(zip(("moved", "place"), (concerned(env, word) for word in words), strict=False))
