@@ -82,6 +82,7 @@ class SimulatorEnv(gymnasium.Env[GymObservation, FloatArray]):
         self,
         task: str,
         render_mode: str | None = None,
+        robot: str | None = None,
         render: RenderMode | None = None,
         height: int = 128,
         width: int = 128,
@@ -96,6 +97,7 @@ class SimulatorEnv(gymnasium.Env[GymObservation, FloatArray]):
         Args:
             task: the task's name, as ``robosuite/Lift``.
             render_mode: what :meth:`render` returns: ``rgb_array`` or ``depth_array``.
+            robot: another arm of robosuite's, as ``UR5e``; None: the task's.
             render: the look, ``fast`` or ``faithful``; None: the task's default.
             cameras: of the observation; None: all; empty: the observation has no ``views``, and no step renders.
             camera_name: of :meth:`render`; None: the task's first.
@@ -103,10 +105,11 @@ class SimulatorEnv(gymnasium.Env[GymObservation, FloatArray]):
             terminate_on_success: otherwise ``terminated`` is always False.
 
         Raises:
-            SimEvalError: there is no such task, camera or render mode.
+            SimEvalError: there is no such task, robot, camera or render mode.
         """
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise SimEvalError(f"render_mode is '{render_mode}': choose rgb_array or depth_array")
+        task = f"{task}@{robot}" if robot else task
         self.render_mode = render_mode
         self._split, self._terminate_on_success = split, terminate_on_success
         config = RenderConfig(choose_render(render, [task]), height, width, hide_goal)

@@ -155,7 +155,8 @@ class RobosuiteSimulator(MujocoSimulator):
         self._bodies = {name: self._model.body(body).id for name, body in scene.objects.items()}
         self._state_names = state_names(self._model)
         self._goal = 0
-        proprio = {name: len(values) for name, values in self._proprio().items()}
+        own = RobosuiteSimulator._proprio(self)  # a subclass that adds fields is not ready yet
+        proprio = {name: len(values) for name, values in own.items()}
         super().__init__(task, options, robot.name, CAMERAS, proprio, action_spec(self._env, self._fingers))
 
     def reset(self, key: EpisodeKey) -> None:

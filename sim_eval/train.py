@@ -8,7 +8,7 @@ rollouts of the ``val`` split. The same command again continues an interrupted t
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from sim_eval.configs import TrainConfig
@@ -34,6 +34,7 @@ def main(config: TrainConfig) -> int:
     from sim_eval.policies.devices import resolve_device
     from sim_eval.policies.spatialvla.configuration_spatialvla import SIZES
     from sim_eval.policies.spatialvla.trainer import Trainer, TrainingConfig, accelerator_for
+    from sim_eval.reporting.records import print_records
     from sim_eval.training.loop import TrainingLoop
     from sim_eval.training.memory import check_memory, describe, plan
     from sim_eval.training.preparation import first_model, fitted, make_processor, open_windows, render_config_of
@@ -45,7 +46,9 @@ def main(config: TrainConfig) -> int:
     if config.dry_run:
         usual = SIZES[config.size][config.expert].vision.image_size
         parts, memory = plan(fitted(config.network, usual), config, DRY_VIEWS)
-        print(describe(parts, memory))
+        needs = {**asdict(memory), "total": memory.total}
+        if not print_records(config, lambda: {"parts": parts, "memory": needs}, lambda: map(asdict, parts)):
+            print(describe(parts, memory))
         check_memory(memory, device)
         return 0
     accelerator = accelerator_for(device)

@@ -1,7 +1,8 @@
-"""The examples of docs/extending do what their pages say, as installed packages; commands and links are right."""
+"""The documents' examples do what their pages say, packages as installed ones; commands and links are right."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import runpy
@@ -41,8 +42,8 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def install(page: str, folder: Path) -> None:
-    """What pip leaves of the page's package: its module and a dist-info."""
-    (points,), (code,) = blocks(page, "toml"), blocks(page, "python")
+    """What pip leaves of the page's package: its module, which is the page's last example, and a dist-info."""
+    (points,), (*_, code) = blocks(page, "toml"), blocks(page, "python")
     groups = tomllib.loads(points)["project"]["entry-points"]
     lines = [
         f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in each.items())
@@ -88,6 +89,29 @@ def test_the_policy_solves_the_task_from_what_it_sees(site: Path, monkeypatch: p
     install("task.md", site)
     words = shlex.split("-m sim_eval.rollout --policy seeker:0.5 --task acme/Reach --episodes 3 --video none")
     assert [episode["success"] for episode in roll(words, site, monkeypatch)] == [True] * 3
+
+
+def test_the_examples_of_gymnasium_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    *examples, _ = blocks("../gymnasium.md", "python")
+    if importlib.util.find_spec("moviepy") is None:
+        examples = [code for code in examples if "RecordVideo" not in code]
+    variables: dict[str, object] = {}
+    for code in examples:
+        exec(compile(code, "gymnasium.md", "exec"), variables)
+
+
+@pytest.mark.slow
+@pytest.mark.peers
+def test_ppo_learns_to_reach_and_is_scored(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("stable_baselines3")
+    install("../gymnasium.md", site)
+    monkeypatch.chdir(site)
+    importlib.import_module("acme_ppo").train("reach.zip")
+    (command,) = blocks("../gymnasium.md", "sh")
+    episodes = roll(shlex.split(command)[1:], site, monkeypatch)
+    assert [episode["error"] for episode in episodes] == [None] * 20
+    assert sum(bool(episode["success"]) for episode in episodes) >= 15
 
 
 def test_the_key_file_is_read(tmp_path: Path) -> None:

@@ -32,4 +32,5 @@ class SpatialVLAPreTrainedConfig(PreTrainedConfig):  # type: ignore[misc]
 
 def register(configuration_auto: ModuleType) -> None:
     """Makes ``AutoConfig`` know the configuration; called with transformers' module of that class."""
-    configuration_auto.AutoConfig.register(SpatialVLAPreTrainedConfig.model_type, SpatialVLAPreTrainedConfig)
+    known = SpatialVLAPreTrainedConfig
+    configuration_auto.AutoConfig.register(known.model_type, known, exist_ok=True)

@@ -207,7 +207,7 @@ class SpatialVLAProcessor:
         Raises:
             SimEvalError: a file is missing, damaged or does not fit the others, or cannot be downloaded.
         """
-        folder = Path(reference, str(options.get("subfolder", "")))
+        folder = Path(reference, str(options.get("subfolder") or ""))
         if not folder.is_dir():
             try:
                 folder = Path(cached_files(str(reference), [CONFIG, PROCESSOR, TOKENIZER], **options)[0]).parent

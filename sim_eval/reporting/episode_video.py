@@ -182,10 +182,10 @@ def write_grid(path: Path, videos: Sequence[Path], columns: int) -> None:
     rates, clips = zip(*map(read_video, videos), strict=True)
     fps = max(rates)
     with atomic(path) as partial:
-        write_video(partial, (_tiled(pictures, columns) for pictures in _in_step(clips, rates, fps)), fps)
+        write_video(partial, (tiled(pictures, columns) for pictures in in_step(clips, rates, fps)), fps)
 
 
-def _in_step(clips: Sequence[Iterator[Picture]], rates: Sequence[float], fps: float) -> Iterator[list[Picture]]:
+def in_step(clips: Sequence[Iterator[Picture]], rates: Sequence[float], fps: float) -> Iterator[list[Picture]]:
     """The pictures of all clips at each instant, until the last clip has ended."""
     shown = [next(clip) for clip in clips]
     done, instant = [1] * len(clips), 0
@@ -202,7 +202,7 @@ def _in_step(clips: Sequence[Iterator[Picture]], rates: Sequence[float], fps: fl
                     shown[number], done[number] = picture, done[number] + 1
 
 
-def _tiled(pictures: Sequence[Picture], columns: int) -> Picture:
+def tiled(pictures: Sequence[Picture], columns: int) -> Picture:
     """Pictures [H, W, 3] in rows of so many; black where there are none left."""
     rows = ceil(len(pictures) / columns)
     blank = [np.zeros_like(pictures[0])] * (rows * columns - len(pictures))

@@ -36,7 +36,8 @@ def print_records(asked: Format, values: Callable[[], Record], records: Callable
         print(json.dumps(encode(values())))
     elif asked.csv:
         rows = [dict(columns(encode(record))) for record in records()]
-        writer = csv.DictWriter(sys.stdout, list(dict.fromkeys(name for row in rows for name in row)))
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        writer = csv.DictWriter(sys.stdout, names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     return asked.json or asked.csv

@@ -185,7 +185,7 @@ class EpisodeLayout(Layout):
 
     WIDTH, HEIGHT, MARGIN, TOP, CAPTION = 1280, 720, 20, 88, 24
     INSET = 230  # pixels a side, at most
-    SCALE_WIDTH, SCALE_LABELS = 12, 46
+    SCALE_WIDTH = 12
 
     def __init__(self, story: Story, views: Views, size: int) -> None:
         super().__init__(story, views, size)
@@ -281,7 +281,7 @@ class EpisodeLayout(Layout):
 class TileLayout(Layout):
     """A tile of a grid: instruction and label above the large picture, a depth inset in it, progress below."""
 
-    BAND, BAR = 52, 8
+    BAND, BAR = 88, 10
     INSET_SHARE = 0.3  # of the large picture's height
 
     def __init__(self, story: Story, views: Views, size: int) -> None:
@@ -296,10 +296,10 @@ class TileLayout(Layout):
         draw = ImageDraw.Draw(self._canvas)
         gap = self._px(8)
         for text, y, ink, largest in (
-            (f"“{story.instruction}”", 0.32, INK, 22),
-            (f"{story.label}   {story.key.task} {story.key.index}", 0.76, FAINT, 15),
+            (f"“{story.instruction}”", 0.32, INK, 33),
+            (f"{story.label}   {story.key.task} {story.key.index}", 0.76, FAINT, 25),
         ):
-            text, font = fit(text, wide - 2 * gap, self._px(largest), self._px(12), bold=ink == INK)
+            text, font = fit(text, wide - 2 * gap, self._px(largest), self._px(25), bold=ink == INK)
             draw.text((gap, y * band), text, ink, font, anchor="lm")
 
     def frame(self, step: int, large: Picture, views: Views) -> Picture:
@@ -325,7 +325,7 @@ class TileLayout(Layout):
         return np.asarray(canvas)
 
     def _label(self, draw: ImageDraw, left: int, top: int, text: str, colour: Colour) -> None:
-        font = text_font(self._px(18), bold=True)
-        width, height, gap = int(font.getlength(text)), self._px(26), self._px(6)
+        font = text_font(self._px(28), bold=True)
+        width, height, gap = int(font.getlength(text)), self._px(40), self._px(8)
         draw.rectangle((left, top, left + width + 2 * gap, top + height), colour)
         draw.text((left + gap, top + height / 2), text, INK, font, anchor="lm")

@@ -111,6 +111,17 @@ def test_the_instruction_is_the_tasks_for_the_episode() -> None:
     env.close()
 
 
+def test_another_robot_has_its_own_observation_and_episodes() -> None:
+    env = gymnasium.make(LIFT, robot="UR5e", cameras=())
+    assert env.observation_space["proprio"]["joint_pos"].shape == (6,)
+    observation, info = env.reset(seed=0)
+    assert env.observation_space.contains(observation)
+    assert info["key"] == "robosuite/Lift@UR5e/train/00000"
+    env.close()
+    with pytest.raises(SimEvalError, match="has one robot: leave @UR5e out"):
+        SimulatorEnv("metaworld/reach-v3", robot="UR5e")
+
+
 def test_cameras_of_the_observation_and_of_the_picture_are_chosen_apart() -> None:
     with closing(SimulatorEnv("metaworld/reach-v3", "rgb_array", cameras=("wrist",), camera_name="corner2")) as env:
         seen, _ = env.reset(seed=0)

@@ -18,12 +18,14 @@ import pytest
 
 from sim_eval.core.types import EpisodeKey, FloatArray
 from sim_eval.envs.libero_sim import installation
+from sim_eval.envs.rendering import choose_backend
 from sim_eval.envs.robosuite_sim import RobosuiteSimulator, load_robosuite, quiet
 from sim_eval.envs.tasks import get_task, suite_tasks, suites
 
+choose_backend()
 with quiet():
     load_robosuite()
-from sim_eval.envs import osc_pose
+from sim_eval.envs import osc_pose  # noqa: E402
 
 ARMS = ("Panda", "Sawyer", "IIWA", "Jaco", "Kinova3", "UR5e", "XArm7", "PandaDexRH", "PandaDexLH")
 COLD = """

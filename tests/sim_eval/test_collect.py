@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,10 @@ def test_the_target_is_a_total_and_what_is_there_stays(collected: Path, capsys: 
     assert len(after) == 3
     assert all(after[file] == content for file, content in before.items())
     assert "3 episodes" in capsys.readouterr().out
+    assert main(replace(arguments(collected, episodes=3), json=True)) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["episodes"], told["before"], told["written"]) == (3, 3, 0)
+    assert told["tasks"] == [{"task": "robosuite/LiftWide", "episodes": 3, "successes": 0, "attempts": 0, "errors": 0}]
 
 
 def test_a_damaged_file_is_collected_again(collected: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -419,7 +420,7 @@ def test_figures_are_drawn_only_from_what_there_is(tmp_path: Path, capsys: pytes
     for name in ("a", "more"):
         make_run(tmp_path / "runs" / name, name, {0, 1})
     assert "(demonstrations.svg)" in write(tmp_path)
-    assert "2 trainings, 2 tested: results.md, minutes.svg, demonstrations.svg in" in capsys.readouterr().out
+    assert "2 trainings, of which 2 tested: results.md, minutes.svg, demonstrations.svg in" in capsys.readouterr().out
 
 
 def test_neither_table_nor_figure_is_a_failure(tmp_path: Path):
@@ -444,3 +445,21 @@ def test_a_path_without_trainings_or_runs_is_refused(tmp_path: Path, missing: st
     ):
         with pytest.raises(SimEvalError, match=f"{missing} holds no {name}: name "):
             main(ResultsArguments(*paths))
+
+
+def test_json_has_every_tested_training_and_what_was_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    make_training(tmp_path / "train", "a")
+    make_training(tmp_path / "train", "b", seed(1))
+    make_run(tmp_path / "runs" / "one", "a", {0, 1, 2}, tasks=(STACK, LIFT))
+    arguments = ResultsArguments((tmp_path / "train",), tmp_path / "out", (tmp_path / "runs",))
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.startswith("2 trainings, of which 1 tested: results.md, minutes.svg")
+    assert main(replace(arguments, json=True)) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [(each["training"], each["task"], each["goal"], each["successes"]) for each in told["scores"]] == [
+        (str(tmp_path / "train" / "a"), task, goal, count)
+        for task, goal, count in ((LIFT, "", 3), (STACK, "", 3), (STACK, RED, 2), (STACK, GREEN, 1))
+    ]
+    assert told["left_out"][0]["folder"] == str(tmp_path / "train" / "b")
+    assert main(replace(arguments, runs=())) == 0
+    assert "2 trainings, of which none tested" in capsys.readouterr().out

@@ -366,7 +366,10 @@ class OtherPlane(PlaneSimulator):
 
 def test_another_last_digit_is_outcome_identical_and_says_where(recorded: Path, verify: Program, tmp_path: Path):
     verify.simulator(OtherPlane(push=-1e-12, since=4))
+    code, shown = verify(recorded, "--json")
+    told = json.loads(shown)
     code, shown = verify(recorded, "--out", str(tmp_path / "report.json"))
+    assert told == json.loads((tmp_path / "report.json").read_text())
     assert code == 0
     assert shown.splitlines()[-1].split() == [PLANE.name, "8", "0", "8", "0", "0"]
     assert "states differ from step 5 on, most by" in shown

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from math import ceil
 from pathlib import Path
 
@@ -17,11 +18,12 @@ from recorded_run import play
 
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import (
+    ActionChunk,
     CameraView,
     EpisodeKey,
+    Observation,
     Recorder,
     RenderConfig,
-    Rerenderable,
     SensorReadings,
     Simulator,
     Status,
@@ -29,6 +31,7 @@ from sim_eval.core.types import (
 )
 from sim_eval.envs.tasks import get_task, own_tasks
 from sim_eval.evaluation.engine import EpisodeResult, Recorders, RolloutProtocol, run_episode
+from sim_eval.evaluation.jobs import OneSimulator, RolloutJob
 from sim_eval.evaluation.trajectory import TrajectoryRecorder
 from sim_eval.policies.policy import PolicySpec
 from sim_eval.reporting.episode_video import HOLD_SECONDS, VideoRecorder, write_grid, write_video
@@ -242,47 +245,58 @@ def test_a_simulator_that_can_be_rendered_again_is_rendered_for_kept_videos_only
 @pytest.mark.parametrize("name", ["robosuite/LiftWide", "metaworld/drawer-open-v3"])
 def test_a_video_changes_nothing_and_shows_what_the_policy_saw(name: str, tmp_path: Path):
     """On the real simulators: states and every observation with a video equal those without, and so do the insets."""
-    task = replace(get_task(name), max_episode_steps=4)
-    cameras = {"agentview": (48, 64), "wrist": (32, 32)}
-    spec = PolicySpec("waver", cameras=cameras)
+    task = replace(get_task(name), max_episode_steps=5)
+    cameras = {"agentview": (48, 64), "wrist": (48, 64)}
+    key = EpisodeKey(name, "test", 3)
+    seen: list[Views] = []
+    shown: dict[int, tuple[Picture, Views]] = {}
+
+    class Witness(TrajectoryRecorder):
+        def asked(self, observation: Observation, chunk: ActionChunk) -> None:
+            super().asked(observation, chunk)
+            seen.append(observation.views)
+
+    class Shown(EpisodeLayout):
+        def frame(self, step: int, large: Picture, views: Views) -> Picture:
+            shown[step] = large, views
+            return super().frame(step, large, views)
+
     with closing(task.make(RenderConfig.for_cameras("fast", cameras))) as simulator:
-        dim = simulator.spec.action.dim
-        policy = constant(*np.linspace(-0.4, 0.6, dim))
-        policy.spec = spec
-        key = EpisodeKey(name, "test", 3)
-        seen: list[Views] = []
-
-        class Witness(TrajectoryRecorder):
-            def asked(self, observation: SensorReadings, chunk: object) -> None:
-                super().asked(observation, chunk)
-                seen.append(observation.views)
-
+        policy = constant(*np.linspace(-0.4, 0.6, simulator.spec.action.dim))
+        policy.spec = PolicySpec("waver", cameras=cameras)
         runs = []
-        for videos in ([], [VideoRecorder(tmp_path, spec, size=128)], []):
-            recorder = Witness(spec)
-            result = run_episode(simulator, policy, key, RolloutProtocol(2), Recorders(recorder, *videos))
+        for videos in ([], [VideoRecorder(tmp_path, policy.spec, size=128, layout=Shown)], []):
+            recorder = Witness(policy.spec)
+            result = run_episode(simulator, policy, key, RolloutProtocol(3), Recorders(recorder, *videos))
             runs.append((result, recorder.trajectory))
-        for result, trajectory in runs[1:]:
-            assert result == runs[0][0]
-            assert trajectory.seen == runs[0][1].seen
-            assert trajectory.states.tobytes() == runs[0][1].states.tobytes()
-        assert len(list(tmp_path.iterdir())) == 1
-        assert isinstance(simulator, Rerenderable)
-        simulator.reset(key)
-        poses = [simulator.pose()]
-        for _ in range(2):
-            simulator.act(np.linspace(-0.4, 0.6, dim))
-            poses.append(simulator.pose())
-        again = list(simulator.rerender(poses, "faithful", (96, 128), ("agentview", "wrist")))
-        now = simulator.observe().views
-    for (_, views), then in ((again[0], seen[0]), (again[2], seen[1]), (again[2], now)):
+    for result, trajectory in runs[1:]:
+        assert result == runs[0][0]
+        assert trajectory.seen == runs[0][1].seen
+        assert trajectory.states.tobytes() == runs[0][1].states.tobytes()
+    assert len(list(tmp_path.iterdir())) == 1
+    for step, then in ((0, seen[0]), (3, seen[1])):
         for camera in cameras:
             for field in ("rgb", "depth", "intrinsics", "camera_to_world"):
-                assert np.array_equal(getattr(views[camera], field), getattr(then[camera], field))
-    large = [picture for picture, _ in again]
-    assert {picture.shape for picture in large} == {(96, 128, 3)}
-    assert large[0].std() > 20  # a scene, not a blank
-    assert not np.array_equal(large[0], large[2])
+                assert np.array_equal(getattr(shown[step][1][camera], field), getattr(then[camera], field))
+    first, last = shown[0][0], shown[5][0]
+    assert first.shape == (*third_person_size(128), 3)
+    assert first.std() > 20  # a scene, not a blank
+    assert not np.array_equal(first, last)
+
+
+def test_a_watchdog_hears_of_the_work_after_an_episode(recorded_plane: Path, tmp_path: Path):
+    beats = list[None]()
+
+    class Listener(Recorder):
+        def still_working(self) -> None:
+            beats.append(None)
+
+    spec = PolicySpec("constant")
+    job = RolloutJob(
+        spec, RolloutProtocol(), tmp_path, (partial(VideoRecorder, tmp_path, spec, "all", 0, 128, "fast"),)
+    )
+    result = job.player(constant(1.0, 0.0), OneSimulator(RenderConfig()), Listener())(KEY)
+    assert len(beats) == result.steps + 1  # one for each frame
 
 
 def test_depth_colours_are_fixed_by_the_workspace_and_take_any_depth():
