@@ -10,6 +10,7 @@ from scipy.spatial.transform import Rotation
 from sim_eval.core.decoding import decode, encode
 from sim_eval.core.types import CameraView, EpisodeKey, RenderConfig, RenderMode
 from sim_eval.envs import rendering
+from sim_eval.envs.libero_sim import installation
 from sim_eval.envs.robosuite_sim import RobosuiteSimulator
 from sim_eval.envs.scene_camera import MujocoSimulator, ScenePose
 from sim_eval.envs.tasks import get_task
@@ -85,12 +86,18 @@ def test_render_copy_leaves_the_physics_model_alone(fast: RobosuiteSimulator) ->
     assert physics.vis.quality.offsamples == 4
 
 
-CULLED = ("robosuite/LiftWide", "metaworld/drawer-open-v3")
-MORE_CULLED = ("robosuite/Lift", "robosuite/PickPlaceCan", "robosuite/Stack", "robosuite/Lift@UR5e")
-MORE_CULLED += tuple(f"metaworld/{name}-v3" for name in ("reach", "door-open", "basketball", "peg-insert-side"))
+NEEDS_LIBERO = pytest.mark.skipif(installation() is None, reason="LIBERO is not installed: make libero")
+OTHERS = ("robosuite/Lift", "robosuite/PickPlaceCan", "robosuite/Stack", "robosuite/Lift@UR5e", "metaworld/reach-v3")
+OTHERS += ("metaworld/door-open-v3", "metaworld/basketball-v3", "metaworld/peg-insert-side-v3")
+CULLED = [
+    "robosuite/LiftWide",
+    "metaworld/drawer-open-v3",
+    *(pytest.param(task, marks=pytest.mark.slow) for task in OTHERS),
+    pytest.param("libero_10/0", marks=[pytest.mark.slow, NEEDS_LIBERO]),
+]
 
 
-@pytest.mark.parametrize("task", [*CULLED, *(pytest.param(task, marks=pytest.mark.slow) for task in MORE_CULLED)])
+@pytest.mark.parametrize("task", CULLED)
 @pytest.mark.parametrize(("mode", "poses"), [("fast", 20), ("faithful", 4)])
 def test_what_is_left_out_of_a_frame_changes_no_pixel(task: str, mode: RenderMode, poses: int) -> None:
     """Joints anywhere in their ranges and free objects anywhere around the table, before a camera and behind it."""
@@ -100,7 +107,8 @@ def test_what_is_left_out_of_a_frame_changes_no_pixel(task: str, mode: RenderMod
         simulator.reset(EpisodeKey(task, "val", 0))
         scene, pose, rng = simulator._scene_camera, simulator.pose(), np.random.default_rng(0)
         whole, culled = (rendering.RgbdRenderer(scene._model, *size, mode, scene._scene_options) for _ in range(2))
-        whole._depth_canvas.culls = False
+        for canvas in (whole._canvases[0], whole._depth_canvas):
+            canvas.culls = False
         left_out = dict.fromkeys(scene._cameras, 0)
         for _ in range(poses):
             scene.update(anywhere(simulator, pose, rng))
