@@ -234,7 +234,7 @@ class _Canvas:
         """Takes the bounding spheres of the geoms; a plane has none."""
         bound = self.model.geom_rbound
         self._radii = np.where(bound > 0, bound + FRUSTUM_MARGIN, np.inf)
-        self._overviews: set[int] = set()  # cameras that see nearly all geoms
+        self._overviews: set[int] = set()  # cameras that saw nearly all geoms; not asked again until the next sync
 
     def _cull(self, data: mujoco.MjData, camera: int) -> NDArray[np.int32]:
         """The geoms' groups [G], where those outside the camera's frustum are in one that is not drawn."""
