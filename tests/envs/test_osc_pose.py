@@ -18,13 +18,11 @@ import pytest
 
 from sim_eval.core.types import EpisodeKey, FloatArray
 from sim_eval.envs.libero_sim import installation
-from sim_eval.envs.rendering import choose_backend
-from sim_eval.envs.robosuite_sim import RobosuiteSimulator, load_robosuite, quiet
+from sim_eval.envs.robosuite_robot import load_robosuite, quiet
+from sim_eval.envs.robosuite_sim import RobosuiteSimulator
 from sim_eval.envs.tasks import get_task, suite_tasks, suites
 
-choose_backend()
-with quiet():
-    load_robosuite()
+load_robosuite()
 from sim_eval.envs import osc_pose  # noqa: E402
 
 ARMS = ("Panda", "Sawyer", "IIWA", "Jaco", "Kinova3", "UR5e", "XArm7", "PandaDexRH", "PandaDexLH")
@@ -39,7 +37,7 @@ else:  # no folder that numba knows can be written
     implementation = getattr(caching, "CacheImpl", None) or caching._CacheImpl
     implementation._locator_classes = [each for each in implementation._locator_classes if "User" in each.__name__][:1]
 from sim_eval.core.types import EpisodeKey
-from sim_eval.envs.robosuite_sim import load_robosuite, quiet
+from sim_eval.envs.robosuite_robot import load_robosuite, quiet
 from sim_eval.envs.tasks import get_task
 with quiet():
     load_robosuite()
