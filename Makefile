@@ -1,23 +1,30 @@
 # The README's two commands are `make rollout` and `make test`. CONTRIBUTING.md says which tests to run when.
-PYTHON ?= python3.11
+# The first of these that is there. A pyenv shim may stand in the path for a Python that is not, so each is run.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
+	$$python -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$python && break; \
+	done)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
 # pip resolves nothing: a lock file names every package.
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+INSTALL := $(PIP) --no-deps
 
-.PHONY: setup rollout test slow lint reproduce mt50 quantized libero ray
+.PHONY: setup rollout test slow lint resolve reproduce mt50 quantized libero ray
 
 setup: $(VENV)/.ready
 
-# robosuite's pynput, which needs a compiler, is not in the lock. pip also byte-compiles what it installs: where Python
-# may not write bytecode, every process would otherwise compile torch and transformers again, which takes 6 seconds.
+# Where Python may not write bytecode, every process would compile torch and transformers again, which takes 6 seconds.
+# compileall does it once, on all cores (pip uses one), and fails at files that packages bring for newer Pythons.
 $(VENV)/.ready: requirements.lock pyproject.toml scripts/opengl.sh
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 with venv found: apt-get install python3-venv," \
+		"or name one: make setup PYTHON=/usr/local/bin/python3.12" >&2; exit 2; }
 	sh scripts/opengl.sh
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) --requirement requirements.lock
+	$(INSTALL) --no-compile --requirement requirements.lock
 	# torch's CPU wheel is complete. For the CUDA wheel this installs the libraries that it needs.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep ^torch== requirements.lock)"
+	$(PIP) --no-compile "$$(grep ^torch== requirements.lock)"
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	# Editable: `import sim_eval` finds this folder from everywhere.
 	$(INSTALL) --no-build-isolation --editable .
 	touch $@
@@ -37,6 +44,14 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy -p sim_eval
+
+# Do the requirements still fit together: on each Python, at their lower ends, and beside lerobot? Nothing is installed.
+RESOLVE = $(BIN)/uv pip compile --quiet --no-python-downloads --only-binary :all: pyproject.toml \
+	--extra robosuite --extra metaworld --output-file $(VENV)/resolved.txt
+resolve: setup
+	for python in 3.11 3.12 3.13; do $(RESOLVE) --python-version $$python || exit; done
+	printf '%s\n' 'numpy<2' 'torch<2.8' 'transformers<5.5' | $(RESOLVE) --python-version 3.11 -
+	echo 'lerobot>=0.6' | $(RESOLVE) --python-version 3.12 -
 
 # LIBERO's tasks, --weights int8 and nf4, and --backend ray need packages of their own.
 libero quantized ray: setup

@@ -80,7 +80,7 @@ def main(arguments: SpeedArguments) -> int:
     """Runs the command; returns the exit code."""
     from tqdm import tqdm
 
-    from sim_eval.envs.robosuite_sim import quiet
+    from sim_eval.envs.robosuite_robot import quiet
     from sim_eval.envs.tasks import get_task
     from sim_eval.evaluation.engine import RolloutProtocol
     from sim_eval.policies.policy import check_fit
@@ -105,7 +105,7 @@ def main(arguments: SpeedArguments) -> int:
         for key in tqdm(keys, unit="pair", file=sys.stderr, dynamic_ncols=True):
             ours.append(play_ours(simulator, policy, key, protocol))
             simulator.reset(key)
-            plain.append(play_plain(env, policy, key, task, protocol, simulator.snapshot().state))
+            plain.append(play_plain(env, policy, key, simulator, protocol))
         check_pictures(simulator, env, keys[0])
     report(arguments, protocol, summary(ours, frames[0]), summary(plain, frames[1]))
     return 0
@@ -119,7 +119,7 @@ def plain_environment(task: Task, options: RenderConfig) -> ManipulationEnv:
     """
     import robosuite
 
-    from sim_eval.envs.robosuite_sim import CAMERAS, CONTROL_HZ, ROBOT
+    from sim_eval.envs.robosuite_sim import CAMERAS, CONTROL_HZ, DEFAULT_ROBOT
     from sim_eval.envs.tasks.lift import wide_placement
 
     placements: Mapping[str, Callable[[], Mapping[str, object]]] = {
@@ -130,7 +130,7 @@ def plain_environment(task: Task, options: RenderConfig) -> ManipulationEnv:
         raise SimEvalError(f"no plain loop for '{task.name}': choose one of {', '.join(placements)}")
     env: ManipulationEnv = robosuite.make(
         "Lift",
-        robots=ROBOT,
+        robots=DEFAULT_ROBOT,
         control_freq=CONTROL_HZ,
         horizon=task.max_episode_steps,
         has_renderer=False,
@@ -182,19 +182,20 @@ def play_ours(simulator: Simulator, policy: Policy, key: EpisodeKey, protocol: R
 
 
 def play_plain(
-    env: ManipulationEnv, policy: Policy, key: EpisodeKey, task: Task, protocol: RolloutProtocol, state: FloatArray
+    env: ManipulationEnv, policy: Policy, key: EpisodeKey, simulator: Simulator, protocol: RolloutProtocol
 ) -> Timed:
-    """The plain loop, under the engine's stop rule, from the initial state that ours has under this key."""
-    from sim_eval.envs.robosuite_sim import ACTION
+    """The plain loop, under the engine's stop rule, from the state of our simulator, which was reset to this key."""
     from sim_eval.policies.policy import PolicyRequest
 
+    task, action_spec = simulator.task, simulator.spec.action
     seconds = hard_reset(env)
-    seen = put(env, state)  # not on the clock: a user takes the state that comes
+    seen = put(env, simulator.snapshot().state)  # not on the clock: a user takes the state that comes
     began = time.perf_counter()
     steps = policy_call = 0
     last, success = task.max_episode_steps, False
     while steps < last:
-        (chunk,) = policy.predict([PolicyRequest(plain_observation(env, seen, task, key), key, policy_call, ACTION)])
+        request = PolicyRequest(plain_observation(env, seen, task, key), key, policy_call, action_spec)
+        (chunk,) = policy.predict([request])
         policy_call += 1
         for action in chunk.actions[: protocol.n_action_steps]:
             seen, *_ = env.step(action)
@@ -253,8 +254,8 @@ def check_pictures(simulator: Simulator, env: ManipulationEnv, key: EpisodeKey) 
             np.allclose(getattr(view, part), getattr(other, part)) for part in ("intrinsics", "camera_to_world")
         ):
             raise SimEvalError(f"camera '{name}' is calibrated differently in the plain loop: time nothing")
-    for name, values in mine.proprio.items():
-        if not np.allclose(values, theirs.proprio[name], atol=1e-6):
+    for name, values in theirs.proprio.items():
+        if not np.allclose(values, mine.proprio[name], atol=1e-6):
             raise SimEvalError(f"proprio '{name}' differs in the plain loop: time nothing")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sim_eval.core.types import EpisodeKey, FloatArray
+from sim_eval.core.types import EpisodeKey, FloatArray, without_derived
 from sim_eval.datasets.episode_file import EpisodeHeader, StoredEpisode, file_name, open_episode, read_episode
 
 
@@ -63,6 +63,8 @@ def set_problems(headers: Mapping[Path, EpisodeHeader]) -> list[str]:
         reference = next(iter(headers))
         for name in ("robot", "cameras", "proprio", "action"):
             mine, theirs = getattr(header.spec, name), getattr(headers[reference].spec, name)
+            if name == "proprio":
+                mine, theirs = without_derived(mine), without_derived(theirs)
             if mine != theirs:
                 found.append(f"{path}: {name} is {mine}, but {reference} has {theirs}: do not mix them")
     return found

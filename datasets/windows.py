@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from sim_eval.core.errors import SimEvalError
+from sim_eval.core.programs import command
 from sim_eval.core.types import EnvironmentSpec, TrainingWindow
 from sim_eval.datasets.checks import set_problems, stored_problems
 from sim_eval.datasets.episode_file import StoredEpisode, episode_files, open_episode
@@ -61,7 +63,9 @@ class EpisodeWindows(Sequence[TrainingWindow]):
         if problems := set_problems({file: episode.header for file, episode in opened.items()}):
             raise SimEvalError(problems[0])
         self.chunk_size = chunk_size
-        self.spec: EnvironmentSpec = opened[files[0]].header.spec
+        first, others = opened[files[0]].header.spec, [episode.proprio for episode in opened.values()]
+        shared = {name: size for name, size in first.proprio.items() if all(name in proprio for proprio in others)}
+        self.spec: EnvironmentSpec = replace(first, proprio=shared)
         # By key, so that neither the folder's name nor the order of arguments changes what training sees.
         ordered = sorted(opened.values(), key=lambda episode: episode.key)
         of_task = [list(group) for _, group in itertools.groupby(ordered, key=lambda episode: episode.key.task)]
@@ -150,6 +154,6 @@ def _files(source: Path) -> list[Path]:
     if files := episode_files(source):
         return files
     raise SimEvalError(
-        f"no demonstrations in {source}: collect some with python -m sim_eval.collect --task robosuite/LiftWide "
+        f"no demonstrations in {source}: collect some with {command('collect')} --task robosuite/LiftWide "
         f"--policy scripted --episodes 150 --out {source}"
     )

@@ -28,7 +28,7 @@ from sim_eval.policies.policy import PolicyRequest
 from sim_eval.policies.scripted.scripted_policy import ScriptedPolicy
 from sim_eval.policies.spatialvla import modeling_llava3d
 from sim_eval.policies.spatialvla.configuration_spatialvla import SIZES
-from sim_eval.reporting.video import depth_range
+from sim_eval.reporting.video_layout import depth_range
 
 OUT = Path(__file__).with_name("overview.png")
 KEY, STEPS = EpisodeKey("robosuite/LiftWide", "val", 3), 8

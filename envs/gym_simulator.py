@@ -36,8 +36,8 @@ class GymSimulator:
 
     The seed given to ``reset`` comes from the episode's key and must decide everything random. For a task with several
     goals, ``options["goal"]`` is the goal's index, and the environment's instruction must be one of that goal's.
-    Success is ``info["is_success"]``; ``info["phase"]`` is optional and counts the fulfilled phases. An environment
-    that has terminated or truncated is not stepped again: its last observation and status stay.
+    Success is ``info["success"]`` or ``info["is_success"]``; ``info["phase"]`` is optional and counts the fulfilled
+    phases. An environment that has terminated or truncated is not stepped again: its last observation and status stay.
 
     Args:
         environment: its observations are ``views`` {camera: rgb, depth, intrinsics, camera_to_world}, ``proprio``
@@ -93,7 +93,7 @@ class GymSimulator:
         space = self._environment.action_space
         observation, _, terminated, truncated, info = self._environment.step(np.asarray(action, space.dtype))
         self._readings = _readings(observation)
-        success = bool(info["is_success"])
+        success = _success(self.task.name, info)
         status = Status(success, int(info.get("phase", len(self.task.phases) if success else 0)))
         if terminated or truncated:
             self._last = status
@@ -127,6 +127,13 @@ class GymSimulator:
         if self._readings is None:
             raise SimEvalError(f"{self.task.name}: reset it before the first observation")
         return self._readings
+
+
+def _success(task: str, info: Mapping[str, Any]) -> bool:
+    for name in ("success", "is_success"):
+        if name in info:
+            return bool(info[name])
+    raise SimEvalError(f"{task}: the environment's info has neither 'success' nor 'is_success': add one in step")
 
 
 def _readings(observation: Any) -> SensorReadings:

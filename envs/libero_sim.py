@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from importlib import import_module
 from importlib.util import find_spec
 from io import StringIO
@@ -27,8 +27,9 @@ import numpy as np
 
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import EpisodeKey, FloatArray, RenderConfig, Task
-from sim_eval.envs.rendering import choose_backend
-from sim_eval.envs.robosuite_sim import ROBOT, RobosuiteScene, RobosuiteSimulator, load_robosuite, quiet
+from sim_eval.envs.opengl import choose_backend
+from sim_eval.envs.robosuite_robot import quiet
+from sim_eval.envs.robosuite_sim import DEFAULT_ROBOT, RobosuiteScene, RobosuiteSimulator, load_robosuite
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -217,8 +218,8 @@ class LiberoSimulator(RobosuiteSimulator):
         def arguments() -> Mapping[str, object]:
             return {
                 "bddl_file_name": file,
-                "robots": [ROBOT],
-                "controller_configs": load_composite_controller_config(controller=None, robot=ROBOT),
+                "robots": [DEFAULT_ROBOT],
+                "controller_configs": load_composite_controller_config(controller=None, robot=DEFAULT_ROBOT),
                 "initialization_noise": None,
                 "use_object_obs": True,
             }
@@ -226,7 +227,8 @@ class LiberoSimulator(RobosuiteSimulator):
         environment = TASK_MAPPING[get_problem_info(file)["problem_name"]].__name__
         scene = RobosuiteScene(environment, phase, {}, arguments, sites=True, cell_metres=CELL_METRES)
         super().__init__(task, scene, options)
-        self.spec = replace(self.spec, proprio={**self.spec.proprio, "hand_quat": 4})
+        # LIBERO's Pandas differ only in what they stand on.
+        self.spec = replace(self.spec, robot=DEFAULT_ROBOT, proprio={**self.spec.proprio, "hand_quat": 4})
         env: Any = self._env
         (_, *words), *_ = env.parsed_problem["goal_state"]
         roles = dict(zip(("moved", "place"), (concerned(env, word) for word in words), strict=False))
@@ -239,7 +241,6 @@ class LiberoSimulator(RobosuiteSimulator):
         self._fixtures = {
             env.obj_body_id[name]: file_pose(thing.get_obj()) for name, thing in env.fixtures_dict.items()
         }
-        self._hand = self._model.body(env.robots[0].robot_model.eef_name["right"]).id
 
     def reset(self, key: EpisodeKey) -> None:
         with drawing_from(key.rng("placement")):
@@ -303,6 +304,10 @@ class LiberoSimulator(RobosuiteSimulator):
         env.sim.forward()
         env._check_success()
         env._post_process()
+
+    @cached_property
+    def _hand(self) -> int:
+        return int(self._model.body(self._env.robots[0].robot_model.eef_name["right"]).id)
 
     def _update_cameras(self) -> None:
         super()._update_cameras()

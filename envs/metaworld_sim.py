@@ -18,8 +18,9 @@ import numpy as np
 
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import ActionSpec, EpisodeKey, FloatArray, RenderConfig, Snapshot, Status, Task
-from sim_eval.envs.rendering import SceneOptions, choose_backend
-from sim_eval.envs.scene_camera import MujocoSimulator, SceneCamera, state_names
+from sim_eval.envs.opengl import choose_backend
+from sim_eval.envs.rendering import SceneOptions
+from sim_eval.envs.scene_camera import MujocoSimulator, SceneCamera, place_camera, state_names
 
 if TYPE_CHECKING:
     import mujoco
@@ -52,15 +53,8 @@ QUADS, FLOOR = 1, "floor"
 
 def mount_cameras(model: mujoco.MjModel) -> None:
     """Places our camera and turns the field's upright, in place."""
-    from scipy.spatial.transform import Rotation
-
-    forward = np.subtract(AGENTVIEW_TARGET, AGENTVIEW_POSITION)
-    backward = -forward / np.linalg.norm(forward)
-    right = np.cross((0.0, 0.0, 1.0), backward)
-    right /= np.linalg.norm(right)
-    pose = Rotation.from_matrix(np.stack([right, np.cross(backward, right), backward], axis=1))
     ours, field = (model.camera(CAMERAS[name]) for name in ("agentview", "corner2"))
-    ours.pos[:], ours.quat[:], ours.fovy[:] = AGENTVIEW_POSITION, pose.as_quat()[[3, 0, 1, 2]], AGENTVIEW_FOVY
+    place_camera(model, ours.id, np.array(AGENTVIEW_POSITION), np.array(AGENTVIEW_TARGET), AGENTVIEW_FOVY)
     w, x, y, z = field.quat
     field.quat[:] = -z, y, -x, w  # times half a turn about the optical axis
 
@@ -114,13 +108,15 @@ def new_environment(kind: type[SawyerXYZEnv], rng: np.random.Generator) -> Sawye
 class MetaworldSimulator(MujocoSimulator):
     """One Meta-World task, running; see :class:`sim_eval.core.types.Simulator`."""
 
+    VIDEO_AZIMUTH, VIDEO_DISTANCE = -42.0, 1.5
+
     def __init__(self, task: Task, name: str, options: RenderConfig) -> None:
         """Args: name: Meta-World's name of the environment."""
         super().__init__(task, options, ROBOT, CAMERAS, PROPRIO, ACTION)
         self._name = name
         self._kind = environment_class(name)
         self._env = self._kind()
-        self._scene_camera = SceneCamera(self._env.model, CAMERAS, options, scene_options(self._env.model, options))
+        self._scene_camera = self._new_scene_camera(self._env.model, options)
         self._joint_names = state_names(self._env.model)
 
     def reset(self, key: EpisodeKey) -> None:
@@ -155,8 +151,11 @@ class MetaworldSimulator(MujocoSimulator):
         self._scene_camera.close()
         self._env.close()  # type: ignore[no-untyped-call]
 
-    def _update_cameras(self) -> None:
-        self._scene_camera.update(self._env.data)
+    def _physics(self) -> tuple[mujoco.MjModel, mujoco.MjData]:
+        return self._env.model, self._env.data
+
+    def _new_scene_camera(self, model: mujoco.MjModel, options: RenderConfig) -> SceneCamera:
+        return SceneCamera(model, CAMERAS, options, scene_options(model, options))
 
     def _proprio(self) -> dict[str, FloatArray]:
         # As Meta-World computes them, but without the state of objects.

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import atexit
 import copy
-import ctypes
 import os
-import sys
 import weakref
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import RenderMode
+from sim_eval.envs.opengl import REMEDY, choose_backend, new_context
 
 if TYPE_CHECKING:
     import mujoco
@@ -45,7 +44,6 @@ SYNCED_FIELDS = (
     "cam_quat",
     "cam_fovy",
 )
-REMEDY = "install one with: apt-get install -y libegl1 libgl1-mesa-dri libosmesa6"
 
 
 @dataclass(frozen=True)
@@ -67,58 +65,11 @@ class SceneOptions:
     quads: int | None = None
 
 
-def _egl_works() -> bool:
-    """Whether libEGL loads and initialises a device."""
-    try:
-        egl = ctypes.CDLL("libEGL.so.1")
-    except OSError:
-        return False
-    egl.eglGetProcAddress.restype = ctypes.c_void_p
-    query = egl.eglGetProcAddress(b"eglQueryDevicesEXT")
-    platform_display = egl.eglGetProcAddress(b"eglGetPlatformDisplayEXT")
-    if not query or not platform_display:
-        return False
-    devices = (ctypes.c_void_p * 16)()
-    count = ctypes.c_int(0)
-    ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(query)(
-        16, devices, ctypes.byref(count)
-    )
-    get = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p)(platform_display)
-    egl.eglInitialize.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
-    platform_device = 0x313F  # EGL_PLATFORM_DEVICE_EXT
-    return any(egl.eglInitialize(get(platform_device, devices[i], None), None, None) for i in range(count.value))
-
-
-def _osmesa_works() -> bool:
-    for name in ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so"):
-        try:
-            ctypes.CDLL(name)
-        except OSError:
-            continue
-        return True
-    return False
-
-
-def choose_backend() -> str:
-    """Picks EGL, else OSMesa, before MuJoCo is imported; respects ``MUJOCO_GL``.
-
-    Raises:
-        SimEvalError: neither is installed.
-    """
-    chosen = os.environ.get("MUJOCO_GL", "").lower()
-    if not chosen:
-        if _egl_works():
-            chosen = "egl"
-        elif _osmesa_works():
-            chosen = "osmesa"
-        else:
-            raise SimEvalError(f"no off-screen OpenGL (neither EGL nor OSMesa): {REMEDY}")
-        if "mujoco" in sys.modules:
-            raise SimEvalError(
-                f"mujoco was imported before its OpenGL was chosen: set MUJOCO_GL={chosen} and start again"
-            )
-        os.environ["MUJOCO_GL"] = chosen
-    return chosen
+# Canvases of this process, and those of the process from which it was forked: to use or free one of those would hang.
+_canvases: weakref.WeakSet[_Canvas] = weakref.WeakSet()
+_inherited: list[_Canvas] = []
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _inherited.extend(_canvases))
 
 
 def cluster_faces(
@@ -198,7 +149,6 @@ class _Canvas:
             effects: shadows, reflections, sky, multisampling.
         """
         import mujoco
-        from mujoco.gl_context import GLContext
 
         model.vis.global_.offheight, model.vis.global_.offwidth = height, width
         if not effects:
@@ -206,13 +156,13 @@ class _Canvas:
             if scene_options.quads is not None:
                 model.vis.quality.numquads = scene_options.quads
         try:
-            self._gl = GLContext(width, height)
+            self._gl = new_context(width, height)
             self._gl.make_current()
             self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        except SimEvalError:
+            raise
         except Exception as error:  # the remedy is the same for all errors of OpenGL
-            raise SimEvalError(
-                f"off-screen OpenGL ({os.environ['MUJOCO_GL']}) does not start ({error}): {REMEDY}"
-            ) from error
+            raise SimEvalError(f"off-screen OpenGL ({choose_backend()}) does not start ({error}): {REMEDY}") from error
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
         self._closed = False
@@ -229,6 +179,7 @@ class _Canvas:
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self._viewport = mujoco.MjrRect(0, 0, width, height)
+        _canvases.add(self)
         # Registered after MuJoCo's own end of EGL, so it runs before it: a context freed later complains.
         atexit.register(_close_alive, weakref.ref(self))
 
@@ -247,7 +198,7 @@ class _Canvas:
 
     def close(self) -> None:
         """Frees the context; may be called twice."""
-        if not self._closed:
+        if not self._closed and self not in _inherited:
             self._closed = True
             self._gl.make_current()
             self._context.free()
@@ -297,6 +248,11 @@ class RgbdRenderer:
         """The model from which depth is rendered; decimated in mode ``fast``."""
         return self._canvases[-1].model
 
+    @property
+    def inherited(self) -> bool:
+        """Whether it was made before this process was forked, and must not be used in it."""
+        return any(canvas in _inherited for canvas in self._canvases)
+
     def sync(self, model: mujoco.MjModel) -> None:
         """Takes over an episode's changes to the physics model (sizes, colours, camera poses)."""
         for canvas in self._canvases:
@@ -315,6 +271,12 @@ class RgbdRenderer:
         near, far = self._near_far
         depth = (near * far / (near + buffer.astype(np.float64) * (far - near))).astype(np.float32)
         return np.ascontiguousarray(rgb[::-1]), np.ascontiguousarray(depth[::-1])
+
+    def render_rgb(self, data: mujoco.MjData, camera: int) -> NDArray[np.uint8]:
+        """RGB uint8 [H, W, 3] alone, upright."""
+        rgb = np.empty((*self._shape, 3), np.uint8)
+        self._canvases[0].draw(data, camera, rgb, None)
+        return np.ascontiguousarray(rgb[::-1])
 
     def segmentation(self, data: mujoco.MjData, camera: int) -> NDArray[np.int32]:
         """Geom id of each pixel, int32 [H, W]; -1: none."""

@@ -1,4 +1,4 @@
-"""robosuite 1.5 behind the Simulator protocol: Panda, OSC_POSE, 20 Hz, 7-D actions in [-1, 1].
+"""robosuite 1.5 behind the Simulator protocol: one arm, moved by robosuite's own controller for it, at 20 Hz.
 
 The environment is built once and soft-reset (``hard_reset=False``: 1 ms, not 160). Everything random is drawn from the
 episode's key, so an episode depends neither on earlier episodes nor on the process.
@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import atexit
 import json
-import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sim_eval.core.types import ActionSpec, EpisodeKey, FloatArray, RenderConfig, Snapshot, Status, Task
-from sim_eval.envs.rendering import SceneOptions, choose_backend
+from sim_eval.core.errors import extra
+from sim_eval.core.types import EpisodeKey, FloatArray, RenderConfig, Snapshot, Status, Task
+from sim_eval.envs.opengl import choose_backend
+from sim_eval.envs.rendering import SceneOptions
+from sim_eval.envs.robosuite_robot import action_spec, find_fingers, only_robot, quiet, repair_grippers
 from sim_eval.envs.scene_camera import MujocoSimulator, SceneCamera, state_names
 
 if TYPE_CHECKING:
@@ -28,22 +29,9 @@ if TYPE_CHECKING:
     from robosuite.environments.manipulation.manipulation_env import ManipulationEnv
 
 CONTROL_HZ = 20
-ROBOT = "Panda"
-ACTION = ActionSpec(
-    names=("dx", "dy", "dz", "drx", "dry", "drz", "gripper"),
-    low=(-1.0,) * 7,
-    high=(1.0,) * 7,
-    control_mode="ee_delta_pose",
-    control_hz=CONTROL_HZ,
-    frame="base",
-    metres_per_unit=0.05,
-    radians_per_unit=0.5,
-    rotation="axis_angle",
-    gripper="closes",
-)
+DEFAULT_ROBOT = "Panda"
 # Our camera names -> robosuite's.
 CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
-PROPRIO = {"eef_pos": 3, "eef_quat": 4, "eef_rot6d": 6, "gripper_qpos": 2, "joint_pos": 7}
 
 
 @dataclass(frozen=True)
@@ -55,7 +43,7 @@ class RobosuiteScene:
         phase: the number of fulfilled phases, as a function of the running environment and the goal's index; all
             phases: success.
         objects: name for scripted demonstrators -> MuJoCo body.
-        arguments: for ``robosuite.make``, made for each environment; they override ours.
+        arguments: for ``robosuite.make``, made for each environment; they override ours, but for the task's robot.
         randomize: sets in the compiled model what robosuite draws only when it builds an environment.
         hidden: prefixes of geoms that are rendered neither in RGB nor in depth.
         sites: whether MuJoCo's sites are rendered.
@@ -76,17 +64,6 @@ class RobosuiteScene:
         names = [model.geom(index).name for index in range(model.ngeom)]
         hidden = frozenset(index for index, name in enumerate(names) if name.startswith(self.hidden))
         return SceneOptions(hidden=hidden, sites=self.sites, cell_metres=self.cell_metres)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silences robosuite's warnings about optional packages."""
-    before = logging.root.manager.disable
-    logging.disable(max(before, logging.WARNING))
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def load_robosuite() -> None:
@@ -136,17 +113,20 @@ def reseed(env: ManipulationEnv, rng: np.random.Generator) -> None:
 class RobosuiteSimulator(MujocoSimulator):
     """One robosuite task, running; see :class:`sim_eval.core.types.Simulator`."""
 
+    VIDEO_AZIMUTH, VIDEO_DISTANCE = -50.0, 1.5
+
     def __init__(self, task: Task, scene: RobosuiteScene, options: RenderConfig) -> None:
-        super().__init__(task, options, ROBOT, CAMERAS, PROPRIO, ACTION)
         choose_backend()
         with quiet():
-            load_robosuite()
+            with extra("robosuite", "--no-deps robosuite==1.5.2"):  # pyproject.toml says why
+                load_robosuite()
             import robosuite
 
             from sim_eval.envs.osc_pose import control_step
 
+            repair_grippers()
             arguments = {
-                "robots": ROBOT,
+                "robots": DEFAULT_ROBOT,
                 "has_renderer": False,
                 "has_offscreen_renderer": False,
                 "use_camera_obs": False,
@@ -156,26 +136,34 @@ class RobosuiteSimulator(MujocoSimulator):
                 "ignore_done": True,
                 "hard_reset": False,
                 "seed": 0,
+                **scene.arguments(),
             }
-            self._env: ManipulationEnv = robosuite.make(scene.environment, **{**arguments, **scene.arguments()})
+            if task.robot:
+                arguments["robots"] = task.robot
+            self._env: ManipulationEnv = robosuite.make(scene.environment, **arguments)
+        robot = only_robot(self._env)
         for name in self._env.observation_names:  # `observe` reads the state instead
             self._env.modify_observable(name, "enabled", False)
             self._env.modify_observable(name, "active", False)
         self._step = control_step(self._env)
         self._scene = scene
         self._model = self._env.sim.model._model
-        self._scene_camera = SceneCamera(self._model, CAMERAS, options, scene.scene_options(self._model))
-        self._site = self._env.robots[0].eef_site_id["right"]
-        self._joints = self._env.robots[0]._ref_joint_pos_indexes
-        self._fingers = self._env.robots[0]._ref_gripper_joint_pos_indexes["right"]
+        self._scene_camera = self._new_scene_camera(self._model, options)
+        self._site = robot.eef_site_id["right"]
+        self._joints = robot._ref_joint_pos_indexes
+        self._fingers = find_fingers(self._env)
         self._bodies = {name: self._model.body(body).id for name, body in scene.objects.items()}
         self._state_names = state_names(self._model)
         self._goal = 0
+        own = RobosuiteSimulator._proprio(self)  # a subclass that adds fields is not ready yet
+        proprio = {name: len(values) for name, values in own.items()}
+        super().__init__(task, options, robot.name, CAMERAS, proprio, action_spec(self._env, self._fingers))
 
     def reset(self, key: EpisodeKey) -> None:
         self._scene.randomize(self._env, key.rng("objects"))
         reseed(self._env, key.rng("reset"))
-        self._env.reset()
+        with quiet():  # robosuite warns at each reset where it has no controller file for a robot
+            self._env.reset()
         self._goal = self.task.goal(key)
         self._scene_camera.follow(self._model)
 
@@ -189,13 +177,16 @@ class RobosuiteSimulator(MujocoSimulator):
         return Snapshot(np.array(self._env.sim.get_state().flatten(), np.float64), self._state_names)
 
     def privileged(self) -> Mapping[str, FloatArray]:
-        """Robot fields as in proprioception, and ``<object>_pos`` [3], ``<object>_mat`` [3, 3] in the world frame."""
+        """Robot fields as in proprioception, and ``<object>_pos`` [3], ``<object>_mat`` [3, 3] in the world frame;
+        of other arms than the Panda ``finger_gap`` [1], metres between the finger pads."""
         self._update_cameras()
         state, seen = self._proprio(), self._scene_camera.data
         state["eef_mat"] = seen.site_xmat[self._site].reshape(3, 3).copy()
         for name, index in self._bodies.items():
             state[f"{name}_pos"] = seen.xpos[index].copy()
             state[f"{name}_mat"] = seen.xmat[index].reshape(3, 3).copy()
+        if self._fingers is not None and self.spec.robot != DEFAULT_ROBOT:  # the Panda's joints are the gap themselves
+            state["finger_gap"] = self._fingers.gap(self._model, seen)
         return state
 
     def provenance(self) -> Mapping[str, str]:
@@ -207,8 +198,8 @@ class RobosuiteSimulator(MujocoSimulator):
             "env_version": robosuite.__version__,
             "type": 1,  # robomimic's number for robosuite
             "env_kwargs": {
-                "robots": ROBOT,
-                "control_freq": CONTROL_HZ,
+                "robots": self.spec.robot,
+                "control_freq": self.spec.action.control_hz,
                 "camera_names": list(CAMERAS.values()),
                 "camera_heights": heights[0] if len(set(heights)) == 1 else heights,
                 "camera_widths": widths[0] if len(set(widths)) == 1 else widths,
@@ -222,8 +213,11 @@ class RobosuiteSimulator(MujocoSimulator):
         self._scene_camera.close()
         self._env.close()
 
-    def _update_cameras(self) -> None:
-        self._scene_camera.update(self._env.sim.data._data)
+    def _physics(self) -> tuple[mujoco.MjModel, mujoco.MjData]:
+        return self._model, self._env.sim.data._data
+
+    def _new_scene_camera(self, model: mujoco.MjModel, options: RenderConfig) -> SceneCamera:
+        return SceneCamera(model, CAMERAS, options, self._scene.scene_options(model))
 
     def _proprio(self) -> dict[str, FloatArray]:
         import mujoco
@@ -233,11 +227,13 @@ class RobosuiteSimulator(MujocoSimulator):
         wxyz = np.empty(4)
         mujoco.mju_mat2Quat(wxyz, matrix)
         columns = matrix.reshape(3, 3)[:, :2]
-        return {
+        readings = {
             "eef_pos": seen.site_xpos[self._site].copy(),
             "eef_quat": wxyz[[1, 2, 3, 0]],  # x, y, z, w
             # First two columns of the rotation matrix: continuous, unlike a quaternion (Zhou et al. 2019).
             "eef_rot6d": columns.T.reshape(6).copy(),
-            "gripper_qpos": seen.qpos[self._fingers].copy(),
-            "joint_pos": seen.qpos[self._joints].copy(),
         }
+        if self._fingers is not None:
+            readings["gripper_qpos"] = seen.qpos[self._fingers.joints].copy()
+            readings["gripper_opening"] = self._fingers.opening(seen.qpos)
+        return {**readings, "joint_pos": seen.qpos[self._joints].copy()}

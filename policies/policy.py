@@ -116,10 +116,19 @@ class Policy(Protocol):
     def predict(self, requests: Sequence[PolicyRequest]) -> list[ActionChunk]: ...
 
 
-def differences(policy: PolicySpec, environment: EnvironmentSpec) -> list[str]:
-    """Why the policy cannot run in the environment, one sentence per reason; empty when it can."""
+def is_foreign(policy: PolicySpec, environment: EnvironmentSpec) -> bool:
+    """Whether the policy was trained for another robot."""
+    return policy.robot is not None and policy.robot != environment.robot
+
+
+def differences(policy: PolicySpec, environment: EnvironmentSpec, other_robot: bool = False) -> list[str]:
+    """Why the policy cannot run in the environment, one sentence per reason; empty when it can.
+
+    Args:
+        other_robot: the robot's name may differ.
+    """
     reasons = []
-    if policy.robot is not None and policy.robot != environment.robot:
+    if is_foreign(policy, environment) and not other_robot:
         reasons.append(f"robot: the policy was trained for {policy.robot}, the environment has {environment.robot}")
     for name, size in policy.cameras.items():
         offered = environment.cameras.get(name)
@@ -141,11 +150,16 @@ def differences(policy: PolicySpec, environment: EnvironmentSpec) -> list[str]:
     return reasons
 
 
-def check_fit(policy: PolicySpec, environment: EnvironmentSpec) -> None:
+def check_fit(policy: PolicySpec, environment: EnvironmentSpec, other_robot: bool = False) -> None:
     """Refuses a policy that does not fit the environment.
+
+    Args:
+        other_robot: the robot's name may differ.
 
     Raises:
         SimEvalError: names every difference.
     """
-    if reasons := differences(policy, environment):
+    if reasons := differences(policy, environment, other_robot):
+        if not differences(policy, environment, other_robot=True):
+            reasons.append("rollout --other-robot scores it all the same")
         raise SimEvalError(f"policy '{policy.name}' does not fit this environment: " + "; ".join(reasons))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sim_eval.core.errors import SimEvalError, extra
 from sim_eval.core.plugins import Plugin, find_plugin, plugin_names
+from sim_eval.policies.devices import resolved_name
 from sim_eval.policies.policy import AS_SAVED, InferenceConfig, Policy, PolicySpec
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
@@ -15,7 +16,7 @@ SCRIPTED = "scripted"
 SCHEMES = ("ws", "wss")
 # Other packages register policies as entry points of this group. An entry point is called as
 # ``make(argument, device)`` and returns a Policy: ``argument`` is the text after "NAME:" ("" when there is none),
-# ``device`` the name of a torch device.
+# ``device`` the name of a torch device, such as cpu or cuda:0.
 POLICY_GROUP = "sim_eval.policies"
 
 
@@ -30,6 +31,11 @@ def checkpoint_folder(reference: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
+def is_remote(reference: str) -> bool:
+    """Whether this is the address of a server."""
+    return reference.startswith(tuple(f"{scheme}://" for scheme in SCHEMES))
+
+
 def load_policy(
     reference: str, device: str = "auto", inference: InferenceConfig = AS_SAVED, keys: Path | None = None
 ) -> Policy:
@@ -39,7 +45,8 @@ def load_policy(
         reference: ``scripted``, ``zero``, ``random``, a shipped checkpoint, ``NAME`` or ``NAME:ARGUMENT`` of another
             package's policy (see :data:`POLICY_GROUP`), a checkpoint folder, or ``ws://host:port`` of a server that
             speaks openpi's protocol.
-        device: the torch device for a checkpoint's network.
+        device: the torch device for the network of a checkpoint or of another package's policy; see
+            :func:`sim_eval.policies.devices.resolve_device`.
         inference: overrides of a checkpoint's saved inference settings.
         keys: observation keys for third-party servers; see :mod:`sim_eval.policies.remote.keys`.
 
@@ -48,7 +55,7 @@ def load_policy(
             package's policy cannot be loaded, or an option does not apply to this kind of policy.
     """
     name, _, argument = reference.partition(":")
-    remote = name in SCHEMES and argument.startswith("//")
+    remote = is_remote(reference)
     ours = (*shipped_checkpoints(), SCRIPTED, *BASELINES, *SCHEMES)
     plugin = None if remote else find_plugin(POLICY_GROUP, name, name in ours)
     overrides = [entry.name for entry in fields(InferenceConfig) if getattr(inference, entry.name) != entry.default]
@@ -62,7 +69,7 @@ def load_policy(
             from sim_eval.policies.remote.client import RemotePolicy
         return RemotePolicy(reference, keys)
     if plugin:
-        return _load_plugin(plugin, reference, argument, device)
+        return _load_plugin(plugin, reference, argument, resolved_name(device))
     if reference in BASELINES:
         from sim_eval.policies.baselines import RandomPolicy, ZeroPolicy
 

@@ -6,6 +6,9 @@ The rooms ``envs``, ``policies`` and ``datasets`` stand at the top of the source
 
 __version__ = "0.2.0"
 
+from wrapt import register_post_import_hook
+
 from sim_eval.envs.gym import register_all
 
 register_all()
+register_post_import_hook("sim_eval.policies.spatialvla.auto:register", "transformers.models.auto.configuration_auto")

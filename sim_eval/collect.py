@@ -9,12 +9,14 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import ExitStack, closing, contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 from sim_eval.configs import CollectConfig
 from sim_eval.console import make_folder, named_tasks, run
 from sim_eval.core.decoding import decode, encode
 from sim_eval.core.errors import SimEvalError
+from sim_eval.core.programs import command
 from sim_eval.core.types import RenderConfig
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ def main(config: CollectConfig) -> int:
     from sim_eval.evaluation.engine import RolloutProtocol
     from sim_eval.evaluation.jobs import CollectJob, PolicySource
     from sim_eval.evaluation.scheduler import EpisodeScheduler
+    from sim_eval.evaluation.workers import worker_count
     from sim_eval.policies.policy import AS_SAVED
 
     tasks = named_tasks(config.task)
@@ -47,6 +50,9 @@ def main(config: CollectConfig) -> int:
         raise SimEvalError("--task names nothing: name a task or a suite")
     source = PolicySource(config.policy, config.device, AS_SAVED, threads=1)
     policy = source.load()
+    if config.workers == "auto":  # a policy on a GPU is called by this process alone
+        workers = 1 if source.elsewhere(policy) else worker_count("auto", config.episodes * len(tasks))
+        config = replace(config, workers=workers)
     make_folder(config.out)
     mode = choose_render(config.render or policy.spec.render, tasks)
     render = RenderConfig(mode, config.size, config.size, config.hide_goal)
@@ -76,7 +82,7 @@ def main(config: CollectConfig) -> int:
         )
         began = time.monotonic()
         try:
-            with outcomes(job, policy, list(schedulers.values()), config.workers) as ended:
+            with outcomes(job, policy, list(schedulers.values()), int(config.workers)) as ended:
                 fill(schedulers, logs, ended)
         except KeyboardInterrupt:
             done = sum(len(each.kept) + len(written(config.out, each, each.running)) for each in schedulers.values())
@@ -125,8 +131,9 @@ def outcomes(
     from sim_eval.evaluation.jobs import OneSimulator
     from sim_eval.evaluation.workers import Supervision, WorkerPool
 
-    def next_key() -> EpisodeKey | None:
-        return next((key for scheduler in schedulers if (key := scheduler.next())), None)
+    def next_key(task: str = "") -> EpisodeKey | None:
+        preferred = sorted(schedulers, key=lambda scheduler: scheduler.task != task)
+        return next((key for scheduler in preferred if (key := scheduler.next())), None)
 
     if workers == 1:
         with closing(OneSimulator(job.protocol.render)) as simulators:
@@ -171,10 +178,15 @@ def fill(
             bar.update(kept() - bar.n)
 
 
-def attempted(schedulers: Iterable[EpisodeScheduler]) -> tuple[int, int]:
-    """Numbers of successes and of attempts."""
+class Tried(NamedTuple):
+    successes: int
+    attempts: int
+
+
+def attempted(schedulers: Iterable[EpisodeScheduler]) -> Tried:
+    """What was tried by this command."""
     ended = [result.success for scheduler in schedulers for result in scheduler.ended]
-    return sum(ended), len(ended)
+    return Tried(sum(ended), len(ended))
 
 
 def written(folder: Path, scheduler: EpisodeScheduler, indices: Iterable[int]) -> list[Path]:
@@ -195,25 +207,37 @@ def report(schedulers: Sequence[EpisodeScheduler], before: int, seconds: float, 
         SimEvalError: a task could not be demonstrated.
     """
     from sim_eval.envs.tasks import in_short
-    from sim_eval.reporting.tables import terminal
+    from sim_eval.reporting.records import print_records
+    from sim_eval.reporting.tables import Table
 
     total = sum(len(scheduler.kept) for scheduler in schedulers)
     fresh = [(scheduler, scheduler.kept & {result.key.index for result in scheduler.ended}) for scheduler in schedulers]
     files = [path for scheduler, indices in fresh for path in written(config.out, scheduler, indices)]
     steps = sum(result.steps for scheduler in schedulers for result in scheduler.ended)
-    if len(schedulers) > 1:
-        rows = [
-            (scheduler.task, str(len(scheduler.kept)), "{} / {}".format(*attempted([scheduler])), str(scheduler.errors))
-            for scheduler in schedulers
-        ]
-        print(terminal(("task", "episodes", "successes / attempts", "errors"), rows))
-    successes, attempts = attempted(schedulers)
-    print(
-        f"{config.out}: {total} episodes of {in_short([each.task for each in schedulers])}, {config.split} "
-        f"({before} from before)\n"
-        f"this time: {successes} successes in {attempts} attempts, {len(files)} written "
-        f"({sum(path.stat().st_size for path in files) / 1e6:.0f} MB), {steps} control steps, {seconds:.0f} s"
-    )
+    size = sum(path.stat().st_size for path in files)
+    tasks = [
+        {"task": each.task, "episodes": len(each.kept), **attempted([each])._asdict(), "errors": each.errors}
+        for each in schedulers
+    ]
+    values: dict[str, object] = {
+        "out": config.out,
+        "split": config.split,
+        "episodes": total,
+        "before": before,
+        "written": len(files),
+    }
+    values |= {"bytes": size, "steps": steps, "seconds": seconds, "tasks": tasks}
+    if not print_records(config, lambda: values, lambda: tasks):
+        if len(schedulers) > 1:
+            rows = [[str(cell) for cell in task.values()] for task in tasks]
+            print(f"{Table(list(tasks[0]), rows)}\n")
+        tried = attempted(schedulers)
+        print(
+            f"{config.out}: {total} episodes of {in_short([each.task for each in schedulers])}, {config.split} "
+            f"({before} from before)\n"
+            f"this time: {tried.successes} successes in {tried.attempts} attempts, {len(files)} written "
+            f"({size / 1e6:.0f} MB), {steps} control steps, {seconds:.0f} s"
+        )
     if failed := [scheduler for scheduler in schedulers if scheduler.given_up]:
         counts = "; ".join(
             f"{each.successes} of {len(each.ended)} episodes of {each.task} ({each.errors} ended with an error)"
@@ -225,4 +249,4 @@ def report(schedulers: Sequence[EpisodeScheduler], before: int, seconds: float, 
 
 
 if __name__ == "__main__":
-    run(main, CollectConfig, "python -m sim_eval.collect")
+    run(main, CollectConfig, command("collect"))

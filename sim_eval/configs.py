@@ -14,7 +14,8 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias, cast
 
 import tyro
 from annotated_types import Ge, Gt, Lt
-from pydantic import AllowInfNan
+from pydantic import AllowInfNan, PlainValidator
+from pydantic_core import PydanticCustomError
 
 from sim_eval.core.decoding import decode, encode
 from sim_eval.core.errors import SimEvalError
@@ -25,6 +26,25 @@ from sim_eval.policies.spatialvla.configuration_spatialvla import SIZES, ActionE
 DEFAULT_MINUTES = 10.0
 UNSET = cast(SpatialVLAConfig, None)  # until __post_init__
 Flag: TypeAlias = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+Device: TypeAlias = Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda|...")]
+PrintJson: TypeAlias = Annotated[
+    bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="print all figures as one JSON object instead of text.")
+]
+PrintCsv: TypeAlias = Annotated[
+    bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="print the figures as CSV instead of text.")
+]
+
+
+def _workers(value: object) -> object:
+    if value != "auto" and (type(value) is not int or value < 1):
+        raise PydanticCustomError("workers", "Input should be auto or a whole number from 1 on")
+    return value
+
+
+# "auto": see :func:`sim_eval.evaluation.workers.worker_count`.
+Workers: TypeAlias = Annotated[Literal["auto"] | int, PlainValidator(_workers)]
+VideoChoice: TypeAlias = Literal["none", "failures", "all"] | Count
+VideoSize: TypeAlias = Annotated[int, Ge(128)]
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -44,63 +64,79 @@ class TrainConfig:
     """Train an action expert on LLaVA-3D from demonstrations.
 
     Attributes:
-        data: folders of episodes that sim_eval.collect filled.
+        data: folders of demonstrations that sim_eval.collect made.
         out: checkpoint folder. An interrupted training in it is continued; with more minutes or steps than it was
             first given, it is lengthened.
-        expert: which of the two fusion experts.
-        minutes: training time, validation included; without it and --steps: 10.
+        expert: which of the two action experts.
+        minutes: training time, validation included. By default 10, which is enough to try it; the shipped checkpoint of
+            four tasks took 50 on one core.
         steps: number of optimizer steps, instead of minutes.
-        seed: of the initial weights, the order of the data and the noise.
-        device: auto, cpu, cuda or another of torch's devices.
-        size: of a network from random weights.
+        seed: seed of the initial weights, the order of the data and the noise.
+        device: where the network runs: auto takes a GPU if there is one.
+        size: size of a network that starts from random weights.
         llava3d: published LLaVA-3D to start from, a folder or a repository such as ChaimZhu/LLaVA-3D-7B.
         gemma: published Gemma for late_gemma's expert to start from, such as google/gemma-2b; needs --llava3d.
-        batch_size: observations a step, of each process.
-        flow_samples: (time, noise) samples an observation.
-        frame_stride: train on the observations at every so many steps of a demonstration; actions keep their rate.
-        demonstrations: number of demonstrations of each task, the first by key; default: all.
-        cameras: which of the recorded cameras the policy sees; default: all.
+        batch_size: number of observations in a step of each process.
+        flow_samples: number of (time, noise) samples of each observation.
+        frame_stride: train on every N-th observation of a demonstration; the actions keep their rate.
+        demonstrations: use only the first N demonstrations of each task; by default all.
+        cameras: the recorded cameras that the policy sees; by default all.
+        state: the recorded proprioception fields that the policy reads; by default eef_pos, eef_rot6d and
+            gripper_qpos. With gripper_opening in place of gripper_qpos it has the same state on every arm.
         loader_workers: processes that prepare batches ahead; 0: batches are prepared between the steps.
-        sampling_temperature: T of the sampling between tasks: a task of n windows is drawn in proportion to
-            n ** (1 / T). 1 draws every window equally often, inf every task.
-        learning_rate: peak of the cosine schedule.
+        sampling_temperature: balances tasks of different size: a task with n windows is drawn in proportion to
+            n ** (1 / X). 1 draws every window equally often, inf every task.
+        learning_rate: peak of the learning rate, which follows a cosine.
         optimizer: adamw, or muon for the layers' matrices, which learns in fewer steps from random weights.
-        normalization: mean_std, or quantile (1 % and 99 % to -1 and 1), for states and actions.
-        val_episodes: validation rollouts of each task in each round; 0: no validation, the last weights are kept.
-        val_total: rollouts of a round at most, spread evenly over the tasks; default: no limit.
-        threads: torch's threads on the CPU; default: all.
+        normalization: how states and actions are normalised: mean_std, or quantile (1 % and 99 % become -1 and 1).
+        val_episodes: number of validation rollouts of each task in each of the five rounds. With 0 the last weights are
+            kept; otherwise those that did best.
+        val_total: limit of a round's rollouts, spread evenly over the tasks; by default there is none.
+        threads: torch's threads on the CPU; by default all.
         freeze: parts that are not trained: vision, position, projector, vlm, expert.
         lora: parts that get LoRA adapters instead of being trained: vision, vlm, expert.
-        lora_rank: of the adapters.
-        precision: bfloat16 computes in it and keeps frozen parts in it; trained parts stay float32.
+        lora_rank: rank of the LoRA adapters.
+        precision: with bfloat16 the network computes in it and frozen parts are kept in it; trained parts stay float32.
         checkpointing: keep only each layer's input and run the layer again for the gradient: less memory, more time.
         shard: divide the network among the processes that accelerate or torchrun has started (FSDP).
         cache_features: folder that keeps the output of a frozen VLM for each window, so that it runs once on each.
-        dry_run: print parts, what is trained and the memory that it takes, and stop; needs no --data.
+        dry_run: print the network's parts, what is trained and the memory that it takes, and stop; needs no --data.
         network: the network; by default that of --expert and --size, or of --llava3d.
     """
 
-    # Another value of these changes no weight: paths, speed, and where it runs.
-    FREE: ClassVar = ("data", "out", "device", "threads", "loader_workers", "cache_features", "dry_run")
+    # Another value of these changes no weight: paths, speed, output, and where it runs.
+    FREE: ClassVar = ("data", "out", "device", "threads", "loader_workers", "cache_features", "dry_run", "json", "csv")
     BUDGETS: ClassVar = ("minutes", "steps")
     # The default of `network` depends on these.
     PRESETS: ClassVar = ("expert", "size", "llava3d", "gemma")
+    SECTIONS: ClassVar = {
+        "data and result": ("data", "out", "demonstrations", "frame_stride", "cameras", "state", "json", "csv"),
+        "how long": ("minutes", "steps"),
+        "the network": ("expert", "size", "llava3d", "gemma", "freeze", "lora", "lora_rank", "dry_run"),
+        "learning": (
+            *("batch_size", "flow_samples", "sampling_temperature", "learning_rate", "optimizer", "normalization"),
+            "seed",
+        ),
+        "validation": ("val_episodes", "val_total"),
+        "machine": (*("device", "threads", "loader_workers", "precision", "checkpointing", "shard", "cache_features"),),
+    }
 
     data: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="DIR [DIR ...]")] = ()
-    out: Path = Path("runs/train/mine")
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs/train/mine")
     expert: ActionExpertType = "deep_llama"
     minutes: Annotated[float, Ge(0.01), AllowInfNan(False)] | None = None
     steps: Count | None = None
     seed: Annotated[int, Ge(0), Lt(2**31)] = 0  # a step's draws are seeded by seed and step together, in 64 bits
-    device: str = "auto"
+    device: Device = "auto"
     size: Literal["tiny", "llava3d-7b"] = "tiny"
-    llava3d: str | None = None
-    gemma: str | None = None
+    llava3d: Annotated[str | None, tyro.conf.arg(metavar="DIR|REPOSITORY")] = None
+    gemma: Annotated[str | None, tyro.conf.arg(metavar="DIR|REPOSITORY")] = None
     batch_size: Count = 32
     flow_samples: Count = 4
     frame_stride: Count = 1
     demonstrations: Count | None = None
     cameras: Annotated[tuple[str, ...], tyro.conf.arg(metavar="C [...]")] = ()
+    state: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD [...]")] = ()
     loader_workers: Size = 1
     sampling_temperature: Annotated[float, Ge(1)] = 2.0
     learning_rate: Annotated[float, Gt(0), AllowInfNan(False)] = 1e-3
@@ -115,9 +151,11 @@ class TrainConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     checkpointing: Flag = False
     shard: Flag = False
-    cache_features: Path | None = None
+    cache_features: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     dry_run: Flag = False
     network: Annotated[SpatialVLAConfig, tyro.conf.FlagConversionOff] = UNSET
+    json: PrintJson = False
+    csv: PrintCsv = False
 
     def __post_init__(self) -> None:
         if self.network is UNSET:
@@ -154,7 +192,12 @@ class TrainConfig:
     @property
     def command(self) -> str:
         """A command that trains like this."""
-        words = ["python", "-m", "sim_eval.train"]
+        return f"python -m sim_eval.train {self.options}".rstrip()
+
+    @property
+    def options(self) -> str:
+        """The options of that command."""
+        words = []
         for name, value in self.changes().items():
             words.append(f"--{name.replace('_', '-')}")
             if isinstance(value, list):
@@ -207,50 +250,67 @@ class RolloutConfig:
 
     Attributes:
         policy: deep_llama or another shipped checkpoint, a checkpoint folder, scripted, zero or random, another
-            package's policy (NAME or NAME:ARGUMENT), or a server of openpi's protocol such as python -m sim_eval.serve.
+            package's policy (NAME or NAME:ARGUMENT), or the address of a server that speaks openpi's protocol.
         task: tasks and suites of tasks, separated by commas; by default those that the checkpoint was trained on, or
             robosuite/LiftWide.
         episodes: number of episodes of each task.
-        split: train, val or test; final numbers come from test, which is never trained on.
-        first: index of the first episode.
-        video: the episodes that get a video; rendering every step takes most of the time, so say none for a long run.
+        split: the set from which episodes come; final numbers come from test, which is never trained on.
+        first: index of the first episode in the split.
+        video: the episodes that get a video: none, failures, all, or a number N for the first N of each task. A video
+            takes longer than its episode; sim_eval.video makes videos of a finished run.
+        video_size: height in pixels of the large picture in videos.
+        video_look: rendering of that picture, which the policy does not see; faithful is the simulator's own look.
         out: run folder; by default a new one under runs/. An interrupted run in it is continued.
-        device: auto, cpu, cuda or another of torch's devices.
-        json: print one JSON object instead of tables.
+        device: where the network runs: auto takes a GPU if there is one.
         render: fast (no shadows, lighter meshes) or faithful (the simulator's own look); by default that on which the
             checkpoint was trained, or faithful for LIBERO and fast for other tasks.
-        n_action_steps: control steps of each action chunk that are executed before the policy is called again.
-        euler_steps: steps of the sampler; by default those saved with the checkpoint.
-        weights: precision of the network: float32, bfloat16, int8 or nf4 (4 bits); the last two need
-            sim_eval[quantized].
+        n_action_steps: number of actions of each chunk that are executed before the policy is called again.
+        euler_steps: steps of the flow-matching sampler; by default those saved with the checkpoint.
+        weights: precision of the network's weights; int8 and nf4 (4 bits) need sim_eval[quantized].
         compile: run the network's Euler step through torch.compile.
         instruction_condition: correct, or counterfactual to give the policy the instruction of another goal than the
             one that is scored.
         hide_goal: leave out the marks by which some simulators show where the goal is.
-        threads: torch's CPU threads a process; with 1 the result does not depend on the machine's number of cores.
-        workers: number of processes that run episodes; 1 is this process, without watchdog and retries, and with 2 or
-            more the run survives a simulator that crashes or hangs.
-        batch: 0 gives each worker its own copy of the policy; otherwise one policy answers up to so many workers at
-            once. By default 0 on a CPU, and on a GPU the number of workers.
-        wait: milliseconds that a request to the shared policy waits for others.
-        deterministic: no batch of more than 1, so that results are bit for bit those of one worker.
+        other_robot: let a policy run that was trained for another robot, if all else that it needs is there; such a run
+            is ranked apart.
+        threads: torch's CPU threads of each process; with 1 the result does not depend on the number of cores.
+        workers: number of processes that run episodes; auto: as many as cores, free memory and the number of episodes
+            make worthwhile. 1 is this process, without watchdog and retries. With 2 or more the run survives a
+            simulator that crashes or hangs. The results do not depend on it.
+        batch: with 0 each worker has its own copy of the policy; with N one policy answers up to N workers at
+            once. By default 0 on a CPU, and on a GPU the number of workers, or 1 with --workers auto.
+        wait: milliseconds that the shared policy waits for requests of other workers.
+        deterministic: let the shared policy answer one request at a time, so that results are bit for bit those of one
+            worker.
         watchdog: seconds without a control step after which a worker counts as hung.
-        retries: attempts to repeat an episode whose worker died or hung, before it counts as failed.
+        retries: how often an episode is repeated whose worker died or hung, before it counts as failed.
         backend: where workers run: processes of this machine, or Ray actors, which needs sim_eval[ray].
         ray_address: host:port of a Ray cluster whose nodes share the run folder; by default one of this machine alone.
-        keys: observation keys for a third-party server: a TOML or JSON file, or the shipped openpi_libero for openpi's
-            LIBERO checkpoints.
+        keys: for a server that is not sim_eval's: a TOML or JSON file that says which observations it wants under which
+            keys. template prints such a file to fill in; openpi_libero fits openpi's LIBERO checkpoints.
     """
+
+    SECTIONS: ClassVar = {
+        "what is scored": (
+            *("policy", "task", "episodes", "split", "first", "instruction_condition", "hide_goal", "other_robot"),
+        ),
+        "how the policy runs": ("n_action_steps", "euler_steps", "weights", "compile", "render", "keys"),
+        "result": ("out", "json", "csv", "video", "video_size", "video_look"),
+        "machine": ("device", "threads"),
+        "workers": (*("workers", "batch", "wait", "deterministic", "watchdog", "retries", "backend", "ray_address"),),
+    }
 
     policy: Annotated[str, tyro.conf.arg(metavar="NAME|DIR|ws://HOST:PORT")]
     task: Annotated[str, tyro.conf.arg(metavar="T[,T...]")] = ""
-    episodes: Count = 20
+    episodes: Count = 5
     split: Literal["train", "val", "test"] = "test"
     first: Size = 0
-    video: Literal["none", "failures", "all"] = "all"
-    out: Path | None = None
-    device: str = "auto"
-    json: Flag = False
+    video: Annotated[VideoChoice, tyro.conf.arg(metavar="none|failures|all|N")] = 1
+    video_size: VideoSize = 512
+    video_look: Literal["fast", "faithful"] = "faithful"
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    device: Device = "auto"
+    json: PrintJson = False
     render: Literal["fast", "faithful"] | None = None
     n_action_steps: Count = 4
     euler_steps: Count | None = None
@@ -258,16 +318,18 @@ class RolloutConfig:
     compile: Flag = False
     instruction_condition: Literal["correct", "counterfactual"] = "correct"
     hide_goal: Flag = False
+    other_robot: Flag = False
     threads: Count = 1
-    workers: Count = 1
+    workers: Workers = "auto"
     batch: Size | None = None
     wait: Annotated[float, Ge(0)] = 10.0
     deterministic: Flag = False
     watchdog: Annotated[float, Ge(1)] = 300.0
     retries: Size = 2
     backend: Literal["local", "ray"] = "local"
-    ray_address: str | None = None
-    keys: Path | None = None
+    ray_address: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
+    keys: Annotated[Path | None, tyro.conf.arg(metavar="FILE|openpi_libero|template")] = None
+    csv: PrintCsv = False
 
     def checked(self) -> RolloutConfig:
         """This configuration.
@@ -280,6 +342,8 @@ class RolloutConfig:
             raise SimEvalError(f"--deterministic allows no batch: leave --batch {self.batch} out")
         if self.ray_address and self.backend != "ray":
             raise SimEvalError("--ray-address is for --backend ray: add it")
+        if self.ray_address and self.workers == "auto":
+            raise SimEvalError("--workers auto counts the cores of this machine: give --workers N with --ray-address")
         return self
 
 
@@ -296,12 +360,14 @@ class DoctorConfig:
             robosuite/LiftWide.
         data: folders of demonstrations, best those on which the policy was trained.
         episodes: number of demonstrations of each task that are replayed.
-        render: fast or faithful, as in the evaluation; by default that on which the policy was trained, or the task's.
-        hide_goal: leave out marks of the goal, if the evaluation will.
-        device: auto, cpu, cuda or another of torch's devices.
+        render: rendering, as in the evaluation; by default that on which the policy was trained, or the task's.
+        hide_goal: leave out the marks of the goal, as in the evaluation.
+        device: where the network runs: auto takes a GPU if there is one.
         threads: torch's CPU threads, as in the evaluation.
-        json: write the findings to this file as well.
+        out: write the findings to this JSON file as well.
     """
+
+    JSON_WAS_A_FILE: ClassVar = True  # --json FILE, before 0.3, is --out FILE
 
     policy: Annotated[str | None, tyro.conf.arg(metavar="NAME|DIR")] = None
     task: Annotated[str, tyro.conf.arg(metavar="T[,T...]")] = ""
@@ -309,9 +375,11 @@ class DoctorConfig:
     episodes: Count = 3
     render: Literal["fast", "faithful"] | None = None
     hide_goal: Flag = False
-    device: str = "auto"
+    device: Device = "auto"
     threads: Count = 1
-    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    json: PrintJson = False
+    csv: PrintCsv = False
 
 
 # --- collect ----------------------------------------------------------------------------------------------------------
@@ -326,24 +394,34 @@ class CollectConfig:
         out: folder for the episode files of all tasks; a folder that already holds some of them is continued.
         policy: the demonstrator: scripted, the name of a shipped checkpoint, or a checkpoint folder.
         episodes: number of episodes of each task that the folder holds in the end.
-        split: train or val; test episodes are never collected.
+        split: the set from which episodes come; test episodes are never collected.
         keep_failures: also keep failed episodes.
         disturb: push the demonstrator off its path but record clean labels (DART), so that a learner sees recoveries.
         dry_run_first: run each episode without recording first, and record it only if it succeeds; faster where
             simulation is cheap compared with rendering and the demonstrator sometimes fails.
         post_success_steps: control steps recorded after the first success. Where success is a small enough distance, a
             policy may learn to stop just short of it if there are few.
-        render: fast, or faithful for the simulator's own look; default: faithful for LIBERO, fast for all others.
-        hide_goal: leave out the marks by which some simulators show the goal.
-        size: height and width of every camera in pixels.
-        cameras: cameras to record, separated by commas; default: all.
-        device: for a learned policy: auto, cpu or cuda.
-        workers: processes that run episodes; 1 is this process. With 2 or more, a crash of a simulator is survived.
+        render: fast, or faithful for the simulator's own look; by default faithful for LIBERO and fast for others.
+        hide_goal: leave out the marks by which some simulators show where the goal is.
+        size: height and width of every camera's pictures, in pixels.
+        cameras: cameras to record, separated by commas; by default all.
+        device: where a learned demonstrator runs: auto takes a GPU if there is one.
+        workers: number of processes that run episodes; auto: as many as cores, free memory and the number of episodes
+            make worthwhile. 1 is this process. With 2 or more, a crash of a simulator is survived.
     """
 
+    SECTIONS: ClassVar = {
+        "what is collected": (
+            *("task", "out", "policy", "episodes", "split", "disturb", "keep_failures", "dry_run_first"),
+            *("post_success_steps", "json", "csv"),
+        ),
+        "pictures": ("cameras", "size", "render", "hide_goal"),
+        "machine": ("device", "workers"),
+    }
+
     task: Annotated[str, tyro.conf.arg(metavar="T[,T...]")]
-    out: Path
-    policy: str = "scripted"
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    policy: Annotated[str, tyro.conf.arg(metavar="NAME|DIR")] = "scripted"
     episodes: Count = 100
     split: Literal["train", "val"] = "train"
     keep_failures: bool = False
@@ -354,5 +432,7 @@ class CollectConfig:
     hide_goal: Flag = False
     size: Annotated[int, Ge(16)] = 128
     cameras: Annotated[str, tyro.conf.arg(metavar="C[,C...]")] = ""
-    device: str = "auto"
-    workers: Count = 1
+    device: Device = "auto"
+    workers: Workers = "auto"
+    json: PrintJson = False
+    csv: PrintCsv = False

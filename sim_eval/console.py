@@ -9,20 +9,23 @@ import io
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar, cast, get_type_hints
 
 from sim_eval.core import old_files
 from sim_eval.core.decoding import decode, encode
 from sim_eval.core.errors import SimEvalError
+from sim_eval.help_text import HELP, HELP_ALL, Option, help_text, options_of
 
 Config = TypeVar("Config")
 
 BAD_INPUT, INTERRUPTED = 2, 130
 CONFIG_CHARACTERS = 2**20
-CONFIG_HELP = "YAML or JSON file that sets the defaults; a file in which a program saved its options will do"
 # Options from before 0.2, which still work: the name of today, and how a value is converted.
 OLD_OPTIONS: Mapping[str, tuple[str, Callable[[str], str]]] = {
     "replan": ("n_action_steps", str),
@@ -36,7 +39,7 @@ OLD_OPTIONS: Mapping[str, tuple[str, Callable[[str], str]]] = {
 
 
 def parse(config: type[Config], program: str, words: Sequence[str] | None = None) -> Config:
-    """The command line as the dataclass ``config``; ``--help`` prints and exits.
+    """The command line as the dataclass ``config``; ``--help`` and ``--help-all`` print and exit.
 
     ``--config FILE`` sets the defaults. Where the default of a nested dataclass depends on other fields, these are
     named in ``config.PRESETS``.
@@ -50,31 +53,26 @@ def parse(config: type[Config], program: str, words: Sequence[str] | None = None
     import tyro
 
     typed = list(_renamed(config, list(sys.argv[1:] if words is None else words)))
-    file = Annotated[Path | None, tyro.conf.arg(help=CONFIG_HELP, metavar="FILE")]
-    path = _typed_fields({"config": file}, typed).get("config")
+    path = _typed_fields({"config": Path}, typed).get("config")
     default = _defaults(config, {} if path is None else _read_config(path, config), typed, path)
+    if asked := {*HELP, HELP_ALL} & set(typed):
+        width = min(100, shutil.get_terminal_size((100, 0)).columns)
+        print(help_text(config, program, default, HELP_ALL in asked, width))
+        sys.exit(0)
     line: Any = dataclasses.make_dataclass(
         "Line",
         [
-            ("config", file, None),
+            ("config", Path | None, None),
             ("options", Annotated[config, tyro.conf.arg(name="")], dataclasses.field(default_factory=lambda: default)),
         ],
     )
-    description = (config.__doc__ or "").partition("\n\n")[0]
-    # tyro draws a box of several lines around an error; the text above the rule is the message.
     drawn = io.StringIO()
     try:
         with contextlib.redirect_stderr(drawn):
-            options = tyro.cli(line, prog=program, description=description, args=typed).options
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        lines = [line.strip("│ ") for line in drawn.getvalue().splitlines() if not line.startswith(("╭", "╰"))]
-        rule = next((number for number, line in enumerate(lines) if line.startswith("──")), len(lines))
-        message = " ".join(line for line in lines[:rule] if line).partition(" Got errors:")[0].rstrip(".")
-        if similar := [line.split()[0] for line in lines[rule:] if line.startswith("--") and "Unrec" in message]:
-            message += f" (similar: {', '.join(similar)})"
-        raise SimEvalError(f"{message or 'the command line cannot be read'}; see {program} --help") from None
+            options = tyro.cli(line, prog=program, add_help=False, args=typed).options
+    except SystemExit:
+        mistake = _mistake(drawn.getvalue(), list(options_of(config, default)))
+        raise SimEvalError(f"{mistake}; see {program} --help") from None
     return decode(config, options, named=lambda name: "--" + re.sub(r"\.\d+$", "", name).replace("_", "-"))
 
 
@@ -97,6 +95,27 @@ def run(main: Callable[[Config], int], config: type[Config], program: str) -> No
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     sys.exit(code)
+
+
+def _mistake(drawn: str, options: Sequence[Option]) -> str:
+    """What is wrong with a command line, in one line.
+
+    Args:
+        drawn: the box of several lines that tyro draws; the text above its first rule is the message.
+        options: of the program.
+    """
+    lines = [line.strip("│ ") for line in drawn.splitlines() if not line.startswith(("╭", "╰"))]
+    message, *rest = re.split(r" *──+ *", " ".join(line for line in lines if line))
+    _, found, unknown = " ── ".join([message, *rest]).partition("Unrecognized options: ")
+    if found:
+        words = re.split(r"[,\s]+", unknown.partition(" ──")[0])
+        names = [option.words.partition(" ")[0] for option in options]
+        near = [name for word in words if word.startswith("--") for name in get_close_matches(word, names, 1)]
+        return f"unrecognized options: {' '.join(words)}" + f" (similar: {', '.join(near)})" * bool(near)
+    if message.startswith("Missing from"):
+        missing = [each.words for each in options if each.needed and each.words.split()[0] in message.split()]
+        return f"{' and '.join(missing)} must be given"
+    return message.partition(" Got errors:")[0].rstrip(".") or "the command line cannot be read"
 
 
 def named_tasks(names: str) -> list[str]:
@@ -220,7 +239,7 @@ def _renamed(config: type, words: Sequence[str]) -> Iterator[str]:
     """The command line in today's names; each old name gets a warning on stderr."""
     fields = {each.name for each in dataclasses.fields(cast(Any, config))}
     convert: Callable[[str], list[str]] | None = None
-    for word in words:
+    for word, following in zip_longest(words, words[1:], fillvalue="-"):
         option, equals, rest = word.partition("=")
         old = option.removeprefix("--").replace("-", "_")
         if not word.startswith("--"):
@@ -232,6 +251,9 @@ def _renamed(config: type, words: Sequence[str]) -> Iterator[str]:
         elif old in OLD_OPTIONS and (now := OLD_OPTIONS[old])[0] in fields and old not in fields:
             convert, new = (lambda text, change=now[1]: [change(text)]), f"--{now[0].replace('_', '-')}"
             yield new
+        elif old == "json" and getattr(config, "JSON_WAS_A_FILE", False) and (equals or following[0] != "-"):
+            convert, new = (lambda path: [path]), "--out FILE"
+            yield "--out"
         else:
             yield word
             continue

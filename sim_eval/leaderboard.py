@@ -13,7 +13,12 @@ from typing import Annotated
 
 import tyro
 
+from sim_eval.configs import PrintCsv, PrintJson
 from sim_eval.console import run
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.programs import command
+
+RUNS = Path("runs")  # where rollout puts run folders
 
 
 @dataclass(frozen=True)
@@ -21,35 +26,49 @@ class LeaderboardArguments:
     """Rank runs by success, with intervals and ties.
 
     Attributes:
-        runs: run folders, or folders that hold run folders.
+        runs: run folders, or folders that hold run folders; by default runs/.
         markdown: write the tables to this file as well.
         figures: folder for a figure of every ranked suite, task by task.
     """
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    markdown: Path | None = None
-    figures: Path | None = None
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[DIR ...]")] = ()
+    markdown: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    figures: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    json: PrintJson = False
+    csv: PrintCsv = False
 
 
 def main(arguments: LeaderboardArguments) -> int:
     """Runs the command; returns the exit code, 1 when no run could be ranked."""
     from sim_eval.core.files import write_text
     from sim_eval.reporting.board import build, draw
+    from sim_eval.reporting.records import print_records
+    from sim_eval.reporting.tables import wrapped
 
-    board = build(arguments.runs)
+    if not arguments.runs and not RUNS.is_dir():
+        raise SimEvalError(f"no runs to rank: there is no folder {RUNS}/ here, so name run folders of rollout")
+    board = build(arguments.runs or (RUNS,))
     drawn = draw(board, arguments.figures) if arguments.figures else {}
-    for ranking in board.rankings:
-        print("\n\n".join([f"{ranking.title}\n{ranking.table}", *map(str, ranking.tables[1:])]) + "\n")
-    for left_out in board.left_out:
-        print(f"left out: {left_out}", file=sys.stderr)
-    if board.rankings:
-        print(board.note)
-    if arguments.figures:
-        print(f"{len(drawn)} figures in {arguments.figures}: {', '.join(path.name for path in drawn.values())}")
     if arguments.markdown:
         write_text(arguments.markdown, board.markdown(arguments.markdown.parent, drawn))
+    for left_out in board.left_out:
+        print(f"left out: {left_out}", file=sys.stderr)
+    if not print_records(arguments, board.to_json, board.records):
+        conditions = ""
+        for section in board.sections:
+            if section.conditions != conditions:
+                conditions = section.conditions
+                print(f"{wrapped(conditions)}\n")
+            print(f"{section.name}\n")
+            print(*section.tables, sep="\n\n", end="\n\n")
+        if board.sections:
+            print(wrapped(board.note))
+        if drawn:
+            print(f"{len(drawn)} figures in {arguments.figures}: {', '.join(path.name for path in drawn.values())}")
+        elif arguments.figures:
+            print("no figures: each shows a whole suite, and no run here has all tasks of one")
     return 0 if board.rankings else 1
 
 
 if __name__ == "__main__":
-    run(main, LeaderboardArguments, "python -m sim_eval.leaderboard")
+    run(main, LeaderboardArguments, command("leaderboard"))

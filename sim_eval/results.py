@@ -14,8 +14,10 @@ from typing import Annotated
 
 import tyro
 
+from sim_eval.configs import PrintCsv, PrintJson
 from sim_eval.console import make_folder, run
 from sim_eval.core.errors import SimEvalError
+from sim_eval.core.programs import command
 
 PAGE = "results.md"
 
@@ -31,14 +33,17 @@ class ResultsArguments:
     """
 
     trainings: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="DIR [DIR ...]")]
-    out: Path
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     runs: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="DIR [DIR ...]")] = ()
+    json: PrintJson = False
+    csv: PrintCsv = False
 
 
 def main(arguments: ResultsArguments) -> int:
     """Runs the command; returns the exit code, 1 when there is neither a table nor a figure."""
     from sim_eval.core.files import write_text
-    from sim_eval.reporting.results_page import figures, page
+    from sim_eval.reporting.records import print_records
+    from sim_eval.reporting.results_page import figures, page, records
     from sim_eval.reporting.trainings import read_results
 
     make_folder(arguments.out)
@@ -53,11 +58,17 @@ def main(arguments: ResultsArguments) -> int:
     write_text(arguments.out / PAGE, page(results, all_figures))
     for left_out in results.left_out:
         print(f"left out: {left_out}", file=sys.stderr)
-    tested = len({each.training.folder for each in results.scored})
-    files = ", ".join([PAGE, *(figure.file for figure in drawn)])
-    print(f"{len(results.trainings)} trainings, {tested} tested: {files} in {arguments.out}")
+    rows = records(results)
+    if not print_records(
+        arguments, lambda: {"scores": rows, "left_out": [each._asdict() for each in results.left_out]}, lambda: rows
+    ):
+        trained, tested = len(results.trainings), len({each.training.folder for each in results.scored})
+        files = ", ".join([PAGE, *(figure.file for figure in drawn)])
+        print(
+            f"{trained} training{'s' * (trained != 1)}, of which {tested or 'none'} tested: {files} in {arguments.out}"
+        )
     return 0 if results.scored or drawn else 1
 
 
 if __name__ == "__main__":
-    run(main, ResultsArguments, "python -m sim_eval.results")
+    run(main, ResultsArguments, command("results"))

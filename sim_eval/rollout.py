@@ -1,17 +1,18 @@
 """Score a policy: ``python -m sim_eval.rollout --policy deep_llama``.
 
-Writes a run folder with the result, the trajectory and the video of every episode, and prints the success rate with its
-interval. The same command with ``--out`` of an interrupted run continues it, with any number of ``--workers``.
+Writes a run folder with the result and trajectory of every episode and videos of some, and prints the success rate with
+its interval. The same command with ``--out`` of an interrupted run continues it, with any number of ``--workers``.
 """
 
 from __future__ import annotations
 
 import sys
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from sim_eval.configs import RolloutConfig
-from sim_eval.console import run
+from sim_eval.console import named_tasks, run
+from sim_eval.core.programs import command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,31 +25,49 @@ if TYPE_CHECKING:
     from sim_eval.evaluation.run_folder import RunFolder
     from sim_eval.policies.policy import PolicySpec
 
-PROGRAM = "python -m sim_eval.rollout"
+PROGRAM = command("rollout")
+TEMPLATE = "template"  # of --keys
 
 
 def main(config: RolloutConfig) -> int:
     """Runs the command; returns the exit code."""
     config = config.checked()
+    if str(config.keys) == TEMPLATE:
+        print(keys_template(config))
+        return 0
     from sim_eval.evaluation.rollouts import open_rollout
     from sim_eval.reporting.run_report import print_run
 
-    with open_rollout(config, partial(video_recorders, config.video)) as (run_folder, outcomes):
+    with open_rollout(config, partial(video_recorders, config)) as (run_folder, outcomes):
         play(run_folder, outcomes, config.instruction_condition)
-    print_run(run_folder.folder, run_folder.results, config.json)
+    print_run(run_folder.folder, run_folder.results, config)
     return 0
 
 
-def video_recorders(
-    choice: Literal["none", "failures", "all"], policy: PolicySpec, folder: Path
-) -> Sequence[RecorderFactory]:
+def keys_template(config: RolloutConfig) -> str:
+    """A file of observation keys to fill in, for the first task that is named."""
+    from contextlib import closing
+
+    from sim_eval.core.types import RenderConfig
+    from sim_eval.envs.tasks import choose_render, get_task
+    from sim_eval.evaluation.rollouts import DEFAULT_TASK
+    from sim_eval.policies.remote.keys import template
+
+    task, *_ = named_tasks(config.task) or [DEFAULT_TASK]
+    render = RenderConfig(choose_render(config.render, [task]), hide_goal=config.hide_goal)
+    with closing(get_task(task).make(render)) as simulator:
+        return template(simulator.spec, task)
+
+
+def video_recorders(config: RolloutConfig, policy: PolicySpec, folder: Path) -> Sequence[RecorderFactory]:
     """Makes the recorder of the episodes' videos, if any are wanted."""
-    if choice == "none":
+    if config.video == "none":
         return ()
     from sim_eval.evaluation.run_folder import VIDEOS
-    from sim_eval.reporting.video import VideoRecorder
+    from sim_eval.reporting.episode_video import VideoRecorder
 
-    return (partial(VideoRecorder, folder / VIDEOS, policy.name, choice),)
+    videos = folder / VIDEOS
+    return (partial(VideoRecorder, videos, policy, config.video, config.first, config.video_size, config.video_look),)
 
 
 def play(run_folder: RunFolder, outcomes: Outcomes, instruction_condition: InstructionCondition) -> None:

@@ -14,10 +14,11 @@ import tyro
 
 from sim_eval.configs import Flag
 from sim_eval.console import run
+from sim_eval.core.programs import command
 from sim_eval.policies.policy import Weights
 from sim_eval.policies.spatialvla.configuration_spatialvla import Count, Size
 
-PROGRAM = "python -m sim_eval.serve"
+PROGRAM = command("serve")
 
 
 @dataclass(frozen=True)

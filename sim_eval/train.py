@@ -8,11 +8,17 @@ rollouts of the ``val`` split. The same command again continues an interrupted t
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
 
 from sim_eval.configs import TrainConfig
 from sim_eval.console import make_folder, run
+from sim_eval.core.programs import command
 
-PROGRAM = "python -m sim_eval.train"
+if TYPE_CHECKING:
+    from sim_eval.training.metadata import TrainingMetadata
+
+PROGRAM = command("train")
 DRY_VIEWS = 2  # of a dry run, which has no demonstrations to count them in
 
 
@@ -25,9 +31,10 @@ def main(config: TrainConfig) -> int:
 
     from sim_eval.envs.tasks import get_task
     from sim_eval.evaluation.jobs import OneSimulator
-    from sim_eval.policies.spatialvla.checkpoint import resolve_device
+    from sim_eval.policies.devices import resolve_device
     from sim_eval.policies.spatialvla.configuration_spatialvla import SIZES
     from sim_eval.policies.spatialvla.trainer import Trainer, TrainingConfig, accelerator_for
+    from sim_eval.reporting.records import print_records
     from sim_eval.training.loop import TrainingLoop
     from sim_eval.training.memory import check_memory, describe, plan
     from sim_eval.training.preparation import first_model, fitted, make_processor, open_windows, render_config_of
@@ -39,7 +46,9 @@ def main(config: TrainConfig) -> int:
     if config.dry_run:
         usual = SIZES[config.size][config.expert].vision.image_size
         parts, memory = plan(fitted(config.network, usual), config, DRY_VIEWS)
-        print(describe(parts, memory))
+        needs = {**asdict(memory), "total": memory.total}
+        if not print_records(config, lambda: {"parts": parts, "memory": needs}, lambda: map(asdict, parts)):
+            print(describe(parts, memory))
         check_memory(memory, device)
         return 0
     accelerator = accelerator_for(device)
@@ -67,15 +76,46 @@ def main(config: TrainConfig) -> int:
             simulators.of(processor.spec.tasks[0])
         training = TrainingLoop(config, windows, processor, trainer, simulators)
         training.run()
-    progress = training.progress
-    if not leads:
-        return 0
-    print(f"{config.out}: {trainer.step} steps in {progress.seconds / 60:.1f} minutes")
-    for index, entry in enumerate(progress.rounds):
-        kept = " <- kept" if index == progress.best else ""
-        print(f"  {entry}{kept}")
-    print(f"score it: python -m sim_eval.rollout --policy {config.out}")
+    if leads:
+        report(training.metadata(), config)
     return 0
+
+
+def report(training: TrainingMetadata, config: TrainConfig) -> None:
+    """Prints the rounds of validation, and what to do next."""
+    from sim_eval.reporting.records import print_records
+
+    rounds = [
+        {
+            "step": each.step,
+            "minutes": each.minutes,
+            "rate": each.rate,
+            "kept": number == training.best,
+            "tasks": {task: {"successes": count, "episodes": total} for task, (count, total) in each.success.items()},
+        }
+        for number, each in enumerate(training.rounds)
+    ]
+    values = {"out": config.out, "steps": training.steps, "minutes": training.minutes, "passes": training.passes}
+    if print_records(config, lambda: {**values, "rounds": rounds}, lambda: rounds or [values]):
+        return
+    print(f"{config.out}: {training.steps} steps in {training.minutes:.1f} minutes")
+    for entry, each in zip(rounds, training.rounds, strict=True):
+        print(f"  {each}{' <- kept' if entry['kept'] else ''}")
+    if training.rounds and not any(each.rate for each in training.rounds):
+        print(
+            f"It has not learnt the task yet: no validation episode succeeded after {training.steps} steps, which are "
+            f"{training.passes:.1f} passes over the data. Train it longer; this goes on where it stopped:\n"
+            f"  {command('train')} {lengthened(config).options}"
+        )
+    else:
+        print(f"score it: {command('rollout')} --policy {config.out}")
+
+
+def lengthened(config: TrainConfig) -> TrainConfig:
+    """The configuration with a budget that teaches more: an hour, or four times what it had if that is more."""
+    if config.steps is not None:
+        return replace(config, steps=4 * config.steps)
+    return replace(config, minutes=max(60.0, 4 * (config.minutes or 0)))
 
 
 if __name__ == "__main__":

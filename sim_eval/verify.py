@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from sim_eval.configs import Flag
+from sim_eval.configs import Flag, PrintCsv, PrintJson, Workers
 from sim_eval.console import make_folder, run
 from sim_eval.core.errors import SimEvalError
+from sim_eval.core.programs import command
 from sim_eval.policies.spatialvla.configuration_spatialvla import Count
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from sim_eval.evaluation.run_folder import Run
     from sim_eval.evaluation.verification import Verification, VerifyJob
 
-PROGRAM = "python -m sim_eval.verify"
+PROGRAM = command("verify")
 
 
 @dataclass(frozen=True)
@@ -38,17 +39,20 @@ class VerifyArguments:
         sample: only so many episodes, evenly spread over the finished ones.
         strict: fail too when an episode is not identical to the last bit.
         policy: also call the policy again at each recorded call, and compare its actions.
-        workers: number of processes that replay episodes; 1 is this process.
-        out: write the findings of each episode to this JSON file.
+        workers: number of processes that replay episodes; auto: as many as cores, free memory and the number of
+            episodes make worthwhile. 1 is this process.
+        out: write the findings of each episode to this JSON file as well.
     """
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     episode: Annotated[tuple[int, ...], tyro.conf.arg(metavar="K [K ...]")] = ()
     sample: Count | None = None
     strict: Flag = False
     policy: Flag = False
-    workers: Count = 1
-    out: Path | None = None
+    workers: Workers = "auto"
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    json: PrintJson = False
+    csv: PrintCsv = False
 
 
 def main(arguments: VerifyArguments) -> int:
@@ -61,6 +65,7 @@ def main(arguments: VerifyArguments) -> int:
     from sim_eval.core.versions import machine
     from sim_eval.evaluation.run_folder import read_run
     from sim_eval.evaluation.verification import VerifyJob, choose_episodes, machine_differences, recorded_source
+    from sim_eval.reporting.records import print_records
 
     recorded = read_run(arguments.run)
     results = choose_episodes(recorded, arguments.episode, arguments.sample)
@@ -68,15 +73,17 @@ def main(arguments: VerifyArguments) -> int:
     verified = verify(VerifyJob(recorded, source), results, arguments.workers)
     machines = [recorded.machine, *(each.machine for each in verified)]
     elsewhere = machine_differences(machines, machine(), arguments.policy)
-    report(recorded, verified, elsewhere, arguments.policy)
+    found = record(recorded, verified, elsewhere)
+    if not print_records(arguments, lambda: found, lambda: found["episodes"]):
+        report(recorded, verified, elsewhere, arguments.policy)
     if arguments.out is not None:
-        write_json(arguments.out, record(recorded, verified, elsewhere))
+        write_json(arguments.out, found)
     refuted = any(each.verdict == "refuted" for each in verified)
     inexact = any(each.verdict != "bit-identical" for each in verified)
     return int(refuted or (arguments.strict and inexact))
 
 
-def verify(job: VerifyJob, results: Sequence[EpisodeResult], workers: int) -> list[Verification]:
+def verify(job: VerifyJob, results: Sequence[EpisodeResult], workers: Workers) -> list[Verification]:
     """Verifies episodes, with a progress bar on stderr; returns the verifications in the order of ``results``."""
     from tqdm import tqdm
 
@@ -93,9 +100,10 @@ def verify(job: VerifyJob, results: Sequence[EpisodeResult], workers: int) -> li
 
 
 def report(recorded: Run, verified: Sequence[Verification], elsewhere: Sequence[str], inferred: bool) -> None:
-    """Prints the differences, and then the table."""
+    """Prints the differences, and then the tables."""
     from sim_eval.evaluation.verification import VERDICTS
-    from sim_eval.reporting.tables import terminal
+    from sim_eval.reporting.summary import grouped
+    from sim_eval.reporting.tables import Table
 
     place = {key: index for index, key in enumerate(recorded.manifest.keys)}
     for each in verified:
@@ -108,22 +116,23 @@ def report(recorded: Run, verified: Sequence[Verification], elsewhere: Sequence[
         print(f"recorded with other versions or on another machine: {'; '.join(elsewhere)}")
     elif any(each.verdict == "outcome-identical" for each in verified):
         print("versions and machine are those of the recording, so they do not explain a difference")
-    header = ["task", "episodes", *VERDICTS]
+    by_task = grouped(verified, lambda each: each.result.key.task)
+    counts = [
+        [task, str(len(mine)), *(str(sum(each.verdict == verdict for each in mine)) for verdict in VERDICTS)]
+        for task, mine in by_task.items()
+    ]
+    print(Table(("task", "episodes", *VERDICTS), counts))
     if inferred:
-        header += ["chunks inferred again", "bit-identical", "largest difference"]
-    rows = []
-    for task in dict.fromkeys(each.result.key.task for each in verified):
-        mine = [each for each in verified if each.result.key.task == task]
-        row = [task, str(len(mine)), *(str(sum(each.verdict == verdict for each in mine)) for verdict in VERDICTS)]
-        if inferred:
+        rows = []
+        for task, mine in by_task.items():
             asked = [each.inferred for each in mine if each.inferred is not None]
-            row += [str(sum(each.chunks for each in asked)), str(sum(each.equal for each in asked))]
-            row += [f"{max((each.largest for each in asked), default=0.0):.3g}"]
-        rows.append(row)
-    print(terminal(header, rows))
+            largest = max((each.largest for each in asked), default=0.0)
+            chunks, equal = sum(each.chunks for each in asked), sum(each.equal for each in asked)
+            rows.append((task, str(chunks), str(equal), f"{largest:.3g}"))
+        print(f"\n{Table(('task', 'chunks inferred again', 'bit-identical', 'largest difference'), rows)}")
 
 
-def record(recorded: Run, verified: Sequence[Verification], elsewhere: Sequence[str]) -> dict[str, object]:
+def record(recorded: Run, verified: Sequence[Verification], elsewhere: Sequence[str]) -> dict[str, Any]:
     """The report as a JSON object; a difference without a number (NaN, another shape) is null."""
     from sim_eval.evaluation.trajectory import policy_identity
 

@@ -1,7 +1,8 @@
-"""The examples of docs/extending do what their pages say, as installed packages; the Makefile's commands are right."""
+"""The documents' examples do what their pages say, packages as installed ones; commands and links are right."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import runpy
@@ -9,7 +10,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -41,8 +42,8 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def install(page: str, folder: Path) -> None:
-    """What pip leaves of the page's package: its module and a dist-info."""
-    (points,), (code,) = blocks(page, "toml"), blocks(page, "python")
+    """What pip leaves of the page's package: its module, which is the page's last example, and a dist-info."""
+    (points,), (*_, code) = blocks(page, "toml"), blocks(page, "python")
     groups = tomllib.loads(points)["project"]["entry-points"]
     lines = [
         f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in each.items())
@@ -76,7 +77,7 @@ def roll(words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> lis
 @pytest.mark.parametrize("page", ["policy.md", "task.md", "simulator.md"])
 def test_each_example_runs(page: str, site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(page, site)
-    (command,) = blocks(page, "sh")
+    command, *_ = blocks(page, "sh")
     words = shlex.split(command)
     assert words[:3] == ["python", "-m", "sim_eval.rollout"]
     episodes = roll(words[1:], site, monkeypatch)
@@ -90,28 +91,88 @@ def test_the_policy_solves_the_task_from_what_it_sees(site: Path, monkeypatch: p
     assert [episode["success"] for episode in roll(words, site, monkeypatch)] == [True] * 3
 
 
+def test_the_examples_of_gymnasium_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    *examples, _ = blocks("../gymnasium.md", "python")
+    if importlib.util.find_spec("moviepy") is None:
+        examples = [code for code in examples if "RecordVideo" not in code]
+    variables: dict[str, object] = {}
+    for code in examples:
+        exec(compile(code, "gymnasium.md", "exec"), variables)
+
+
+@pytest.mark.slow
+@pytest.mark.peers
+def test_ppo_learns_to_reach_and_is_scored(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("stable_baselines3")
+    install("../gymnasium.md", site)
+    monkeypatch.chdir(site)
+    importlib.import_module("acme_ppo").train("reach.zip")
+    (command,) = blocks("../gymnasium.md", "sh")
+    episodes = roll(shlex.split(command)[1:], site, monkeypatch)
+    assert [episode["error"] for episode in episodes] == [None] * 20
+    assert sum(bool(episode["success"]) for episode in episodes) >= 15
+
+
 def test_the_key_file_is_read(tmp_path: Path) -> None:
     (text,) = blocks("server.md", "toml")
     (tmp_path / "keys.toml").write_text(text)
     assert read_keys(tmp_path / "keys.toml").cameras == {"agentview": (224, 224), "wrist": (224, 224)}
 
 
-def commands() -> list[str]:
+def made() -> list[str]:
     """What ``make reproduce`` and ``make mt50`` run."""
     make = ["make", "--dry-run", "--assume-old=setup", "reproduce", "mt50"]
     shown = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout.replace("\\\n", " ")
     return [line.partition(" -m ")[2] for line in shown.splitlines() if " -m sim_eval." in line]
 
 
-def test_the_makefiles_commands_are_accepted(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def written() -> list[str]:
+    """The commands in README.md and docs/programs.md, as ``python -m`` takes them."""
+    text = "".join((ROOT / name).read_text() for name in ("README.md", "docs/programs.md"))
+    found = re.findall(
+        r"^sim-eval (\S.*?) *(?:#.*)?$|`sim-eval ([a-z]+ -[^`]*)`|`sim-eval ([a-z]+ runs[^`]*)`", text, re.M
+    )
+    return [f"sim_eval.{''.join(words)}" for words in found] + re.findall(r"python -m (sim_eval\.\S+ -[^`\n]*)", text)
+
+
+@pytest.mark.parametrize(("commands", "least"), [(made, 12), (written, 16)])
+def test_the_commands_are_accepted(
+    commands: Callable[[], list[str]],
+    least: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     def only_parse(_: object, arguments: type[object], program: str) -> None:
         console.parse(arguments, program)
         sys.exit(0)
 
     monkeypatch.setattr(console, "run", only_parse)
-    assert len(commands()) == 12
-    for command in commands():
-        assert run(["-m", *shlex.split(command)], monkeypatch) == 0
+    found = commands()
+    assert len(found) >= least
+    saved = tmp_path / "run.json"
+    saved.write_text('{"config": {"policy": "deep_llama"}}')
+    for command in found:
+        assert run(["-m", *shlex.split(command.replace("runs/a/run.json", str(saved)))], monkeypatch) == 0
     assert capfd.readouterr().err == "", "no option has an old name"
+
+
+def headings(page: Path) -> set[str]:
+    """GitHub's anchors of a page."""
+    lines = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in lines}
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))])
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if "://" not in target:
+            name, _, anchor = target.partition("#")
+            there = page.parent / name if name else page
+            assert there.exists(), target
+            assert not anchor or anchor in headings(there), target
+
+
+def test_the_front_page_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().split()) <= 900

@@ -12,11 +12,17 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+import sim_eval
+from sim_eval.core.errors import SimEvalError
+from sim_eval.core.programs import PROGRAMS
+from sim_eval.envs.tasks import get_task
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("sim_eval", "envs", "policies", "datasets", "pyproject.toml", "README.md", "LICENSE")
@@ -71,10 +77,10 @@ class Installation:
     folder: Path
     package: Path
 
-    def run(self, *words: str) -> str:
-        """What ``python WORDS`` prints."""
+    def run(self, *words: str, program: str = "python") -> str:
+        """What ``python WORDS``, or another program of the environment, prints."""
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        command = [str(self.python), *words]
+        command = [str(self.python.parent / program), *words]
         done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -142,6 +148,14 @@ def test_every_process_finds_our_package_and_hugging_faces_datasets(installation
     assert answer == {"here": expected, "spawned": expected, "our worker": expected}
 
 
+def test_the_console_script_runs_every_program(installation: Installation) -> None:
+    if installation.folder == installation.package.parent:
+        return  # a clone has no script
+    assert installation.run("--version", program="sim-eval") == f"sim_eval {sim_eval.__version__}\n"
+    assert all(each.name in installation.run("--help", program="sim-eval") for each in PROGRAMS)
+    assert installation.run("rollout", "--help", program="sim-eval").startswith("usage: sim-eval rollout --policy ")
+
+
 def test_every_file_is_there(installation: Installation) -> None:
     def files(package: Path) -> set[str]:
         links = ("envs", "policies", "datasets")  # rglob does not follow them
@@ -150,6 +164,13 @@ def test_every_file_is_there(installation: Installation) -> None:
 
     assert files(installation.package) == files(ROOT / "sim_eval")
     assert "policies/checkpoints/deep_llama/model.safetensors" in files(installation.package)
+
+
+def test_without_robosuite_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "robosuite", None)
+    (pinned,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["robosuite"]
+    with pytest.raises(SimEvalError, match=f"needs robosuite, which is missing: pip install --no-deps {pinned}$"):
+        get_task("robosuite/Lift").make()
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ name is the task's and whose value is the :class:`sim_eval.core.types.Task`.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
@@ -20,6 +21,7 @@ from types import ModuleType
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.plugins import find_plugin, plugin_names
 from sim_eval.core.types import RenderMode, Task
+from sim_eval.envs.robosuite_robot import single_arm_robots
 
 TASK_GROUP = "sim_eval.tasks"
 
@@ -53,8 +55,7 @@ def expand(names: Iterable[str]) -> list[str]:
     Raises:
         SimEvalError: no task or suite has one of the names.
     """
-    tasks = dict.fromkeys(task for name in names for task in suite_tasks(name))
-    return [get_task(name).name for name in tasks]
+    return list(dict.fromkeys(get_task(task).name for name in names for task in suite_tasks(name)))
 
 
 def whole_suites(tasks: Iterable[str]) -> list[str]:
@@ -131,14 +132,18 @@ def choose_render(asked: RenderMode | None, tasks: Iterable[str]) -> RenderMode:
 
 @cache
 def get_task(name: str) -> Task:
-    """The task of this name.
+    """The task of this name; ``NAME@ROBOT`` is the task NAME with another robot.
 
     Raises:
-        SimEvalError: there is none, two packages have one, or another package's cannot be loaded.
+        SimEvalError: there is none, it cannot have the robot, two packages have one, or another package's cannot be
+            loaded.
     """
     own = own_tasks().get(name)
     plugin = find_plugin(TASK_GROUP, name, own is not None)
     if plugin is None:
+        base, other, robot = name.partition("@")
+        if own is None and other:
+            return with_robot(get_task(base), robot)
         if own is None:
             raise SimEvalError(f"unknown task '{name}': {_suggestion(name)}")
         return own
@@ -147,3 +152,21 @@ def get_task(name: str) -> Task:
         if not isinstance(task, Task) or task.name != name:
             raise TypeError(f"it is {getattr(task, 'name', task)!r}, not the Task of that name")
     return task
+
+
+def with_robot(task: Task, robot: str) -> Task:
+    """The task with another robot; with its own, the task itself.
+
+    Raises:
+        SimEvalError: it cannot have the robot.
+    """
+    if not task.robot:
+        raise SimEvalError(f"{task.name} has one robot: leave @{robot} out")
+    if robot == task.robot:
+        return task
+    if robot not in (robots := single_arm_robots()):
+        raise SimEvalError(
+            f"{task.name}@{robot}: robosuite has no robot '{robot}' with one arm and a fixed base: "
+            f"choose one of {', '.join(robots)}"
+        )
+    return replace(task, name=f"{task.name}@{robot}", robot=robot)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sim_eval.core.types import RenderConfig, Simulator, Task, WorkspaceBox
-from sim_eval.envs.robosuite_sim import RobosuiteScene, RobosuiteSimulator, set_box_size
+from sim_eval.envs.robosuite_sim import DEFAULT_ROBOT, RobosuiteScene, RobosuiteSimulator, set_box_size
 
 if TYPE_CHECKING:
     from robosuite.environments.manipulation.lift import Lift
@@ -52,7 +52,7 @@ def wide_placement() -> Mapping[str, object]:
 
 
 def make(task: Task, options: RenderConfig) -> Simulator:
-    arguments = wide_placement if task.name.endswith("LiftWide") else dict
+    arguments = wide_placement if task.name.startswith("robosuite/LiftWide") else dict
     scene = RobosuiteScene("Lift", phase, {"cube": "cube_main"}, arguments, randomize)
     return RobosuiteSimulator(task, scene, options)
 
@@ -65,6 +65,7 @@ TASKS = tuple(
         workspace=WORKSPACE,
         phases=("reach", "grasp", "lift"),
         factory=make,
+        robot=DEFAULT_ROBOT,
     )
     for name in ("robosuite/Lift", "robosuite/LiftWide")
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sim_eval.core.types import RenderConfig, Simulator, Task, WorkspaceBox
-from sim_eval.envs.robosuite_sim import RobosuiteScene, RobosuiteSimulator
+from sim_eval.envs.robosuite_sim import DEFAULT_ROBOT, RobosuiteScene, RobosuiteSimulator
 
 if TYPE_CHECKING:
     from robosuite.environments.manipulation.stack import Stack
@@ -52,5 +52,6 @@ TASKS = (
         workspace=WORKSPACE,
         phases=("reach", "grasp", "lift", "place"),
         factory=make,
+        robot=DEFAULT_ROBOT,
     ),
 )

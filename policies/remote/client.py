@@ -13,6 +13,7 @@ from websockets.exceptions import ConnectionClosed, InvalidURI, WebSocketExcepti
 from websockets.sync.client import ClientConnection, connect
 
 from sim_eval.core.errors import SimEvalError
+from sim_eval.core.programs import command
 from sim_eval.core.types import ActionChunk
 from sim_eval.policies.policy import PolicyRequest, PolicySpec
 from sim_eval.policies.remote.keys import SHIPPED, KeyMapping, read_keys
@@ -107,7 +108,7 @@ class RemotePolicy:
                 if pause is None:
                     raise SimEvalError(
                         f"no server at {self._url}, tried {len(self._patience.retries) + 1} times ({error}): start "
-                        "one, for example by python -m sim_eval.serve"
+                        f"one, for example by {command('serve')}"
                     ) from error
                 time.sleep(pause)
         raise AssertionError

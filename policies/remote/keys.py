@@ -1,5 +1,6 @@
 """Observation keys for third-party servers: a TOML or JSON file says what such a server needs and how it is asked.
 
+``rollout --keys template`` prints such a file for a task, made by :func:`template`.
 ``openpi_libero.toml`` beside this module is an example and explains the fields; ``--keys openpi_libero`` is enough to
 use it. Our keys are those of :mod:`sim_eval.policies.remote.messages`; ``|`` and one of :data:`CHANGES` may follow.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,7 +22,15 @@ from numpy.typing import NDArray
 from sim_eval.core import old_files
 from sim_eval.core.decoding import decode, encode
 from sim_eval.core.errors import SimEvalError
-from sim_eval.core.types import ActionSpec, CameraView, EpisodeKey, FloatArray, Observation, WorkspaceBox
+from sim_eval.core.types import (
+    ActionSpec,
+    CameraView,
+    EnvironmentSpec,
+    EpisodeKey,
+    FloatArray,
+    Observation,
+    WorkspaceBox,
+)
 from sim_eval.policies.policy import PolicyRequest, PolicySpec, Size
 from sim_eval.policies.remote.messages import from_request
 from sim_eval.policies.remote.wire import Message
@@ -109,6 +119,49 @@ def read_keys(file: Path) -> KeyMapping:
     except SimEvalError as error:
         raise SimEvalError(f"{where}: {error}") from error
     return mapping
+
+
+def template(environment: EnvironmentSpec, task: str) -> str:
+    """A file of keys to fill in, which asks for everything that a task's environment has.
+
+    Args:
+        environment: of the task.
+        task: its name, for the comments.
+    """
+
+    def entries(values: Mapping[str, object]) -> str:
+        given = {name: value for name, value in values.items() if value not in (None, "")}
+        return "\n".join(f"{_toml_key(name)} = {json.dumps(encode(value))}" for name, value in given.items())
+
+    pictures = {f"observation/{name}": f"views/{name}/rgb" for name in environment.cameras}
+    state = {"observation/state": [f"proprio/{name}" for name in environment.proprio]}
+    return f"""\
+# What a server of openpi's protocol needs to act in {task}. Change what differs from your server, delete what it does
+# not need, and use the file: rollout --policy ws://HOST:PORT --task {task} --keys FILE
+
+name = "my_policy"                    # the policy's name in tables
+robot = {json.dumps(environment.robot)}                       # delete it if any robot will do
+answer = "actions"                    # the entry of the server's answer with the actions [steps, action dim]
+
+# The server's key = our key. A list is joined to one vector, a table is nested. Ours are views/CAMERA/rgb, .../depth,
+# .../intrinsics and .../camera_to_world, proprio/FIELD, workspace and prompt.
+# After | a conversion may follow: {", ".join(CHANGES)}.
+[observation]
+{entries({**pictures, **state, "prompt": "prompt"})}
+
+[cameras]                             # height and width in pixels: the pictures are rendered in this size
+{entries(environment.cameras)}
+
+[proprio]                             # length of every field that is sent
+{entries(environment.proprio)}
+
+[action]                              # what the server's actions mean; a difference from the task's is refused
+{entries(encode(environment.action))}
+"""
+
+
+def _toml_key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name)
 
 
 def _blank(spec: KeyMapping) -> PolicyRequest:

@@ -29,11 +29,12 @@ def _modules() -> list[ModuleType]:
 
 @cache
 def find_demonstrator(task: str) -> Demonstrator | None:
-    """The task's demonstrator; None: it has none.
+    """The task's demonstrator, whatever its robot; None: it has none.
 
     Raises:
         SimEvalError: the demonstrator comes with a package that is not installed.
     """
+    task = task.partition("@")[0]
     for module in _modules():
         demonstrator: Demonstrator | None = getattr(module, "DEMONSTRATORS", {}).get(task)
         if demonstrator is None and module.__name__ != __name__ and hasattr(module, "find_demonstrator"):

@@ -41,12 +41,15 @@ def upright(eef_mat: FloatArray, turn: float = 0.0) -> FloatArray:
 def towards(offset: FloatArray, rotation: FloatArray, gripper: float, gain: float = 1.0) -> FloatArray:
     """Action [7] for a position offset [3] in metres and a rotation vector [3] in radians, within the bounds."""
     action = np.concatenate([gain * offset / METRES_PER_UNIT, gain * rotation / RADIANS_PER_UNIT, [gripper]])
-    return np.clip(action, -1.0, 1.0)
+    bounded: FloatArray = np.clip(action, -1.0, 1.0)
+    return bounded
 
 
 def finger_width(state: Mapping[str, FloatArray]) -> float:
     """Metres between the fingers."""
-    return float(state["gripper_qpos"][0] - state["gripper_qpos"][1])
+    if "finger_gap" in state:
+        return float(state["finger_gap"][0])
+    return float(state["gripper_qpos"][0] - state["gripper_qpos"][1])  # of the Panda
 
 
 def is_at(offset: FloatArray, metres: float = AT_OBJECT_METRES) -> bool:

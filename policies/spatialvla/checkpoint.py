@@ -5,28 +5,31 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from sim_eval.core.errors import SimEvalError
-from sim_eval.core.files import atomic, read_json, write_json
+from sim_eval.core.files import atomic, write_json
 from sim_eval.core.types import ActionChunk
+from sim_eval.policies.devices import resolve_device
 from sim_eval.policies.policy import AS_SAVED, InferenceConfig, PolicyRequest, PolicySpec
 from sim_eval.policies.spatialvla.adapters import whole_weights
-from sim_eval.policies.spatialvla.configuration_spatialvla import SpatialVLAConfig
 from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration, check_tensors
-from sim_eval.policies.spatialvla.processing_spatialvla import SpatialVLAProcessor, load_tokenizer
+from sim_eval.policies.spatialvla.processing_spatialvla import (
+    CONFIG,
+    SpatialVLAProcessor,
+    blamed,
+    read_network,
+    read_processor,
+)
 from sim_eval.policies.spatialvla.quantization import set_weights
 
-CONFIG, PROCESSOR, TOKENIZER, WEIGHTS = "config.json", "processor.json", "tokenizer.json", "model.safetensors"
-REMEDY = "restore the file or train the checkpoint again"
+WEIGHTS = "model.safetensors"
 
 
 class SpatialVLAPolicy:
@@ -71,10 +74,8 @@ def save_checkpoint(
     with atomic(folder / WEIGHTS) as partial:
         save_file(whole_weights(model), partial)
         digest = _digest(partial)
-    with atomic(folder / TOKENIZER) as partial:
-        partial.write_text(processor.tokenizer.to_str(pretty=True))
-    write_json(folder / PROCESSOR, processor.to_dict())
     write_json(folder / CONFIG, {**model.config.to_diff_dict(), "architectures": [type(model).__name__]})
+    processor.save_pretrained(folder)
     return replace(processor.spec, digest=digest)
 
 
@@ -92,8 +93,7 @@ def load_checkpoint(folder: Path, device: str = "auto", inference: InferenceConf
     """
     torch.set_flush_denormal(True)  # on a CPU, arithmetic on denormals is a hundred times slower
     place = resolve_device(device)
-    with _blame(folder / CONFIG):
-        config = _network(read_json(folder / CONFIG, REMEDY))
+    config = read_network(folder)
     changes = []
     if inference.euler_steps not in (None, config.expert.euler_steps):
         config = replace(config, expert=replace(config.expert, euler_steps=inference.euler_steps))
@@ -102,15 +102,12 @@ def load_checkpoint(folder: Path, device: str = "auto", inference: InferenceConf
         changes.append(f"{inference.weights} weights")
     if inference.compile:
         changes.append("compiled")
-    with _blame(folder / WEIGHTS):
+    with blamed(folder / WEIGHTS):
         digest = _digest(folder / WEIGHTS)
-    with _blame(folder / TOKENIZER):
-        tokenizer = load_tokenizer((folder / TOKENIZER).read_text(errors="replace"))
-    with _blame(folder / PROCESSOR):
-        processor = SpatialVLAProcessor.from_dict(read_json(folder / PROCESSOR, REMEDY), config, tokenizer, digest)
+    processor = read_processor(folder, config, digest)
     with torch.random.fork_rng(devices=[]):  # building draws initial weights from the caller's random stream
         model = SpatialVLAForConditionalGeneration(config)
-    with _blame(folder / WEIGHTS):
+    with blamed(folder / WEIGHTS):
         _load_weights(model, folder / WEIGHTS)
     set_weights(model, inference.weights)
     policy = SpatialVLAPolicy(model, processor, place, ", ".join(changes))
@@ -134,22 +131,6 @@ def compile_sampling(model: SpatialVLAForConditionalGeneration, device: torch.de
     expert.velocity = torch.compile(expert.velocity, dynamic=True)  # type: ignore[method-assign]
 
 
-def resolve_device(name: str) -> torch.device:
-    """The torch device of that name; "auto" is CUDA when there is one, else the CPU.
-
-    Raises:
-        SimEvalError: the name is unknown, or this machine has no such device.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise SimEvalError(f"device '{name}' cannot be used here: choose auto, cpu or cuda") from error
-    return device
-
-
 def _load_weights(model: SpatialVLAForConditionalGeneration, file: Path) -> None:
     tensors, expected = load_file(file), model.state_dict()
     shapes = {name: (tensors[name].shape, expected[name].shape) for name in tensors.keys() & expected.keys()}
@@ -164,25 +145,3 @@ def _load_weights(model: SpatialVLAForConditionalGeneration, file: Path) -> None
 def _digest(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-@contextmanager
-def _blame(file: Path) -> Iterator[None]:
-    """Turns any failure to read the file into one line with its name and the remedy."""
-    try:
-        yield
-    except SimEvalError as error:
-        if str(error).startswith(str(file)):
-            raise
-        raise SimEvalError(f"{file}: {error}; {REMEDY}") from error
-    except OSError as error:
-        raise SimEvalError(f"{file}: {(error.strerror or 'unreadable').lower()}; {REMEDY}") from error
-    except SafetensorError as error:
-        raise SimEvalError(f"{file}: not whole ({error}); {REMEDY}") from error
-
-
-def _network(data: dict[str, object]) -> SpatialVLAConfig:
-    network = data.get("network", data)  # the first checkpoints hold the network's fields only
-    if not isinstance(network, dict):
-        raise SimEvalError("network: expected a table of fields")
-    return SpatialVLAConfig.from_dict(network)

@@ -23,12 +23,16 @@ KeyValues: TypeAlias = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Prefix:
-    """Takes the place of transformers' cache. Updating it does not change it, so Euler steps cannot accumulate."""
+    """Takes the place of transformers' cache. Updating it does not change it, so Euler steps cannot accumulate.
+
+    It is handed over by position: its name differs among releases, and what bears the name of a cache is dropped when
+    layers keep only their input for the backward pass.
+    """
 
     keys: Tensor
     values: Tensor
 
-    def update(self, keys: Tensor, values: Tensor, layer_idx: int) -> KeyValues:
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, **_: object) -> KeyValues:
         return torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
 
 

@@ -31,11 +31,17 @@ class DeepFusionLlamaAttention(LlamaAttention):  # type: ignore[misc]
     """Llama's attention over [context | own tokens]."""
 
     def forward(
-        self, hidden_states: Tensor, cross_key_value_states: KeyValues, **kwargs: object
+        self,
+        hidden_states: Tensor,
+        position_embeddings: KeyValues,
+        attention_mask: Tensor,
+        cross_key_value_states: KeyValues,
+        **_: object,
     ) -> tuple[Tensor, Tensor | None]:
         """``cross_key_value_states``: the context's rotated keys and its values, [B, KV heads, T, head dim] each."""
-        kwargs["past_key_values"] = Prefix(*cross_key_value_states)
-        output: tuple[Tensor, Tensor | None] = super().forward(hidden_states, **kwargs)
+        output: tuple[Tensor, Tensor | None] = super().forward(
+            hidden_states, position_embeddings, attention_mask, Prefix(*cross_key_value_states)
+        )
         return output
 
 

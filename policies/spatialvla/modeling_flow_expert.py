@@ -69,8 +69,6 @@ class FlowMatchingActionExpert(ActionExpert):
         sizes = decoder_sizes(expert, config.attention)
         model = GemmaModel(GemmaConfig(**sizes, vocab_size=1, bos_token_id=None, eos_token_id=None))
         model.embed_tokens = nn.Identity()  # its input is embeddings, not token ids
-        for layer in model.layers:
-            layer._can_checkpoint_with_cache = True  # a prefix never changes, so a layer can be recomputed
         super().__init__(expert, model)
         self.context_projector = nn.Linear(config.text.width, expert.width)
         # Gemma scales its token embeddings but not other inputs, so the projected context is normalised here.
@@ -110,7 +108,6 @@ class FlowMatchingActionExpert(ActionExpert):
                 hidden = cross(hidden, *pair, seen)
                 hidden = layer(hidden, attention_mask=own, position_embeddings=places)
             else:
-                prefix = Prefix(*pair)
-                hidden = layer(hidden, attention_mask=context.mask, position_embeddings=places, past_key_values=prefix)
+                hidden = layer(hidden, context.mask, None, Prefix(*pair), position_embeddings=places)
         output: Tensor = self.model.norm(hidden)
         return output

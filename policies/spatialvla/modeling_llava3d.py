@@ -300,7 +300,7 @@ class LLaVA3DModel(nn.Module):
         super().__init__()
         self.config = config
         vision, text = config.vision, config.text
-        self.vision_tower = CLIPVisionModel(
+        tower = CLIPVisionModel(
             CLIPVisionConfig(
                 image_size=vision.image_size,
                 patch_size=vision.patch_size,
@@ -311,6 +311,8 @@ class LLaVA3DModel(nn.Module):
                 attn_implementation=config.attention,
             )
         )
+        # Up to transformers 5.5 a CLIPVisionModel holds the tower and is not itself one. The tower's names go to disk.
+        self.vision_tower = getattr(tower, "vision_model", tower)
         self.vision_tower.post_layernorm = nn.Identity()  # patch features are read before it
         position = config.position
         self.position_embedding = PositionEmbedding3D(

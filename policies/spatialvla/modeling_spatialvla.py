@@ -7,10 +7,11 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 from sim_eval.core.errors import SimEvalError
 from sim_eval.policies.spatialvla import flow_matching
+from sim_eval.policies.spatialvla.auto import SpatialVLAPreTrainedConfig
 from sim_eval.policies.spatialvla.configuration_spatialvla import ActionExpertType, SpatialVLAConfig
 from sim_eval.policies.spatialvla.modeling_deep_fusion import DeepFusionActionExpert
 from sim_eval.policies.spatialvla.modeling_flow_expert import FlowMatchingActionExpert
@@ -44,15 +45,11 @@ def check_tensors(
         raise SimEvalError("; ".join(faults))
 
 
-class SpatialVLAPreTrainedConfig(PreTrainedConfig):  # type: ignore[misc]
-    """A network's configuration in transformers' form, so that its Auto classes recognise a checkpoint folder.
-
-    Attributes:
-        network: :meth:`SpatialVLAConfig.to_dict`; None: the defaults.
-    """
-
-    model_type = "spatialvla"
-    network: dict[str, object] | None = None
+def checkpoint_layers(model: PreTrainedModel) -> None:
+    """Makes layers keep only their input, and run again in the backward pass; the method's name differs among releases
+    of transformers."""
+    name = "activation_checkpointing_enable"
+    getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")()
 
 
 class SpatialVLAForConditionalGeneration(PreTrainedModel):  # type: ignore[misc]
@@ -155,5 +152,4 @@ class SpatialVLAForConditionalGeneration(PreTrainedModel):  # type: ignore[misc]
         """Does nothing, because each part draws its initial weights when it is built."""
 
 
-AutoConfig.register(SpatialVLAPreTrainedConfig.model_type, SpatialVLAPreTrainedConfig, exist_ok=True)
 AutoModel.register(SpatialVLAPreTrainedConfig, SpatialVLAForConditionalGeneration, exist_ok=True)

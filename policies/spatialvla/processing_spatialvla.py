@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.utils.hub import cached_files
+from wrapt import when_imported
 
 from sim_eval.core.cameras import FARTHEST
 from sim_eval.core.decoding import decode, encode
 from sim_eval.core.errors import SimEvalError
+from sim_eval.core.files import read_json, write_json, write_text
 from sim_eval.core.normalization import NormalizationStats
 from sim_eval.core.types import ActionSpec, CameraView, FloatArray, Observation, TrainingWindow
 from sim_eval.policies.policy import PolicySpec
+from sim_eval.policies.spatialvla.auto import SpatialVLAPreTrainedConfig
 from sim_eval.policies.spatialvla.configuration_spatialvla import SpatialVLAConfig
 from sim_eval.policies.spatialvla.image_processing_llava3d import square_view
 from sim_eval.policies.spatialvla.modeling_llava3d import IMAGE_TOKEN, Geometry, SpatialVLAInputs, TensorGroup
 
+CONFIG, PROCESSOR, TOKENIZER = "config.json", "processor.json", "tokenizer.json"
+REMEDY = "restore the file or train the checkpoint again"
 # The instruction precedes the scene, so that in the causal Llama each scene token depends on it. With the instruction
 # after the scene, as in LLaVA, the small network never learnt to follow it (docs/results.md).
 TINY_PROMPT = "USER: {instruction}\n<image> ASSISTANT:"
@@ -175,6 +185,38 @@ class SpatialVLAProcessor:
         del spec["digest"], spec["privileged"], spec["variant"]
         return {**spec, "prompt": self.prompt, "normalization": encode(self.stats)}
 
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes ``processor.json`` and ``tokenizer.json``, and where there is none, the network's ``config.json``.
+
+        Raises:
+            SimEvalError: the folder cannot be written.
+        """
+        write_text(Path(folder, TOKENIZER), self.tokenizer.to_str(pretty=True))
+        write_json(Path(folder, PROCESSOR), self.to_dict())
+        if not Path(folder, CONFIG).exists():
+            write_json(Path(folder, CONFIG), SpatialVLAPreTrainedConfig(network=self.config.to_dict()).to_diff_dict())
+
+    @classmethod
+    def from_pretrained(cls, reference: str | Path, **options: object) -> SpatialVLAProcessor:
+        """Reads the processor of a checkpoint; it needs no weights, so its spec has no digest.
+
+        Args:
+            reference: a folder, or a repository of the Hugging Face hub.
+            options: transformers' for finding files, such as ``revision``.
+
+        Raises:
+            SimEvalError: a file is missing, damaged or does not fit the others, or cannot be downloaded.
+        """
+        folder = Path(reference, str(options.get("subfolder") or ""))
+        if not folder.is_dir():
+            try:
+                folder = Path(cached_files(str(reference), [CONFIG, PROCESSOR, TOKENIZER], **options)[0]).parent
+            except Exception as error:  # network, name, permission
+                raise SimEvalError(
+                    f"'{reference}' is neither a folder nor a repository of a checkpoint ({type(error).__name__})"
+                ) from error
+        return read_processor(folder, read_network(folder))
+
     @classmethod
     def from_dict(
         cls, data: Mapping[str, object], config: SpatialVLAConfig, tokenizer: Tokenizer, digest: str
@@ -251,6 +293,44 @@ def load_tokenizer(text: str) -> Tokenizer:
         return Tokenizer.from_str(text)
     except Exception as error:  # tokenizers raises bare Exception
         raise SimEvalError(f"not a tokenizer ({error})") from error
+
+
+@contextmanager
+def blamed(file: Path) -> Iterator[None]:
+    """Turns any failure to read the file into one line with its name and the remedy."""
+    try:
+        yield
+    except SimEvalError as error:
+        if str(error).startswith(str(file)):
+            raise
+        raise SimEvalError(f"{file}: {error}; {REMEDY}") from error
+    except OSError as error:
+        raise SimEvalError(f"{file}: {(error.strerror or 'unreadable').lower()}; {REMEDY}") from error
+    except SafetensorError as error:
+        raise SimEvalError(f"{file}: not whole ({error}); {REMEDY}") from error
+
+
+def read_network(folder: Path) -> SpatialVLAConfig:
+    """The network's configuration in a checkpoint folder."""
+    with blamed(folder / CONFIG):
+        data = read_json(folder / CONFIG, REMEDY)
+        network = data.get("network", data)  # the first checkpoints hold the network's fields only
+        if not isinstance(network, dict):
+            raise SimEvalError("network: expected a table of fields")
+        return SpatialVLAConfig.from_dict(network)
+
+
+def read_processor(folder: Path, config: SpatialVLAConfig, digest: str = "") -> SpatialVLAProcessor:
+    """The processor in a checkpoint folder; ``digest`` is that of the weights, for the spec."""
+    with blamed(folder / TOKENIZER):
+        tokenizer = load_tokenizer((folder / TOKENIZER).read_text(errors="replace"))
+    with blamed(folder / PROCESSOR):
+        return SpatialVLAProcessor.from_dict(read_json(folder / PROCESSOR, REMEDY), config, tokenizer, digest)
+
+
+@when_imported("transformers.models.auto.processing_auto")  # which we do not import: it loads 1,400 modules
+def _register(processing_auto: ModuleType) -> None:
+    processing_auto.AutoProcessor.register(SpatialVLAPreTrainedConfig, SpatialVLAProcessor, exist_ok=True)
 
 
 def _float32(values: FloatArray) -> Tensor:

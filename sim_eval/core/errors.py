@@ -11,8 +11,11 @@ class SimEvalError(Exception):
 
 
 @contextmanager
-def extra(name: str) -> Iterator[None]:
+def extra(name: str, install: str = "") -> Iterator[None]:
     """Around the imports of what the extra ``sim_eval[name]`` installs.
+
+    Args:
+        install: what pip is given instead of the extra.
 
     Raises:
         SimEvalError: it is not installed.
@@ -21,4 +24,5 @@ def extra(name: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         missing = str(error.name).partition(".")[0]
-        raise SimEvalError(f"this needs {missing}, which is missing: pip install 'sim_eval[{name}]'") from error
+        words = install or f"'sim_eval[{name}]'"
+        raise SimEvalError(f"this needs {missing}, which is missing: pip install {words}") from error

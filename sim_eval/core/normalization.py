@@ -9,6 +9,7 @@ from typing import Literal, Protocol, TypeAlias
 import numpy as np
 
 from sim_eval.core.errors import SimEvalError
+from sim_eval.core.programs import command
 from sim_eval.core.types import FloatArray
 
 NormalizationMode: TypeAlias = Literal["mean_std", "quantile"]
@@ -76,16 +77,17 @@ class Motion(Protocol):
 
 
 def normalization_stats(episodes: Sequence[Motion], mode: NormalizationMode) -> NormalizationStats:
-    """Computes the statistics of ``action`` (the labels) and of each proprio field; every step counts once.
+    """Computes the statistics of ``action`` (the labels) and of each shared proprio field; every step counts once.
 
     Raises:
         SimEvalError: there are no episodes.
     """
     if not episodes:
-        raise SimEvalError("normalisation needs at least one episode: collect some with python -m sim_eval.collect")
+        raise SimEvalError(f"normalisation needs at least one episode: collect some with {command('collect')}")
     fields = {"action": np.concatenate([episode.actions for episode in episodes])}
     proprio = [episode.proprio for episode in episodes]
-    fields |= {name: np.concatenate([values[name] for values in proprio]) for name in proprio[0]}
+    shared = [name for name in proprio[0] if all(name in values for values in proprio)]
+    fields |= {name: np.concatenate([values[name] for values in proprio]) for name in shared}
     return NormalizationStats(mode, {name: _field_stats(values) for name, values in fields.items()})
 
 

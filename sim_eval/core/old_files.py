@@ -103,7 +103,7 @@ def rollout_config(command: object) -> Table | None:
     program = ["python", "-m", "sim_eval.rollout"]
     if not isinstance(command, list) or command[: len(program)] != program:
         return None
-    options: Table = {"render": None}
+    options: Table = {"render": None, "episodes": "20", "video": "all", "workers": "1"}  # the defaults of that time
     words = iter(map(str, command[len(program) :]))
     for word in words:
         name = word.removeprefix("--").replace("-", "_")

@@ -7,15 +7,16 @@ the named frame into the world; images are upright (row 0 on top).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim_eval.core.errors import SimEvalError
 
+T = TypeVar("T")
 FloatArray: TypeAlias = NDArray[np.float64]
 InstructionCondition: TypeAlias = Literal["correct", "counterfactual"]
 ControlMode: TypeAlias = Literal[
@@ -92,6 +93,11 @@ class Observation(SensorReadings):
 
     instruction: str
     workspace: WorkspaceBox
+
+
+def without_derived(proprio: Mapping[str, T]) -> dict[str, T]:
+    """Proprio fields without ``gripper_opening`` where it follows from ``gripper_qpos``: recordings may lack it."""
+    return {name: part for name, part in proprio.items() if name != "gripper_opening" or "gripper_qpos" not in proprio}
 
 
 @dataclass(frozen=True)
@@ -303,6 +309,28 @@ class Simulator(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class Rerenderable(Protocol):
+    """What a :class:`Simulator` may offer besides: an episode is rendered again after its end, as large as one likes.
+
+    Videos of other simulators enlarge the pictures that the policy sees.
+    """
+
+    def pose(self) -> object:
+        """All that moves or changes colour in the scene, at this instant."""
+        ...
+
+    def rerender(
+        self, poses: Iterable[Any], mode: RenderMode, size: tuple[int, int], cameras: Sequence[str]
+    ) -> Iterator[tuple[NDArray[np.uint8], Mapping[str, CameraView]]]:
+        """For each pose of this episode: a third-person picture, uint8 [*size, 3], and the named cameras' views.
+
+        The third-person picture is rendered in the given mode, the cameras as in the episode. The simulator and its own
+        pictures are not touched.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Task:
     """The complete definition of a task.
@@ -318,6 +346,7 @@ class Task:
         counterfactuals: sentences that ask for something else, for a task with one goal. They are used when a wrong
             instruction is given.
         render: the default rendering mode; "faithful" where published policies were trained on the simulator's look.
+        robot: its robot; the task with another one is called ``NAME@ROBOT``. Empty: there is no choice.
     """
 
     name: str
@@ -328,6 +357,7 @@ class Task:
     factory: Callable[[Task, RenderConfig], Simulator]
     counterfactuals: tuple[str, ...] = ()
     render: RenderMode = "fast"
+    robot: str = ""
 
     def make(self, options: RenderConfig = RenderConfig()) -> Simulator:
         return self.factory(self, options)
@@ -418,3 +448,6 @@ class Recorder:
         Args:
             success: the task's rule held at some step, and the episode did not break off.
         """
+
+    def still_working(self) -> None:
+        """Another recorder's work after the episode, such as rendering a video, goes on."""

@@ -59,14 +59,17 @@ def examine(name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
 
 def group_text(title: str, findings: Sequence[Finding], colour: bool) -> str:
     """A titled group of findings: columns of level, name and measurement, with remedies on lines of their own."""
+    from sim_eval.reporting.tables import wrapped
+
     width = max((len(each.name) for each in findings), default=0)
     lines = [title]
     for each in findings:
         level = each.level.ljust(7)
         level = f"{COLOURS[each.level]}{level}{PLAIN}" if colour else level
-        lines.append(f"  {level}  {each.name.ljust(width)}  {each.measured}")
+        indent = 13 + width
+        lines.append(f"  {level}  {each.name.ljust(width)}  {wrapped(each.measured, indent)}")
         if each.remedy:
-            lines.append(f"  {' ' * (9 + width)}  remedy: {each.remedy}")
+            lines.append(f"{' ' * indent}{wrapped(f'remedy: {each.remedy}', indent)}")
     return "\n".join(lines)
 
 

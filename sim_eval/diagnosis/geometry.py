@@ -60,7 +60,10 @@ TURNS: Mapping[str, tuple[Repair, str]] = {
 }
 # Error in depth -> its correction, and the remedy for the user.
 DEPTH_ERRORS: Mapping[str, tuple[Repair, str]] = {
-    "depth in millimetres": (lambda view: replace(view, depth=view.depth / 1000), "divide the depth by 1000: metres"),
+    "depth in millimetres": (
+        lambda view: replace(view, depth=view.depth / np.float32(1000)),
+        "divide the depth by 1000: metres",
+    ),
     "depth along the ray": (
         lambda view: replace(view, depth=(view.depth / ray_lengths(view)).astype(np.float32)),
         "give planar depth, along the optical axis and not along each pixel's ray",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 from sim_eval.core.errors import SimEvalError
+from sim_eval.core.resources import GIGABYTE, available_cores, available_memory
 from sim_eval.core.versions import installed
 from sim_eval.diagnosis.findings import Finding, Level, examine, graded
 
@@ -18,7 +18,6 @@ ROOT = Path(__file__).resolve().parents[2]  # of a clone; a wheel has no lock an
 DECIDING = ("numpy", "mujoco", "robosuite", "metaworld", "torch", "transformers", "tokenizers", "h5py")
 SOFTWARE_RENDERERS = ("llvmpipe", "softpipe", "swrast", "osmesa", "software")
 LEAST_MEMORY = 2e9  # bytes of a simulator and a tiny policy together
-GIGABYTE = 1e9
 
 
 def machine_findings(device: str) -> Iterator[Finding]:
@@ -37,8 +36,9 @@ def machine_findings(device: str) -> Iterator[Finding]:
 
 def python_finding() -> Iterator[Finding]:
     version = platform.python_version()
-    level: Level = "ok" if sys.version_info[:2] == (3, 11) else "warning"
-    yield graded("Python", level, f"{version} on {platform.platform(terse=True)}", "use Python 3.11, which is tested")
+    level: Level = "ok" if (3, 11) <= sys.version_info[:2] <= (3, 13) else "warning"
+    measured = f"{version} on {platform.platform(terse=True)}"
+    yield graded("Python", level, measured, "use Python 3.11, 3.12 or 3.13, which are tested")
 
 
 def package_findings() -> Iterator[Finding]:
@@ -107,13 +107,12 @@ def other_versions(lock: Mapping[str, str], version_of: Callable[[str], str | No
 
 def opengl_finding() -> Iterator[Finding]:
     """The OpenGL renderer, as a new context reports it."""
-    from sim_eval.envs.rendering import choose_backend
+    from sim_eval.envs.opengl import choose_backend, new_context
 
     backend = choose_backend()
-    from mujoco.gl_context import GLContext
+    context = new_context(16, 16)
     from OpenGL import GL
 
-    context = GLContext(16, 16)
     context.make_current()
     try:
         renderer = GL.glGetString(GL.GL_RENDERER).decode()
@@ -126,7 +125,7 @@ def opengl_finding() -> Iterator[Finding]:
 def torch_finding(device: str) -> Iterator[Finding]:
     import torch
 
-    from sim_eval.policies.spatialvla.checkpoint import resolve_device
+    from sim_eval.policies.devices import resolve_device
 
     place = resolve_device(device)
     threads = f", {torch.get_num_threads()} threads" if place.type == "cpu" else ""
@@ -141,30 +140,6 @@ def resource_finding() -> Iterator[Finding]:
         f"{cores} cores, {memory / GIGABYTE:.1f} GB free",
         f"free some memory: a worker takes up to {LEAST_MEMORY / GIGABYTE:.0f} GB",
     )
-
-
-def available_cores() -> int:
-    """Cores that this process may use, which a container may limit."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    scheduler, period = [*_control_group("cpu.max").split(), "", ""][:2]
-    return max(1, min(allowed, int(scheduler) // int(period))) if scheduler.isdigit() and period.isdigit() else allowed
-
-
-def available_memory() -> int:
-    """Bytes of free memory, which a container may limit."""
-    import psutil
-
-    free = int(psutil.virtual_memory().available)
-    limit, used = _control_group("memory.max"), _control_group("memory.current")
-    return max(0, min(free, int(limit) - int(used))) if limit.isdigit() and used.isdigit() else free
-
-
-def _control_group(name: str) -> str:
-    """A value of Linux's control groups (version 2), which limit a container; empty without one."""
-    try:
-        return (Path("/sys/fs/cgroup") / name).read_text().strip()
-    except OSError:
-        return ""
 
 
 def ffmpeg_finding() -> Iterator[Finding]:

@@ -9,9 +9,10 @@ from timeit import timeit
 
 import numpy as np
 
+from sim_eval.core.resources import GIGABYTE, available_cores, available_memory
 from sim_eval.core.types import EpisodeKey, Simulator, observe_task
 from sim_eval.diagnosis.findings import Finding
-from sim_eval.diagnosis.machine import GIGABYTE, available_cores, available_memory
+from sim_eval.evaluation.workers import affordable_workers
 from sim_eval.policies.policy import Policy, PolicyRequest
 
 WARM_UP, CHUNKS = 3, 20
@@ -53,17 +54,12 @@ def simulator_pace(simulator: Simulator, key: EpisodeKey) -> Iterator[Finding]:
     )
 
 
-def suggested_workers(cores: int, free: int, needed: int) -> int:
-    """One worker a core, as far as the free memory (bytes) suffices for what each needs (bytes); at least one."""
-    return max(1, min(cores, free // max(needed, 1)))
-
-
 def worker_findings() -> Iterator[Finding]:
     """The suggestion for this machine; a worker needs as much memory as this process with policy and simulator."""
     import psutil
 
     needed = int(psutil.Process().memory_info().rss)
     cores, free = available_cores(), available_memory() + needed
-    workers = suggested_workers(cores, free, needed)
+    workers = affordable_workers(cores, free, needed)
     memory = f"{free / GIGABYTE:.1f} GB free / {needed / GIGABYTE:.1f} GB a worker"
     yield Finding("suggested --workers", "ok", f"{workers}, the lesser of {cores} cores and {memory}; at least 1")

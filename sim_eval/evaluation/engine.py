@@ -46,12 +46,14 @@ class RolloutProtocol:
         post_success_steps: control steps after the first success, so that success at the end has a meaning.
         instruction_condition: "counterfactual" gives the policy the instruction of another goal than the one scored.
         render: how the task is rendered.
+        other_robot: the policy was trained for another robot than that of a task.
     """
 
     n_action_steps: int = 4
     post_success_steps: int = 10
     instruction_condition: InstructionCondition = "correct"
     render: RenderConfig = field(default_factory=RenderConfig)
+    other_robot: bool = False
 
     def __post_init__(self) -> None:
         if self.n_action_steps < 1:
@@ -250,3 +252,7 @@ class Recorders(Recorder):
     def finish(self, simulator: Simulator, success: bool) -> None:
         for recorder in self._recorders:
             recorder.finish(simulator, success)
+
+    def still_working(self) -> None:
+        for recorder in self._recorders:
+            recorder.still_working()

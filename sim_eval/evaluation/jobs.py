@@ -19,9 +19,10 @@ from sim_eval.evaluation.engine import EpisodeResult, Recorders, RolloutProtocol
 from sim_eval.evaluation.trajectory import TrajectoryRecorder
 from sim_eval.evaluation.workers import HeartbeatRecorder, Link, Play
 from sim_eval.policies.policy import InferenceConfig, Policy, PolicySpec, check_fit
-from sim_eval.policies.registry import load_policy
+from sim_eval.policies.registry import is_remote, load_policy
 
-RecorderFactory: TypeAlias = Callable[[], Recorder]  # picklable, so that each worker makes its own recorder
+# Picklable, so that each worker makes its own recorder. That calls ``still_working`` while it works after an episode.
+RecorderFactory: TypeAlias = Callable[[Callable[[], None]], Recorder]
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,17 @@ class PolicySource:
         if torch := sys.modules.get("torch"):  # a policy without a network does not load it
             torch.set_num_threads(self.threads)
         return policy
+
+    def elsewhere(self, policy: Policy) -> bool:
+        """Whether it computes on a GPU or a server, which may not have room for a copy for each worker.
+
+        Args:
+            policy: that this source has loaded.
+        """
+        if (device := getattr(policy, "device", None)) is not None:
+            return bool(device.type != "cpu")
+        torch = sys.modules.get("torch")
+        return is_remote(self.reference) or (torch is not None and torch.cuda.is_initialized())
 
 
 class OneSimulator:
@@ -115,7 +127,8 @@ class RolloutJob(EpisodeJob):
 
     def player(self, policy: Policy, simulators: OneSimulator, *recorders: Recorder) -> Play[EpisodeResult]:
         trajectories = TrajectoryRecorder(self.spec, self.folder, self.threads)
-        recorder = Recorders(*recorders, trajectories, *(make() for make in self.recorders))
+        still_working = Recorders(*recorders).still_working
+        recorder = Recorders(*recorders, trajectories, *(make(still_working) for make in self.recorders))
         return lambda key: run_episode(simulators.of(key.task), policy, key, self.protocol, recorder)
 
 

@@ -17,9 +17,9 @@ from sim_eval.evaluation.batching import Batcher
 from sim_eval.evaluation.engine import EpisodeResult, RolloutProtocol, lost_episode
 from sim_eval.evaluation.jobs import OneSimulator, PolicySource, RecorderFactory, RolloutJob
 from sim_eval.evaluation.manifest import Manifest
-from sim_eval.evaluation.run_folder import RunFolder, fresh_folder, open_run
-from sim_eval.evaluation.workers import LocalWorker, Lost, Supervision, WorkerHandle, WorkerPool
-from sim_eval.policies.policy import Policy, PolicySpec, check_fit
+from sim_eval.evaluation.run_folder import EPISODES, RunFolder, fresh_folder, open_run
+from sim_eval.evaluation.workers import LocalWorker, Lost, Supervision, WorkerHandle, WorkerPool, worker_count
+from sim_eval.policies.policy import Policy, PolicySpec, check_fit, is_foreign
 
 DEFAULT_TASK = "robosuite/LiftWide"
 Outcomes: TypeAlias = Iterable[EpisodeResult | Lost]
@@ -53,22 +53,31 @@ def open_rollout(
     )
     for key in manifest.keys:  # refuses a task without counterfactual instructions
         get_task(key.task).instruction(key, protocol.instruction_condition)
+    config = with_workers(config, source, policy, len(manifest.keys))
     folder = config.out or fresh_folder(policy.spec.name)
+    job = RolloutJob(policy.spec, protocol, folder, tuple(recorders(policy.spec, folder)))
     with ExitStack() as stack:
         simulators = stack.enter_context(closing(OneSimulator(render)))
+        if config.workers == 1 and config.backend == "local":
+            pool, play = None, job.player(policy, simulators)
+        else:
+            pool = stack.enter_context(worker_pool(config, job, source, policy))
+            if not (folder / EPISODES).exists():  # of a run that goes on, few episodes may be left
+                pool.start(len(manifest.keys))
+        spec = policy.spec
+        del policy  # workers have their own copies, or call the pool's
         # In reverse order, so that the last one, which stays open, is needed first.
         environments = {name: simulators.of(name).spec for name in reversed(tasks)}
-        for spec in environments.values():
-            check_fit(policy.spec, spec)
+        for environment in environments.values():
+            check_fit(spec, environment, config.other_robot)
+        # Not what was allowed but what happened, so that the option alone ranks no run apart.
+        protocol = replace(protocol, other_robot=any(is_foreign(spec, each) for each in environments.values()))
         saved = replace(config, task=",".join(tasks), out=folder)
-        run_folder = stack.enter_context(open_run(folder, manifest, policy.spec, protocol, environments, saved))
-        job = RolloutJob(policy.spec, protocol, folder, tuple(recorders(policy.spec, folder)))
-        if config.workers == 1 and config.backend == "local":
-            yield run_folder, map(job.player(policy, simulators), run_folder.remaining)
+        run_folder = stack.enter_context(open_run(folder, manifest, spec, protocol, environments, saved))
+        if pool is None:
+            yield run_folder, map(play, run_folder.remaining)
         else:
             simulators.close()
-            pool = stack.enter_context(worker_pool(config, job, source, policy))
-            del policy  # the workers have their own copies, or call the pool's
             yield run_folder, pool.run(run_folder.remaining)
 
 
@@ -99,6 +108,21 @@ def keep_outcomes(
     run_folder.finish()
 
 
+def with_workers(config: RolloutConfig, source: PolicySource, policy: Policy, episodes: int) -> RolloutConfig:
+    """The configuration with a number for ``--workers auto``.
+
+    Workers share a policy on a GPU or a server then. It answers one request at a time, so that the results do not
+    depend on the number of cores here.
+    """
+    if config.workers != "auto":
+        return config
+    batch = config.batch
+    if batch is None and config.backend == "local" and source.elsewhere(policy):
+        batch = 1
+    workers = worker_count("auto", episodes, shared=bool(batch))
+    return replace(config, workers=workers, batch=batch if workers > 1 else config.batch)
+
+
 def batch_size(config: RolloutConfig, policy: Policy) -> int:
     """The largest batch of a shared policy; 0: each worker has its own copy.
 
@@ -110,7 +134,7 @@ def batch_size(config: RolloutConfig, policy: Policy) -> int:
         return config.batch
     if device is None or device.type == "cpu" or config.backend == "ray":
         return 0
-    return 1 if config.deterministic else config.workers
+    return 1 if config.deterministic else int(config.workers)
 
 
 @contextmanager
@@ -118,7 +142,7 @@ def worker_pool(
     config: RolloutConfig, job: RolloutJob, source: PolicySource, policy: Policy
 ) -> Iterator[WorkerPool[EpisodeResult]]:
     """The workers of a rollout; they have ended when the block ends."""
-    size = batch_size(config, policy)
+    workers, size = int(config.workers), batch_size(config, policy)
     batcher = Batcher(policy, size, config.wait / 1e3) if size else None
     job = replace(job, threads=torch_threads()) if size else replace(job, source=source)
     del policy
@@ -128,5 +152,5 @@ def worker_pool(
         if config.backend == "ray":
             from sim_eval.evaluation.ray_workers import Cluster
 
-            start = stack.enter_context(closing(Cluster(config.ray_address, config.workers)))
-        yield stack.enter_context(closing(WorkerPool(job, config.workers, supervision, batcher, start)))
+            start = stack.enter_context(closing(Cluster(config.ray_address, workers)))
+        yield stack.enter_context(closing(WorkerPool(job, workers, supervision, batcher, start)))

@@ -16,7 +16,16 @@ from numpy.typing import NDArray
 from sim_eval.core.decoding import decode
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.files import atomic, sealed, verified
-from sim_eval.core.types import ActionChunk, EpisodeKey, FloatArray, Observation, Recorder, Simulator, Status
+from sim_eval.core.types import (
+    ActionChunk,
+    EpisodeKey,
+    FloatArray,
+    Observation,
+    Recorder,
+    Simulator,
+    Status,
+    without_derived,
+)
 from sim_eval.core.versions import machine
 from sim_eval.evaluation.run_folder import TRAJECTORIES
 from sim_eval.policies.policy import PolicySpec
@@ -79,12 +88,12 @@ def policy_identity(spec: PolicySpec) -> dict[str, str]:
 
 
 def observation_digest(observation: Observation) -> str:
-    """SHA-256 of a whole observation: pictures, calibration, proprioception, instruction and workspace."""
+    """SHA-256 of a whole observation: pictures, calibration, measured proprioception, instruction and workspace."""
     digest = hashlib.sha256(f"{observation.instruction}|{observation.workspace}".encode())
     for name, view in sorted(observation.views.items()):
         for array in (view.rgb, view.depth, view.intrinsics, view.camera_to_world):
             digest.update(f"|{name}|{array.dtype}|{array.shape}|".encode() + np.ascontiguousarray(array).tobytes())
-    for name, values in sorted(observation.proprio.items()):
+    for name, values in sorted(without_derived(observation.proprio).items()):
         digest.update(f"|{name}|{values.shape}|".encode() + np.ascontiguousarray(values, np.float64).tobytes())
     return digest.hexdigest()
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from sim_eval.configs import Workers
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import ActionChunk, ActionSpec, FloatArray, Recorder, Simulator, Task
 from sim_eval.evaluation.engine import EpisodeResult, Recorders, RolloutProtocol, run_episode
@@ -25,7 +26,7 @@ from sim_eval.evaluation.trajectory import (
     read_trajectory,
     trajectory_path,
 )
-from sim_eval.evaluation.workers import HeartbeatRecorder, Link, Play, Supervision, WorkerPool
+from sim_eval.evaluation.workers import HeartbeatRecorder, Link, Play, Supervision, WorkerPool, worker_count
 from sim_eval.policies.policy import Policy, PolicyRequest, PolicySpec
 
 Verdict: TypeAlias = Literal["bit-identical", "outcome-identical", "refuted", "broke off"]
@@ -223,19 +224,23 @@ class VerifyJob:
 
 
 def verifications(
-    job: VerifyJob, results: Sequence[EpisodeResult], workers: int, warn: Callable[[str], object]
+    job: VerifyJob, results: Sequence[EpisodeResult], workers: Workers, warn: Callable[[str], object]
 ) -> Iterator[Verification]:
     """Verifies episodes of the run; yields the verifications as they are done.
 
     Args:
-        workers: number of processes; 1 is this process.
+        workers: number of processes; 1 is this process. With "auto" a policy on a GPU or a server is called by this
+            process alone.
         warn: is called with one line when a worker is lost.
 
     Raises:
         SimEvalError: the policy cannot be loaded, or has changed.
     """
     again = policy_again(job.run, job.source) if job.source else None  # is refused here, before any worker starts
-    return _verified_here(job, again, results) if workers == 1 else _verified_by_workers(job, results, workers, warn)
+    count = worker_count(workers, len(results))
+    if workers == "auto" and job.source and again and job.source.elsewhere(again):
+        count = 1
+    return _verified_here(job, again, results) if count == 1 else _verified_by_workers(job, results, count, warn)
 
 
 def _verified_here(job: VerifyJob, again: Policy | None, results: Sequence[EpisodeResult]) -> Iterator[Verification]:
@@ -360,9 +365,9 @@ def deviates(recorded: FloatArray, replayed: FloatArray, names: Sequence[str] = 
     if not parted.size:
         return None
     distance = np.nan_to_num(np.abs(left - right), nan=np.inf)
-    step, entry = np.unravel_index(distance.argmax(), distance.shape)
+    step, entry = (int(place) for place in np.unravel_index(distance.argmax(), distance.shape))
     name = names[entry] if names else f"number {entry}"
-    return Deviation(int(parted[0]), float(distance[step, entry]), int(step), name)
+    return Deviation(int(parted[0]), float(distance[step, entry]), step, name)
 
 
 def unlike(recorded: Trajectory, replayed: Trajectory) -> list[str]:

@@ -18,19 +18,43 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing.connection import Connection, Pipe, wait
 from queue import SimpleQueue
 from typing import Any, Generic, NoReturn, Protocol, TypeAlias, TypeVar
 
+from sim_eval.configs import Workers
 from sim_eval.core.errors import SimEvalError
+from sim_eval.core.resources import available_cores, available_memory
 from sim_eval.core.types import EpisodeKey, Recorder, Simulator, Status
 from sim_eval.evaluation.batching import Answer, Batcher, Question
 
 Result = TypeVar("Result")  # of an episode: EpisodeResult where it is scored
 Play: TypeAlias = Callable[[EpisodeKey], Result]
+WORKER_MEMORY = 800_000_000  # bytes of a worker with one simulator and a small network, or less
+EPISODES_A_WORKER = 4  # starting a worker takes about as long as so many episodes
 LONGEST_WAIT = 60.0  # seconds for which the parent waits for messages at most
 START_TIMEOUT = 600.0  # least seconds that a worker may take to start: a large network loads slowly
+
+
+def affordable_workers(cores: int, free: int, needed: int) -> int:
+    """One worker a core, as far as the free memory (bytes) suffices for what each needs (bytes); at least one."""
+    return max(1, min(cores, free // max(needed, 1)))
+
+
+def worker_count(workers: Workers, episodes: int, shared: bool = False) -> int:
+    """The number of workers; "auto": one a core, as far as memory suffices and each has a few episodes to run.
+
+    Args:
+        episodes: number of episodes to run.
+        shared: the workers call this process's policy; otherwise each needs as much memory as this process, which has
+            loaded the policy.
+    """
+    if workers != "auto":
+        return workers
+    import psutil
+
+    needed = max(WORKER_MEMORY, 0 if shared else int(psutil.Process().memory_info().rss))
+    return max(1, min(affordable_workers(available_cores(), available_memory(), needed), episodes // EPISODES_A_WORKER))
 
 
 class Ready:
@@ -85,7 +109,7 @@ Job: TypeAlias = Callable[[Link], AbstractContextManager[Play[Result]]]
 
 
 class HeartbeatRecorder(Recorder):
-    """Sends a heartbeat at every control step."""
+    """Sends a heartbeat at every control step, and while another recorder works after the episode."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
@@ -97,6 +121,9 @@ class HeartbeatRecorder(Recorder):
         self._link.send(Heartbeat())
 
     def finish(self, simulator: Simulator, success: bool) -> None:
+        self._link.send(Heartbeat())
+
+    def still_working(self) -> None:
         self._link.send(Heartbeat())
 
 
@@ -186,6 +213,7 @@ class _Worker:
         ready: it has started.
         gone: it will send no more messages.
         key: its current episode; None: it is idle.
+        task: of its last episode, whose simulator it still has; empty: none.
         last_active: when it last sent or was sent a message; time.monotonic().
         began: when its episode began, or it was started.
     """
@@ -195,6 +223,7 @@ class _Worker:
         self.connection = handle.connection
         self.ready, self.gone = False, False
         self.key: EpisodeKey | None = None
+        self.task = ""
         self.last_active = self.began = time.monotonic()
         self.send(job)
 
@@ -204,7 +233,7 @@ class _Worker:
             self.connection.send(message)
 
     def give(self, key: EpisodeKey) -> None:
-        self.key, self.began = key, time.monotonic()
+        self.key, self.task, self.began = key, key.task, time.monotonic()
         self.send(key)
 
     def messages(self) -> list[object]:
@@ -289,19 +318,35 @@ class WorkerPool(Generic[Result]):
         while self._workers:
             self._workers.pop().end()
 
+    def start(self, workers: int) -> None:
+        """Starts workers ahead of their first episodes, so that this process can do something else meanwhile."""
+        while len(self._workers) < min(workers, self._size):
+            self._workers.append(_Worker(self._start(), self._job))
+
     def run(self, keys: Iterable[EpisodeKey]) -> Iterator[Result | Lost]:
         """The results of the episodes as they end; for each key one result or one final loss.
+
+        A worker stays with its task while this has episodes, since another task needs another simulator.
 
         Raises:
             SimEvalError: a worker raised it, or workers die while they start.
         """
-        return self.run_from(partial(next, iter(keys), None))
+        left: dict[str, deque[EpisodeKey]] = {}
+        for key in keys:
+            left.setdefault(key.task, deque()).append(key)
 
-    def run_from(self, next_key: Callable[[], EpisodeKey | None]) -> Iterator[Result | Lost]:
+        def next_key(task: str) -> EpisodeKey | None:
+            chosen = left.get(task) or max(left.values(), key=len, default=None)
+            return chosen.popleft() if chosen else None
+
+        return self.run_from(next_key)
+
+    def run_from(self, next_key: Callable[[str], EpisodeKey | None]) -> Iterator[Result | Lost]:
         """As :meth:`run`, where the next episode depends on the results of others.
 
         Args:
-            next_key: is called when a worker is idle; None: there is no episode until a running one has ended.
+            next_key: is called when a worker is idle, with the task of its last episode (empty: none), which is
+                preferred; None: there is no episode until a running one has ended.
         """
         while True:
             self._fill_queue(next_key)
@@ -315,20 +360,22 @@ class WorkerPool(Generic[Result]):
                 busy = sum(worker.key is not None for worker in self._workers)
                 self._batcher.answer(busy)
 
-    def _fill_queue(self, next_key: Callable[[], EpisodeKey | None]) -> None:
+    def _fill_queue(self, next_key: Callable[[str], EpisodeKey | None]) -> None:
         """Takes an episode for each worker that is idle or could be started."""
-        idle = self._size - sum(worker.key is not None for worker in self._workers)
-        while len(self._waiting) < idle and (key := next_key()):
-            self._waiting.append(key)
+        idle = [worker.task for worker in self._workers if worker.key is None]
+        tasks = sorted(idle + [""] * (self._size - len(self._workers)))  # new workers first: what waits is for them
+        for task in tasks[len(self._waiting) :]:
+            if key := next_key(task):
+                self._waiting.append(key)
 
     def _employ(self) -> None:
         """Starts missing workers, and gives episodes to idle ones."""
-        busy = sum(worker.key is not None for worker in self._workers)
-        while len(self._workers) < min(self._size, busy + len(self._waiting)):
-            self._workers.append(_Worker(self._start(), self._job))
+        self.start(sum(worker.key is not None for worker in self._workers) + len(self._waiting))
         for worker in self._workers:
             if worker.ready and worker.key is None and self._waiting:
-                worker.give(self._waiting.popleft())
+                key = next((key for key in self._waiting if key.task == worker.task), self._waiting[0])
+                self._waiting.remove(key)
+                worker.give(key)
 
     def _overdue(self, worker: _Worker) -> float:
         """Seconds since it counts as hung, negative before; never while it is idle or waits for an answer."""

@@ -15,9 +15,9 @@ from sim_eval.reporting.summary import COLUMNS, part_name, phase_table, summarie
 from sim_eval.reporting.tables import Column, Table, limits
 
 NOTE = (
-    "Pairs: episodes that only one of two runs won (an error is a failure), p by exact McNemar, corrected after Holm "
-    "over all pairs of success at any step, and over all at the last step. A suite's row counts the episodes of all "
-    "its tasks together. The difference of the rates is in percentage points, with Tango's score interval (1998), "
+    "Alone: episodes that only one of the two runs won (an error is a failure); p by exact McNemar, corrected after "
+    "Holm over all pairs of success at any step, and over all at the last step. A suite's row counts the episodes of "
+    "all its tasks together. The difference of the rates is in percentage points, with Tango's score interval (1998), "
     "which, unlike p, rests on a normal approximation and can exclude zero a little earlier. To separate: how many "
     "more episodes that comparison alone would need for a power of 80 % at 5 % (exact, Duffy 1984) if the rates are as "
     "observed; they are estimates, so take it as an order of magnitude."
@@ -42,16 +42,11 @@ def run_table(runs: Mapping[str, Run], across: Sequence[str]) -> Table:
 
 CONTRAST_COLUMNS: tuple[Column[Contrast], ...] = (
     Column("task", lambda each: part_name(each.part)),
-    Column("n", lambda each: str(each.first.episodes)),
     Column("pair", lambda each: " - ".join(each.pair)),
-    Column("first", lambda each: str(each.first)),
-    Column("second", lambda each: str(each.second)),
-    Column("only first", lambda each: str(each.only_first)),
-    Column("only second", lambda each: str(each.only_second)),
-    Column("difference", lambda each: f"{100 * each.difference:+.1f}"),
-    Column("95 % interval", lambda each: limits(each.interval)),
-    Column("p", lambda each: probability(each.p_value)),
-    Column("p (Holm)", lambda each: probability(each.p_holm)),
+    Column("successes", lambda each: f"{each.first.successes} - {each.second.successes} of {each.first.episodes}"),
+    Column("alone", lambda each: f"{each.only_first} : {each.only_second}"),
+    Column("difference [95 %]", lambda each: f"{100 * each.difference:+.1f} {limits(each.interval)}"),
+    Column("p", lambda each: probability(each.p_holm)),
     Column("to separate", lambda each: to_separate(each)),
 )
 
@@ -78,7 +73,7 @@ def to_separate(contrast: Contrast) -> str:
     if contrast.separated:
         return "separated"
     if contrast.only_first == contrast.only_second:
-        return "no difference seen"
+        return "no difference"
     return f"more than {MOST:,}" if contrast.more is None else f"{contrast.more} more"
 
 
@@ -116,9 +111,15 @@ def to_json(
             }
             for letter, run in runs.items()
         },
-        "comparisons": {
-            title: [{**asdict(each), "more": each.more, "separated": each.separated} for each in contrasts]
-            for title, contrasts in measures.items()
-        },
+        "comparisons": {title: [record(each) for each in contrasts] for title, contrasts in measures.items()},
         "videos": [str(path) for path in videos],
     }
+
+
+def records(measures: Mapping[str, Sequence[Contrast]]) -> list[dict[str, object]]:
+    """A record for each contrast of each measure, for CSV."""
+    return [{"measure": title, **record(each)} for title, contrasts in measures.items() for each in contrasts]
+
+
+def record(contrast: Contrast) -> dict[str, object]:
+    return {**asdict(contrast), "more": contrast.more, "separated": contrast.separated}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sim_eval.envs.tasks import outer_suites, whole_suites
@@ -23,6 +23,7 @@ from sim_eval.reporting.summary import (
     parts,
     phase_table,
     suite_means,
+    summaries,
     summarize,
 )
 from sim_eval.reporting.tables import Column, Table
@@ -110,6 +111,21 @@ def page(results: Results, drawn: Sequence[Figure]) -> str:
     if results.left_out:
         text += ["## Left out", "\n".join(f"- {each}" for each in results.left_out)]
     return "\n\n".join(text) + "\n"
+
+
+def records(results: Results) -> list[dict[str, object]]:
+    """Each training under each protocol, with the figures of its tasks and goals."""
+    return [
+        {
+            "training": each.training.folder,
+            "seed": each.training.seed,
+            **asdict(each.training.setting),
+            "protocol": ", ".join([*describe(each.protocol), *filter(None, [each.variant])]),
+            **asdict(summary),
+        }
+        for each in results.scored
+        for summary in summaries(each.results)
+    ]
 
 
 def training_table(trainings: Sequence[FinishedTraining]) -> Table:

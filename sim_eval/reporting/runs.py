@@ -74,11 +74,12 @@ def protocol_fields(protocol: RolloutProtocol) -> dict[str, object]:
 
 
 def describe(protocol: RolloutProtocol) -> tuple[str, ...]:
-    """The protocol in words, one field each; the correct instruction goes without saying."""
+    """The protocol in words, one field each; the correct instruction and the trained robot go without saying."""
     condition = protocol.instruction_condition
     return (
         f"n_action_steps {protocol.n_action_steps}",
         f"post_success_steps {protocol.post_success_steps}",
         *[f"instruction_condition {condition}"] * (condition != "correct"),
         f"rendering {protocol.render}",
+        *["other robot than trained for"] * protocol.other_robot,
     )

@@ -14,7 +14,7 @@ from sim_eval.core.types import Task
 from sim_eval.envs.tasks import get_task, groups, suite_tasks, task_names, whole_suites
 from sim_eval.evaluation.engine import EpisodeResult
 from sim_eval.reporting.intervals import Share, mean_interval, success_interval
-from sim_eval.reporting.tables import Column, Table, estimate, limits, percent
+from sim_eval.reporting.tables import Column, Table, estimate
 
 Key = TypeVar("Key", bound=Hashable)
 Item = TypeVar("Item")
@@ -22,9 +22,9 @@ Part: TypeAlias = tuple[str, str]  # task and goal; goal "" is the whole task
 NOTHING = "none"  # the furthest phase of an episode that reached none
 
 COLUMNS_NOTE = (
-    "Intervals are Clopper-Pearson's 95 %. Rates are over all planned episodes, and an episode that broke off with an "
-    "error is a failure; completed episodes had no error. Success counts at any step; at the end: at the last step. "
-    "Steps to success: the median over the successes."
+    "Success: at any step; at the end: at the last step. Rates are over all planned episodes, with Clopper-Pearson's "
+    "95 % interval; an episode that broke off with an error is a failure. Steps: the median number of control steps to "
+    "the first success."
 )
 MEANS_NOTE = (
     "A suite's mean of tasks weighs each task alike. Its mean of groups weighs each of the suites alike of which it is "
@@ -176,14 +176,15 @@ def part_name(part: Part) -> str:
     return f"  {goal}" if goal else task
 
 
+RATE = "rate [95 %]"
+# Two columns stand only where an episode broke off.
 COLUMNS: tuple[Column[TaskSummary], ...] = (
-    Column("success / planned", lambda each: f"{each.successes} / {each.episodes}"),
-    Column("rate", lambda each: percent(each.rate)),
-    Column("95 % interval", lambda each: limits(each.interval)),
-    Column("success / completed", lambda each: f"{each.successes} / {each.completed}"),
+    Column("success", lambda each: f"{each.successes}/{each.episodes}"),
+    Column(RATE, lambda each: estimate(each.rate, each.interval)),
     Column("at the end", lambda each: estimate(each.rate_end, each.interval_end)),
-    Column("steps to success", lambda each: "-" if each.steps_to_success is None else f"{each.steps_to_success:g}"),
-    Column("errors", lambda each: str(each.errors)),
+    Column("steps", lambda each: "-" if each.steps_to_success is None else f"{each.steps_to_success:g}"),
+    Column("errors", lambda each: str(each.errors), lambda each: each.errors > 0),
+    Column("without errors", lambda each: f"{each.successes}/{each.completed}", lambda each: each.errors > 0),
 )
 
 
@@ -233,8 +234,7 @@ MEAN_COLUMNS: tuple[Column[SuiteMean], ...] = (
     Column("suite", lambda mean: mean.suite),
     Column("", lambda mean: mean.name),
     Column("episodes", lambda mean: str(mean.episodes)),
-    Column("rate", lambda mean: percent(mean.rate)),
-    Column("95 % interval", lambda mean: limits(mean.interval)),
+    Column(RATE, lambda mean: mean.cell),
     Column("at the end", lambda mean: estimate(mean.rate_end, mean.interval_end)),
 )
 

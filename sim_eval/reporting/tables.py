@@ -1,8 +1,12 @@
-"""The one model of a table: aligned text for a terminal, Markdown for a page, and how numbers are written in both."""
+"""The one model of a table: aligned text for a terminal, Markdown for a page, and how numbers are written in both.
+
+Text is at most 100 characters wide, or as wide as the terminal. Programs get figures by ``--json`` and ``--csv``.
+"""
 
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -11,7 +15,7 @@ from typing import Generic, TypeVar
 
 LONG = 25  # rows that a page shows at once
 FOLDED = 10  # characters to which a column of words may shrink on a narrow screen
-UNBOUNDED = 10_000  # characters of a line that is not read on a screen
+WIDTH, WIDEST = 100, 160  # characters of a line in a file or pipe, and at most on a wide terminal
 RULE = "    \n    \n -  \n    \n    \n    \n    \n    \n"  # rich's drawing of a border: only a line below the header
 
 Row = TypeVar("Row")
@@ -20,14 +24,21 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Column(Generic[Row]):
-    """A column: its name, and the text that stands in it for a row."""
+    """A column.
+
+    Attributes:
+        head: its name.
+        cell: the text that stands in it for a row.
+        needed: a table in which this holds for no row does without the column.
+    """
 
     head: str
     cell: Callable[[Row], str]
+    needed: Callable[[Row], bool] = lambda row: True
 
     def of(self, get: Callable[[Value], Row]) -> Column[Value]:
         """The same column for rows that hold this column's row."""
-        return Column(self.head, lambda value: self.cell(get(value)))
+        return Column(self.head, lambda value: self.cell(get(value)), lambda value: self.needed(get(value)))
 
 
 @dataclass(frozen=True)
@@ -53,13 +64,15 @@ class Table:
             columns: those that follow.
             rows: the first cells of a row, and the value from which the columns make the others.
         """
-        header = (*labels, *(column.head for column in columns))
-        return cls(header, tuple((*first, *(column.cell(row) for column in columns)) for first, row in rows))
+        rows = list(rows)
+        shown = [column for column in columns if not rows or any(column.needed(row) for _, row in rows)]
+        header = (*labels, *(column.head for column in shown))
+        return cls(header, tuple((*first, *(column.cell(row) for column in shown)) for first, row in rows))
 
     def __str__(self) -> str:
-        return self.text(get_terminal_size().columns if sys.stdout.isatty() else UNBOUNDED)
+        return self.text(screen_width())
 
-    def text(self, width: int = UNBOUNDED) -> str:
+    def text(self, width: int = WIDTH) -> str:
         """Aligned columns, at most ``width`` characters wide if the numbers allow that.
 
         Where the table would be wider, headers and columns of words wrap; cells with numbers never do.
@@ -99,9 +112,16 @@ class Table:
         return f"<details><summary>{len(self.rows)} rows</summary>\n\n{self.markdown()}\n\n</details>"
 
 
-def terminal(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of ready cells, for the terminal."""
-    return str(Table(header, rows))
+def screen_width() -> int:
+    """Characters of a line on standard output."""
+    return min(get_terminal_size().columns, WIDEST) if sys.stdout.isatty() else WIDTH
+
+
+def wrapped(text: str, indent: int = 0) -> str:
+    """A paragraph for the terminal, whose first line begins after so many characters and whose others are indented."""
+    width = min(screen_width(), WIDTH) - indent
+    lines = textwrap.wrap(text, max(width, FOLDED), break_long_words=False, break_on_hyphens=False)
+    return f"\n{' ' * indent}".join(lines)
 
 
 def percent(share: float) -> str:

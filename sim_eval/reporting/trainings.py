@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sim_eval.configs import DEFAULT_MINUTES, TrainConfig
 from sim_eval.core.errors import SimEvalError
+from sim_eval.core.programs import command
 from sim_eval.core.types import EpisodeKey
 from sim_eval.evaluation.engine import EpisodeResult, RolloutProtocol
 from sim_eval.evaluation.run_folder import MANIFEST, Run
@@ -130,7 +131,7 @@ def read_results(trainings: Sequence[Path], runs: Sequence[Path]) -> Results:
     scored, unusable = join(finished, complete)
     tested = {each.training.folder for each in scored}
     untested = [
-        LeftOut(folder, f"no complete {SCORED} run of its weights: python -m sim_eval.rollout --policy {folder}")
+        LeftOut(folder, f"no complete {SCORED} run of its weights: {command('rollout')} --policy {folder}")
         for folder in (each.folder for each in finished)
         if folder not in tested
     ]
@@ -148,7 +149,8 @@ def read_trainings(folders: Sequence[Path]) -> tuple[list[FinishedTraining], lis
             left_out.append(LeftOut(folder, str(error)))
             continue
         if not (metadata.finished and metadata.digest):
-            reason = f"unfinished, {metadata.minutes:.1f} minutes so far: continue it by `{metadata.config.command}`"
+            how = f"{command('train')} {metadata.config.options}"
+            reason = f"unfinished, {metadata.minutes:.1f} minutes so far: continue it by `{how}`"
             left_out.append(LeftOut(folder, reason))
         elif metadata.digest in finished:
             left_out.append(LeftOut(folder, f"the same weights as {finished[metadata.digest].folder}"))

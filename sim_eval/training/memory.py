@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import fields
-from pathlib import Path, PurePosixPath
 
-import psutil
 import torch
 
 from sim_eval.configs import TrainConfig
 from sim_eval.core.errors import SimEvalError
+from sim_eval.core.resources import GIGABYTE, available_memory
 from sim_eval.policies.spatialvla.configuration_spatialvla import SpatialVLAConfig
 from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
 from sim_eval.policies.spatialvla.parts import Load, Memory, Part, inventory, training_memory
-from sim_eval.reporting.tables import terminal
+from sim_eval.reporting.tables import Table
 from sim_eval.training.preparation import prepare_model
-
-GIGABYTE = 1e9
 
 
 def plan(network: SpatialVLAConfig, config: TrainConfig, views: int) -> tuple[tuple[Part, ...], Memory]:
@@ -39,7 +35,7 @@ def describe(parts: Sequence[Part], memory: Memory) -> str:
     rows.append(("all", f"{total:,}", f"{trained:,} ({trained / total:.1%})"))
     needs = [(entry.name, f"{getattr(memory, entry.name) / GIGABYTE:.2f}") for entry in fields(memory)]
     needs.append(("all", f"{memory.total / GIGABYTE:.2f}"))
-    return f"{terminal(('part', 'parameters', 'trained'), rows)}\n\n{terminal(('memory', 'GB'), needs)}"
+    return f"{Table(('part', 'parameters', 'trained'), rows)}\n\n{Table(('memory', 'GB'), needs)}"
 
 
 def check_memory(memory: Memory, device: torch.device, share: int = 1) -> None:
@@ -58,35 +54,3 @@ def check_memory(memory: Memory, device: torch.device, share: int = 1) -> None:
             f"training needs {needed / GIGABYTE:.1f} GB and {device} has {free / GIGABYTE:.1f} GB free: use a smaller "
             "--batch-size, --checkpointing, --precision bfloat16, --freeze or --lora, or --shard on several devices"
         )
-
-
-def available_memory(root: Path = Path("/")) -> int:
-    """Bytes that this process can still take: of the machine's memory and within the limits of its control groups.
-
-    Args:
-        root: of the file system.
-    """
-    return min([int(psutil.virtual_memory().available), *_group_memory(root)])
-
-
-def _group_memory(root: Path) -> Iterator[int]:
-    """What each of this process's control groups that has a limit leaves; version 2 and version 1."""
-    lines = []
-    with suppress(OSError):
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    for line in lines:
-        _, controllers, group = line.split(":", 2)
-        if not controllers:
-            mount, limit, usage, reclaimable = "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"
-        elif "memory" in controllers.split(","):
-            mount, limit, usage = "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-            reclaimable = "total_inactive_file"
-        else:
-            continue
-        path = PurePosixPath(group.lstrip("/"))
-        for each in (path, *path.parents):  # in a container, a group may be missing and its ancestor stand for it
-            folder = root / mount / each
-            with suppress(OSError, ValueError):  # ValueError: "max", no limit
-                free = int((folder / limit).read_text()) - int((folder / usage).read_text())
-                statistics = dict(entry.split() for entry in (folder / "memory.stat").read_text().splitlines())
-                yield max(0, free) + int(statistics.get(reclaimable, 0))

@@ -93,6 +93,11 @@ class TrainingMetadata:
             raise SimEvalError(f"best is {self.best} of {len(self.rounds)} rounds")
 
     @property
+    def passes(self) -> float:
+        """How often each training window was seen, on average over all."""
+        return self.steps * self.config.batch_size * self.processes / max(1, sum(self.windows.values()))
+
+    @property
     def size(self) -> str:
         """The network's size, or that it was published."""
         return self.config.size if self.config.llava3d is None else "published"

@@ -9,18 +9,18 @@ import torch
 from sim_eval.configs import TrainConfig
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.normalization import normalization_stats
-from sim_eval.core.types import RenderConfig
+from sim_eval.core.types import RenderConfig, without_derived
 from sim_eval.datasets.windows import EpisodeWindows
 from sim_eval.policies.policy import PolicySpec
 from sim_eval.policies.spatialvla.adapters import add_adapters
 from sim_eval.policies.spatialvla.configuration_spatialvla import ExpertConfig, SpatialVLAConfig
-from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
+from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration, checkpoint_layers
 from sim_eval.policies.spatialvla.parts import convert, freeze
 from sim_eval.policies.spatialvla.pretrained import from_llava3d
 from sim_eval.policies.spatialvla.pretrained_processing import llava3d_processor
 from sim_eval.policies.spatialvla.processing_spatialvla import SpatialVLAProcessor, train_tokenizer
 
-STATE_FIELDS = ("eef_pos", "eef_rot6d", "gripper_qpos", "gripper_opening")  # those of them that the robot has
+STATE_FIELDS = ("eef_pos", "eef_rot6d", "gripper_qpos", "gripper_opening")  # by default, those that the data has
 
 
 def open_windows(config: TrainConfig) -> EpisodeWindows:
@@ -77,11 +77,14 @@ def make_processor(windows: EpisodeWindows, config: TrainConfig) -> SpatialVLAPr
     """Processor and network configuration that fit the demonstrations.
 
     Raises:
-        SimEvalError: the data holds episodes that are not of the train split, or lacks a camera.
+        SimEvalError: the data holds episodes that are not of the train split, or lacks a camera or field.
     """
     if foreign := [str(episode.key) for episode in windows.episodes if episode.key.split != "train"]:
         raise SimEvalError(f"--data holds {foreign[0]}: only episodes of the train split may be trained on")
-    proprio = {name: windows.spec.proprio[name] for name in STATE_FIELDS if name in windows.spec.proprio}
+    offered = windows.spec.proprio if config.state else without_derived(windows.spec.proprio)
+    if unknown := [name for name in config.state if name not in offered]:
+        raise SimEvalError(f"--state: the data has no field '{unknown[0]}', it has {', '.join(offered)}")
+    proprio = {name: offered[name] for name in config.state or STATE_FIELDS if name in offered}
     if unknown := [name for name in config.cameras if name not in windows.spec.cameras]:
         raise SimEvalError(
             f"--cameras: the data has no camera '{unknown[0]}', it has {', '.join(windows.spec.cameras)}"
@@ -130,4 +133,4 @@ def prepare_model(model: SpatialVLAForConditionalGeneration, config: TrainConfig
     if config.precision == "bfloat16":
         convert(model, torch.bfloat16, frozen_only=True)
     if config.checkpointing:
-        model.activation_checkpointing_enable()
+        checkpoint_layers(model)

@@ -119,9 +119,21 @@ OLD = {"names": ["dx"], "low": [-1], "high": [1], "control_hz": 20}
 
 
 def test_old_sentences_about_actions_become_fields() -> None:
-    from sim_eval.envs import metaworld_sim, robosuite_sim
+    from sim_eval.envs import metaworld_sim
 
-    for today in (robosuite_sim.ACTION, metaworld_sim.ACTION):
+    osc_pose = ActionSpec(
+        names=("dx", "dy", "dz", "drx", "dry", "drz", "gripper"),
+        low=(-1.0,) * 7,
+        high=(1.0,) * 7,
+        control_mode="ee_delta_pose",
+        control_hz=20,
+        frame="base",
+        metres_per_unit=0.05,
+        radians_per_unit=0.5,
+        rotation="axis_angle",
+        gripper="closes",
+    )
+    for today in (osc_pose, metaworld_sim.ACTION):
         bounds = {name: encode(today)[name] for name in ("names", "low", "high", "control_hz")}
         readings = [
             decode(ActionSpec, old_files.action({**bounds, "controller": sentence}))

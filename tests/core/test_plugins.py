@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import ActionSpec, EpisodeKey
@@ -76,7 +77,7 @@ def test_a_policy_of_another_package_is_given_its_argument(tmp_path: Path) -> No
     key = EpisodeKey("acme/Push", "test", 0)
     (chunk,) = policy.predict([PolicyRequest(None, key, 0, action)])  # type: ignore[arg-type]
     assert np.array_equal(chunk.actions, np.full((4, action.dim), 0.5))
-    assert load_policy("constant").spec.name == "constant  on auto"
+    assert load_policy("constant").spec.name == f"constant  on {'cuda:0' if torch.cuda.is_available() else 'cpu'}"
     with pytest.raises(SimEvalError, match="run by its own package: leave --euler-steps out"):
         load_policy("constant", inference=InferenceConfig(euler_steps=2))
     with pytest.raises(SimEvalError, match="leave --keys out"):

@@ -171,6 +171,14 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path, make_epis
             EpisodeWindows(folder, 2)
 
 
+def test_episodes_from_before_gripper_opening_go_with_later_ones(tmp_path: Path, make_episode: Make) -> None:
+    later = make_episode(0)
+    seen = [replace(each, proprio={**each.proprio, "gripper_opening": np.ones(1)}) for each in later.observations]
+    windows = EpisodeWindows(_write(tmp_path, replace(later, observations=seen), make_episode(1)), 2)
+    assert list(windows.spec.proprio) == ["eef_pos", "gripper_qpos"]
+    assert set(normalization_stats(windows.episodes, "mean_std").fields) == {"action", "eef_pos", "gripper_qpos"}
+
+
 def test_tasks_may_be_mixed(tmp_path: Path, make_episode: Make) -> None:
     box = WorkspaceBox((0.0,) * 3, (1.0,) * 3)
     other = replace(_of_task(make_episode(0), "robosuite/Lift"), workspace=box)

@@ -15,7 +15,6 @@ from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import ActionSpec, EpisodeKey, Status, Task, WorkspaceBox
 from sim_eval.envs.gym import SimulatorEnv
 from sim_eval.envs.gym_simulator import GymSimulator
-from sim_eval.envs.robosuite_sim import ACTION as ROBOSUITE_ACTION
 from sim_eval.envs.tasks import get_task
 
 BOX = WorkspaceBox((-2.0, -2.0, -1.0), (2.0, 2.0, 1.0))
@@ -35,7 +34,7 @@ class LineEnv(gymnasium.Env[Any, Any]):
 
     def __init__(self, height: int = 8, width: int = 12) -> None:
         self.shape = (height, width)
-        self.steps_after_the_end = 0
+        self.steps_after_the_end, self.success_name = 0, "is_success"
         self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
         view = {
             "rgb": spaces.Box(0, 255, (*self.shape, 3), np.uint8),
@@ -72,7 +71,7 @@ class LineEnv(gymnasium.Env[Any, Any]):
         self.steps_after_the_end += self.over
         self.position += 0.1 * float(action[0])
         self.over = (self.position if self.goal else -self.position) > 0.5
-        return self.look(), 0.0, self.over, False, {"is_success": self.over}
+        return self.look(), 0.0, self.over, False, {self.success_name: self.over}
 
 
 def make(**changes: Any) -> GymSimulator:
@@ -82,7 +81,7 @@ def make(**changes: Any) -> GymSimulator:
 def test_ours_behind_gymnasium_and_back_is_the_same_simulator() -> None:
     ours = get_task("robosuite/Lift").make()
     task, env = get_task("robosuite/Lift"), SimulatorEnv("robosuite/Lift")
-    back = GymSimulator(task, env, "Panda", ROBOSUITE_ACTION, lambda env: env.unwrapped._simulator.snapshot().state)
+    back = GymSimulator(task, env, "Panda", ours.spec.action, lambda env: env.unwrapped.simulator.snapshot().state)
     assert back.spec == ours.spec
     key = EpisodeKey(task.name, "test", 3)
     back.reset(key)
@@ -126,6 +125,24 @@ def test_success_ends_an_environment_that_terminates_and_it_is_not_stepped_again
     assert environment.steps_after_the_end == 0
     simulator.reset(EpisodeKey(TASK.name, "test", 1))
     assert simulator.act(np.ones(1)) == Status(False, 0)
+
+
+@pytest.mark.parametrize("name", ["success", "is_success"])
+def test_success_has_either_name(name: str) -> None:
+    environment = LineEnv()
+    environment.success_name = name
+    simulator = GymSimulator(TASK, environment, "point", ACTION)
+    simulator.reset(EpisodeKey(TASK.name, "test", 1))
+    assert [simulator.act(np.ones(1)).success for _ in range(8)][::7] == [False, True]
+
+
+def test_an_environment_without_success_is_refused() -> None:
+    environment = LineEnv()
+    environment.success_name = "won"
+    simulator = GymSimulator(TASK, environment, "point", ACTION)
+    simulator.reset(EpisodeKey(TASK.name, "test", 1))
+    with pytest.raises(SimEvalError, match=r"acme/Line: .* neither 'success' nor 'is_success': add one in step"):
+        simulator.act(np.ones(1))
 
 
 def without(*path: str) -> Callable[[LineEnv], None]:

@@ -29,6 +29,7 @@ from sim_eval.policies.remote.keys import axis_angle, read_keys
 pytestmark = pytest.mark.skipif(installation() is None, reason="LIBERO is not installed: make libero")
 
 OBJECT, SPATIAL, DRAWER = "libero_object/6", "libero_spatial/2", "libero_spatial/4"
+STOVE = "libero_goal/7"
 LIMITS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
 ELSEWHERE = """
 import json, sys
@@ -266,3 +267,25 @@ def test_a_recorded_episode_is_bit_identical_when_replayed(tmp_path: Path) -> No
     assert [line["error"] for line in lines] == [None]
     assert [line["success"] for line in lines] == [True]
     assert verify.main(verify.VerifyArguments(tmp_path / "run", strict=True)) == 0
+
+
+def test_a_burner_that_is_on_glows_in_pictures_rendered_again() -> None:
+    with closing(made(STOVE)) as simulator:
+        simulator.reset(EpisodeKey(STOVE, "train", 0))
+        model, data = simulator._physics()
+        poses, seen = [simulator.pose()], [simulator.observe().views]
+        (knob,) = (number for number in range(model.njnt) if model.joint(number).name.startswith("flat_stove_1"))
+        data.qpos[model.jnt_qposadr[knob]] = model.jnt_range[knob, 1 if abs(model.jnt_range[knob, 1]) > 0.1 else 0]
+        for _ in range(2):
+            simulator.act(np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0]))
+        poses.append(simulator.pose())
+        seen.append(simulator.observe().views)
+        cameras = tuple(simulator.spec.cameras)
+        again = [views for _, views in simulator.rerender(poses, "fast", (96, 128), cameras)]
+        backwards = [views for _, views in simulator.rerender(poses[::-1], "fast", (96, 128), cameras)][::-1]
+    assert not np.array_equal(poses[0].site_rgba, poses[1].site_rgba)
+    for views, other, then in zip(again, backwards, seen, strict=True):
+        for camera in cameras:
+            assert np.array_equal(views[camera].rgb, then[camera].rgb)
+            assert np.array_equal(other[camera].depth, then[camera].depth)
+            assert np.array_equal(other[camera].rgb, then[camera].rgb)

@@ -1,8 +1,5 @@
-"""The renderer: which OpenGL, several at once, and meshes that lose faces but keep their place."""
+"""The renderer: several at once, and meshes that lose faces but keep their place."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from contextlib import closing
 
@@ -10,24 +7,12 @@ import numpy as np
 import pytest
 
 from sim_eval.core.decoding import decode, encode
-from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import CameraView, EpisodeKey, RenderConfig, RenderMode
 from sim_eval.envs import rendering
 from sim_eval.envs.robosuite_sim import RobosuiteSimulator
 from sim_eval.envs.tasks import get_task
 
 KEY = EpisodeKey("robosuite/LiftWide", "val", 0)
-CUBE_DEPTH = """
-import sim_eval, numpy as np
-from sim_eval.core.types import EpisodeKey
-from sim_eval.envs.tasks import get_task
-simulator = get_task("robosuite/LiftWide").make()
-simulator.reset(EpisodeKey("robosuite/LiftWide", "val", 0))
-view = simulator.observe(["agentview"]).views["agentview"]
-cube = simulator.segmentation("agentview") == simulator._model.geom("cube_g0_vis").id
-print(int(cube.sum()), float(view.depth[cube].mean()))
-simulator.close()
-"""
 
 
 def test_two_renderers_do_not_draw_into_each_other(fast: RobosuiteSimulator) -> None:
@@ -75,37 +60,6 @@ def test_equal_sizes_are_one_size_and_unequal_ones_are_another_configuration() -
     assert len({equal, mixed, RenderConfig("fast", 48, 64)}) == 2
     assert decode(RenderConfig, encode(mixed)) == mixed
     assert RenderConfig.for_cameras("fast", {}) == RenderConfig()
-
-
-def test_osmesa_sees_what_egl_sees() -> None:
-    def ask(backend: str) -> tuple[int, float]:
-        environment = {**os.environ, "MUJOCO_GL": backend, "PYOPENGL_PLATFORM": backend}
-        answer = subprocess.run(
-            [sys.executable, "-c", CUBE_DEPTH], env=environment, capture_output=True, text=True, check=False
-        )
-        assert answer.returncode == 0, answer.stderr[-500:]
-        pixels, depth = answer.stdout.split()[-2:]
-        return int(pixels), float(depth)
-
-    if not (rendering._egl_works() and rendering._osmesa_works()):
-        pytest.skip("needs both EGL and OSMesa")
-    egl, osmesa = ask("egl"), ask("osmesa")
-    assert abs(egl[0] - osmesa[0]) <= 2
-    assert abs(egl[1] - osmesa[1]) < 1e-3
-
-
-def test_no_opengl_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MUJOCO_GL", raising=False)
-    monkeypatch.setattr(rendering, "_egl_works", lambda: False)
-    monkeypatch.setattr(rendering, "_osmesa_works", lambda: False)
-    with pytest.raises(SimEvalError, match="apt-get install") as caught:
-        rendering.choose_backend()
-    assert "\n" not in str(caught.value)
-
-
-def test_a_chosen_backend_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MUJOCO_GL", "osmesa")
-    assert rendering.choose_backend() == "osmesa"
 
 
 def test_clustering_moves_no_vertex_further_than_a_cell() -> None:

@@ -15,6 +15,7 @@ from sim_eval.policies.spatialvla.configuration_spatialvla import SpatialVLAConf
 from sim_eval.policies.spatialvla.modeling_llava3d import Context
 from sim_eval.policies.spatialvla.modeling_llava3d import SpatialVLAInputs as Inputs
 from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration as Model
+from sim_eval.policies.spatialvla.modeling_spatialvla import checkpoint_layers
 from sim_eval.policies.spatialvla.processing_spatialvla import SpatialVLAProcessor
 
 STEPS, RATE, DRAWS = 250, 1e-2, 16
@@ -138,7 +139,7 @@ def test_gradient_checkpointing_changes_nothing(any_model: Model, some: Inputs, 
     expected = {name: p.grad.clone() for name, p in any_model.named_parameters() if p.grad is not None}
     any_model.zero_grad()
     for part in (any_model.vlm.vision_tower, any_model.vlm.language_model, any_model.action_expert.model):
-        part.activation_checkpointing_enable()
+        checkpoint_layers(part)
     again = loss_of(any_model, some)
     again.backward()
     assert torch.equal(plain, again)

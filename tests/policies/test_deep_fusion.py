@@ -30,13 +30,7 @@ def test_keys_and_values_equal_the_vlms_own_cache(
     context = model.vlm(inputs)
     llama = model.vlm.language_model
     cache = DynamicCache(config=llama.config)
-    llama(
-        inputs_embeds=context.hidden_states[0],
-        attention_mask=context.valid.long(),
-        position_ids=context.position_ids,
-        past_key_values=cache,
-        use_cache=True,
-    )
+    llama(None, context.valid.long(), context.position_ids, cache, inputs_embeds=context.hidden_states[0])
     prepared = model.action_expert.prepare(context, llama.layers)
     seen = context.valid[:, None, :, None]
     for (keys, values), layer in zip(prepared.key_values, cache.layers, strict=True):

@@ -23,7 +23,7 @@ from sim_eval.core.types import (
 )
 from sim_eval.policies.policy import PolicyRequest, PolicySpec, differences
 from sim_eval.policies.registry import shipped_checkpoints
-from sim_eval.policies.remote.keys import SHIPPED, axis_angle, read_keys
+from sim_eval.policies.remote.keys import SHIPPED, axis_angle, read_keys, template
 from sim_eval.policies.remote.messages import (
     from_chunk,
     from_metadata,
@@ -251,6 +251,26 @@ def test_a_foreign_server_is_asked_in_its_words(tmp_path: Path) -> None:
     assert message["prompt"] == "lift it"
     (tmp_path / "keys.toml").write_text(TOML)
     assert read_keys(tmp_path / "keys.toml") == mapping
+
+
+def test_the_template_of_keys_is_a_file_of_keys(tmp_path: Path) -> None:
+    """As it is printed, and filled in for another server."""
+    action = ActionSpec(("dx", "dy"), (-1.0, -1.0), (1.0, 1.0), "ee_delta_position", 20.0, "base", 0.05)
+    environment = EnvironmentSpec(
+        "Panda", {"agentview": (4, 6), "wrist": (2, 2)}, {"eef_pos": 3, "joint_pos": 7}, action
+    )
+    text = template(environment, "robosuite/Lift")
+    (tmp_path / "keys.toml").write_text(text)
+    mapping = read_keys(tmp_path / "keys.toml")
+    assert (mapping.action, mapping.cameras, mapping.proprio) == (action, environment.cameras, environment.proprio)
+    assert mapping.observation["observation/state"] == ["proprio/eef_pos", "proprio/joint_pos"]
+    assert not differences(mapping.spec(b""), environment)
+    filled = text.replace('"observation/wrist" = "views/wrist/rgb"', '"observation/hand" = "views/wrist/rgb | mirror"')
+    filled = filled.replace("my_policy", "pi0").replace("agentview = [4, 6]", "agentview = [224, 224]")
+    (tmp_path / "keys.toml").write_text(filled)
+    mapping = read_keys(tmp_path / "keys.toml")
+    assert (mapping.name, mapping.cameras["agentview"]) == ("pi0", (224, 224))
+    assert mapping.observation["observation/hand"] == "views/wrist/rgb | mirror"
 
 
 def test_keys_that_come_along_are_known_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

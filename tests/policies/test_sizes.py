@@ -29,7 +29,7 @@ def test_seven_billion_have_the_published_parts(expert: ActionExpertType, decode
     with torch.device("meta"):
         model = SpatialVLAForConditionalGeneration(SIZES["llava3d-7b"][expert])
         llama = LlamaModel(LlamaConfig())
-        clip = CLIPVisionModel(
+        tower = CLIPVisionModel(
             CLIPVisionConfig(
                 hidden_size=1024,
                 intermediate_size=4096,
@@ -39,6 +39,7 @@ def test_seven_billion_have_the_published_parts(expert: ActionExpertType, decode
                 patch_size=14,
             )
         )
+    clip = getattr(tower, "vision_model", tower)  # the level is there up to transformers 5.5
     vlm = model.vlm
     assert count(vlm.language_model) == count(llama) == LLAMA
     assert count(model.action_expert.model) == decoder

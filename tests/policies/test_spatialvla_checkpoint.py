@@ -13,7 +13,7 @@ import torch
 
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import EpisodeKey, Observation
-from sim_eval.envs import metaworld_sim, robosuite_sim
+from sim_eval.policies.devices import resolve_device
 from sim_eval.policies.policy import InferenceConfig, PolicyRequest
 from sim_eval.policies.registry import CHECKPOINTS, load_policy, shipped_checkpoints
 from sim_eval.policies.spatialvla.checkpoint import SpatialVLAPolicy, load_checkpoint, save_checkpoint
@@ -68,7 +68,8 @@ def test_spec_carries_everything_and_the_digest_of_the_weights(folder: Path, pro
 def test_a_shipped_checkpoint_is_saved_again_with_the_same_digest_and_meaning(name: str, tmp_path: Path) -> None:
     policy = load_policy(name, "cpu")
     assert isinstance(policy, SpatialVLAPolicy)
-    assert policy.spec.action == (metaworld_sim.ACTION if "mt50" in name else robosuite_sim.ACTION)
+    assert policy.spec.action is not None
+    assert policy.spec.action.control_mode == ("ee_target_delta_position" if "mt50" in name else "ee_delta_pose")
     spec = save_checkpoint(tmp_path, policy.model, policy.processor)
     assert (tmp_path / "model.safetensors").read_bytes() == (CHECKPOINTS / name / "model.safetensors").read_bytes()
     assert "controller" in (CHECKPOINTS / name / "processor.json").read_text(), "shipped in the words of version 0.1"
@@ -205,10 +206,34 @@ def test_a_failed_write_leaves_the_old_checkpoint(
     assert load_checkpoint(folder, "cpu").spec.digest == before
 
 
+def test_why_there_is_no_cuda_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cuda(name: str, built: str | None, devices: int, driver: bool) -> str:
+        def library(_: str) -> None:
+            if not driver:
+                raise OSError("libcuda.so.1: cannot open shared object file")
+
+        def empty(*_: object, **__: object) -> None:
+            raise RuntimeError("no")
+
+        monkeypatch.setattr(torch.version, "cuda", built)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+        monkeypatch.setattr("ctypes.CDLL", library)
+        monkeypatch.setattr(torch, "empty", empty)
+        with pytest.raises(SimEvalError) as caught:
+            resolve_device(name)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "is built for the CPU only: install a CUDA build" in cuda("cuda", None, 0, False)
+    assert "no NVIDIA driver: install one" in cuda("cuda", "13.0", 0, False)
+    assert "the NVIDIA driver shows no GPU: look at nvidia-smi" in cuda("cuda:0", "13.0", 0, True)
+    assert "'cuda:3' cannot be used: there is only cuda:0 to cuda:1" in cuda("cuda:3", "13.0", 2, True)
+
+
 def test_unknown_device_and_unwritable_folder(
     folder: Path, model: SpatialVLAForConditionalGeneration, processor: SpatialVLAProcessor, tmp_path: Path
 ) -> None:
-    with pytest.raises(SimEvalError, match="device 'abacus'"):
+    with pytest.raises(SimEvalError, match="device 'abacus' cannot be used: torch knows no such device here"):
         load_checkpoint(folder, "abacus")
     (tmp_path / "file").write_text("")
     with pytest.raises(SimEvalError, match="cannot write"):

@@ -16,6 +16,7 @@ from sim_eval.policies.spatialvla.checkpoint import load_checkpoint, save_checkp
 from sim_eval.policies.spatialvla.feature_cache import FeatureCache
 from sim_eval.policies.spatialvla.modeling_llava3d import SpatialVLAInputs
 from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration as Model
+from sim_eval.policies.spatialvla.modeling_spatialvla import checkpoint_layers
 from sim_eval.policies.spatialvla.parts import PARTS, convert, freeze
 from sim_eval.policies.spatialvla.processing_spatialvla import SpatialVLAProcessor, TrainingBatch
 from sim_eval.policies.spatialvla.trainer import Trainer, TrainingConfig
@@ -149,7 +150,7 @@ def test_checkpointing_by_its_switch_changes_nothing(
     each_model.zero_grad()
     runs: list[int] = []
     handle = each_model.vlm.language_model.layers[0].mlp.register_forward_pre_hook(lambda *_: runs.append(1))
-    each_model.activation_checkpointing_enable()
+    checkpoint_layers(each_model)
     again = loss_of(each_model, inputs)
     again.backward()
     handle.remove()

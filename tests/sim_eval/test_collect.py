@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,10 @@ def test_the_target_is_a_total_and_what_is_there_stays(collected: Path, capsys: 
     assert len(after) == 3
     assert all(after[file] == content for file, content in before.items())
     assert "3 episodes" in capsys.readouterr().out
+    assert main(replace(arguments(collected, episodes=3), json=True)) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["episodes"], told["before"], told["written"]) == (3, 3, 0)
+    assert told["tasks"] == [{"task": "robosuite/LiftWide", "episodes": 3, "successes": 0, "attempts": 0, "errors": 0}]
 
 
 def test_a_damaged_file_is_collected_again(collected: Path) -> None:
@@ -118,7 +123,7 @@ def test_a_folder_without_a_log_does_not_take_on_other_post_success_steps(collec
 def test_the_configuration_is_the_first_line_of_the_log(collected: Path) -> None:
     (log,) = collected.glob("*.attempts.jsonl")
     first = json.loads(log.read_text().splitlines()[0])
-    assert decode(CollectConfig, first["config"]) == arguments(collected)
+    assert decode(CollectConfig, first["config"]) == arguments(collected, workers=1)
 
 
 def test_how_the_task_was_rendered_is_written_down(collected: Path) -> None:
@@ -153,7 +158,7 @@ def test_failures_can_be_what_is_wanted(tmp_path: Path, monkeypatch: pytest.Monk
     [
         (["--task", "robosuite/Lft"], "robosuite/Lift"),
         (["--task", ","], "--task names nothing"),
-        (["--workers", "0"], "--workers: input should be greater than or equal to 1"),
+        (["--workers", "0"], "--workers: input should be auto or a whole number from 1 on, not 0"),
         (["--episodes", "0"], "--episodes: input should be greater than or equal to 1"),
         (["--size", "8"], "--size: input should be greater than or equal to 16"),
         (["--post-success-steps", "-1"], "--post-success-steps: input should be greater than or equal to 0"),

@@ -116,6 +116,14 @@ def test_workers_keep_the_episodes_that_one_process_keeps(alone: Path, tmp_path:
     assert contents(tmp_path) == contents(alone)
 
 
+def test_as_many_workers_as_cores_by_default(alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sim_eval.evaluation.workers.available_cores", lambda: 2)
+    assert main(arguments(tmp_path)) == 0
+    assert contents(tmp_path) == contents(alone)
+    log, *_ = tmp_path.glob("*.attempts.jsonl")
+    assert json.loads(log.read_text().splitlines()[0])["config"]["workers"] == 2
+
+
 def test_a_worker_that_dies_costs_a_retry(alone: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "notes").mkdir()
     out = tmp_path / "out"

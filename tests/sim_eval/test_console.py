@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -12,11 +14,15 @@ import pytest
 import tyro
 from annotated_types import Ge
 
+import sim_eval
+from sim_eval import __main__ as everything
 from sim_eval import collect, compare, doctor, leaderboard, results, rollout, serve, train, verify
 from sim_eval.configs import TrainConfig
 from sim_eval.console import parse
+from sim_eval.core import programs
 from sim_eval.core.decoding import encode
 from sim_eval.core.errors import SimEvalError
+from sim_eval.help_text import options_of
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,7 @@ class HospitalConfig:
         share: of the beds in use.
         n_action_steps: actions a day.
         instruction_condition: how a patient is told.
+        cache: a folder.
         ward: the ward.
     """
 
@@ -181,8 +188,9 @@ def test_old_names_of_training(capsys: pytest.CaptureFixture[str]) -> None:
         ("--name x --n-action-steps many", "Error parsing --n-action-steps: invalid literal for int()"),
         ("--name x --share many", "Error parsing --share: no type matching {None}|FLOAT could be"),
         ("--name x --instruction-condition no", "invalid choice 'no' for argument '--instruction-condition'"),
-        ("--name x --shaer 3", "Unrecognized options: --shaer, 3 (similar: --share)"),
+        ("--name x --shaer 3", "unrecognized options: --shaer 3 (similar: --share)"),
         ("--name", "Missing value for argument '--name'"),
+        ("", "--name TEXT must be given"),
         ("--name x --config", "Missing value for argument '--config'"),
     ],
 )
@@ -193,12 +201,110 @@ def test_a_bad_command_line_is_one_line(words: str, says: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_the_help_shows_the_file_and_the_nested_options(capsys: pytest.CaptureFixture[str]) -> None:
+def shown(capsys: pytest.CaptureFixture[str], config: type, *words: str) -> str:
+    """What a program prints instead of running."""
     with pytest.raises(SystemExit) as stop:
-        read("--help")
-    shown = capsys.readouterr().out
+        parse(config, "hospital", words)
     assert stop.value.code == 0
-    assert "Run a hospital." in shown
-    assert "Attributes" not in shown
-    for option in ("--config FILE", "--name STR", "--ward.beds INT", "--ward.night {True,False}"):
-        assert option in shown
+    return capsys.readouterr().out
+
+
+HELP = """\
+usage: hospital --name TEXT [OPTIONS]
+
+Run a hospital.
+
+options
+  --name TEXT             of the hospital (required)
+  --doctors TEXT [TEXT ...]
+                          their names
+  --share X               of the beds in use
+  --n-action-steps N      actions a day (default: 4)
+  --instruction-condition {correct,counterfactual}
+                          how a patient is told (default: correct)
+  --cache PATH            a folder
+
+help
+  --config FILE           YAML or JSON file that sets the defaults; a file in which a program saved
+                          its options will do
+  -h, --help              show this text
+  --help-all              show the options --ward.FIELD as well
+"""
+
+
+def test_the_help_names_types_and_defaults_that_say_something(capsys: pytest.CaptureFixture[str]) -> None:
+    assert shown(capsys, HospitalConfig, "--help") == HELP
+    everything = shown(capsys, HospitalConfig, "--help-all")
+    assert "options ward.FIELD\n  --ward.beds N" in everything
+    assert "--ward.night {True,False}" in everything
+
+
+def test_the_help_shows_the_defaults_of_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = shown(capsys, HospitalConfig, "--config", write(tmp_path, YAML), "--help")
+    for default in ("of the hospital (default: North)", "their names (default: Ann Bo)", "in use (default: 0.001)"):
+        assert default in text
+    assert "(required)" not in text
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_option_is_explained_in_a_section(program: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the programs with many options no option is left without a section, and no line is too wide."""
+    config = next(iter(get_type_hints(program.main).values()))
+    text = shown(capsys, config, "--help")
+    assert max(map(len, text.splitlines())) <= 100
+    assert not re.search(r"None|\bSTR\b|default: (\)|''|False)", text)
+    options = list(options_of(config, config(*[tyro.MISSING] * text.count("(required)"))))
+    assert all(option.about for option in options)
+    if sections := getattr(config, "SECTIONS", {}):
+        assert {option.section for option in options if not option.nested} == set(sections)
+
+
+def test_old_json_file_of_doctor_is_out(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--json", "findings.json"], ["--json=findings.json"]):
+        asked = parse(doctor.DoctorConfig, "doctor", words)
+        assert (asked.out, asked.json) == (Path("findings.json"), False)
+        assert "--json is now --out FILE" in capsys.readouterr().err
+    for words in (["--json"], ["--json", "--device", "cpu"]):
+        assert parse(doctor.DoctorConfig, "doctor", words).json
+    assert parse(leaderboard.LeaderboardArguments, "leaderboard", ["--json", "runs"]).runs == (Path("runs"),)
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """Runs ``sim-eval WORDS`` in this process; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/sim-eval", *words])
+    try:
+        everything.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def test_one_command_has_all_programs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert {f"sim_eval.{each.name}" for each in programs.PROGRAMS} >= {program.__name__ for program in PROGRAMS}
+    assert call(monkeypatch) == 0
+    listed = capsys.readouterr().out
+    assert all(f"  {each.name:<13}{each.summary}" in listed for each in programs.PROGRAMS)
+    assert call(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"sim_eval {sim_eval.__version__}\n"
+    assert call(monkeypatch, "leaderbord") == 2
+    assert "no program 'leaderbord' (similar: leaderboard); see sim-eval --help" in capsys.readouterr().err
+    call(monkeypatch, "train", "--help")
+    assert capsys.readouterr().out.startswith("usage: sim-eval train [OPTIONS]")
+    assert call(monkeypatch, "rollout", "--polcy", "zero") == 2
+    assert "(similar: --policy); see sim-eval rollout --help" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("called", "form"),
+    [
+        ("/home/me/.venv/bin/sim-eval", "sim-eval train"),
+        ("C:/envs/Scripts/sim-eval.exe", "sim-eval train"),
+        ("/home/me/sim_eval/sim_eval/__main__.py", "python -m sim_eval train"),
+        ("/home/me/sim_eval/sim_eval/rollout.py", "python -m sim_eval.train"),
+        ("my_script.py", "python -m sim_eval.train"),
+        ("", "python -m sim_eval.train"),
+    ],
+)
+def test_hints_have_the_form_that_the_user_typed(called: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [called])
+    assert programs.command("train") == form

@@ -18,7 +18,6 @@ from sim_eval.diagnosis.field_statistics import against_data, against_environmen
 from sim_eval.diagnosis.findings import Finding, examine, group_text, level_above, summary
 from sim_eval.diagnosis.geometry import Moment, ray_lengths, scene_findings
 from sim_eval.diagnosis.machine import locked, other_versions, unmet_requirements
-from sim_eval.diagnosis.pace import suggested_workers
 from sim_eval.diagnosis.pictures import picture_findings
 from sim_eval.envs.tasks import get_task
 from sim_eval.evaluation.engine import RolloutProtocol
@@ -166,8 +165,7 @@ def test_a_control_rate_that_no_field_tells_of_shows_in_the_motion(
     simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sim_eval.envs.robosuite_sim.CONTROL_HZ", 10)
-    slow = collected(tmp_path)
-    assert slow.action == simulator.spec.action  # it claims 20 Hz
+    slow = replace(collected(tmp_path), action=simulator.spec.action)  # it claims 20 Hz
     found = list(replay_findings([replay(simulator, slow, RolloutProtocol())]))
     assert named(found, "motion an action").level == "fault"
 
@@ -260,12 +258,6 @@ def test_packages_are_compared_with_what_is_required_and_locked() -> None:
     assert unmet == ["torch==2.14.0 needed, 2.13.0+cpu installed", "h5py needed, none installed"]
     lock = locked("# every package\ntorch==2.13.0\nnumpy==1.26.5  # why\nh5py==3.16.0\n")
     assert other_versions(lock, version_of) == {"numpy": "numpy 1.26.4, locked 1.26.5"}
-
-
-def test_workers_are_bound_by_cores_and_by_memory() -> None:
-    assert suggested_workers(8, 100, 10) == 8
-    assert suggested_workers(8, 35, 10) == 3
-    assert suggested_workers(8, 5, 10) == 1
 
 
 def test_what_is_not_a_number_is_no_good_sign() -> None:

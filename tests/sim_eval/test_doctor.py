@@ -112,7 +112,7 @@ def test_a_healthy_set_up_has_no_fault(
     data: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
-    arguments = DoctorConfig(policy=str(trained), data=(data,), device="cpu", json=tmp_path / "findings.json")
+    arguments = DoctorConfig(policy=str(trained), data=(data,), device="cpu", out=tmp_path / "findings.json")
     assert doctor.main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].startswith("doctor: 0 faults, ")
@@ -271,7 +271,7 @@ def test_a_simulator_that_breaks_is_a_fault(simulator: Simulator) -> None:
         ({"policy": "nobody"}, "unknown policy 'nobody'"),
         ({"task": "robosuite/Fly"}, "unknown task"),
         ({"data": (Path("docs"),)}, "no demonstrations in docs"),
-        ({"json": Path("/nowhere/findings.json")}, "--json /nowhere/findings.json cannot be written"),
+        ({"out": Path(__file__) / "findings.json"}, "--out .* cannot be written"),
         ({"policy": "deep_llama", "device": "tpu9"}, "device 'tpu9'"),
     ],
 )
@@ -279,6 +279,21 @@ def test_bad_input_is_refused(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(SimEvalError, match=says) as caught:
         doctor.main(DoctorConfig(**changes))
     assert "\n" not in str(caught.value)
+
+
+def test_json_and_csv_hold_every_finding(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = [("machine", [Finding("cores", "ok", "2, or so")]), ("task", [Finding("cameras", "fault", "none", "add")])]
+    monkeypatch.setattr("sim_eval.diagnosis.examination.examination", lambda subject: iter(groups))
+    assert doctor.main(DoctorConfig(json=True)) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert not told["healthy"]
+    assert told["groups"]["task"] == [{"name": "cameras", "level": "fault", "measured": "none", "remedy": "add"}]
+    assert doctor.main(DoctorConfig(csv=True)) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "group,name,level,measured,remedy",
+        'machine,cores,ok,"2, or so",',
+        "task,cameras,fault,none,add",
+    ]
 
 
 def test_bad_input_is_one_line_and_exit_code_2() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import shutil
@@ -68,11 +70,11 @@ def test_rows_are_ranked_with_ties_and_labels(tmp_path: Path):
         ("1", "late"),
         ("4", "zero"),
     ]
-    assert cells(ranking, "deep")["success / planned"] == "38 / 40"
-    assert cells(ranking, "deep")["rate"] == "95.0 %"
-    assert cells(ranking, "deep")["95 % interval"] == "[83.1, 99.4]"
-    assert cells(ranking, "deep")["steps to success"] == "20"
-    assert cells(ranking, "zero")["steps to success"] == "-"
+    assert cells(ranking, "deep")["success"] == "38/40"
+    assert cells(ranking, "deep")["rate [95 %]"] == "95.0 % [83.1, 99.4]"
+    assert "errors" not in cells(ranking, "deep")
+    assert cells(ranking, "deep")["steps"] == "20"
+    assert cells(ranking, "zero")["steps"] == "-"
 
 
 def test_a_policy_run_otherwise_than_its_checkpoint_says_is_named_so(tmp_path: Path):
@@ -85,7 +87,7 @@ def test_a_policy_run_otherwise_than_its_checkpoint_says_is_named_so(tmp_path: P
 def test_an_error_counts_as_a_failure_and_is_shown(tmp_path: Path):
     (ranking,) = build([make_run(tmp_path / "frail", 30, errors=4)]).rankings
     row = cells(ranking, "frail")
-    assert (row["success / planned"], row["success / completed"], row["rate"]) == ("30 / 40", "30 / 36", "75.0 %")
+    assert (row["success"], row["without errors"], row["rate [95 %]"]) == ("30/40", "30/36", "75.0 % [58.8, 87.3]")
     assert row["errors"] == "4"
 
 
@@ -106,7 +108,7 @@ def test_a_run_whose_numbers_were_doctored_in_run_json_gains_nothing(tmp_path: P
     data = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps({**data, "successes": 40, "rate": 1.0}))
     (ranking,) = build([folder]).rankings
-    assert cells(ranking, "whole")["success / planned"] == "20 / 40"
+    assert cells(ranking, "whole")["success"] == "20/40"
 
 
 def test_other_manifests_and_protocols_get_their_own_table(tmp_path: Path):
@@ -114,14 +116,18 @@ def test_other_manifests_and_protocols_get_their_own_table(tmp_path: Path):
     make_run(tmp_path / "longer", 20, episodes=41)
     make_run(tmp_path / "eight", 20, protocol=RolloutProtocol(n_action_steps=8))
     make_run(tmp_path / "faithful", 20, protocol=RolloutProtocol(render=RenderConfig("faithful")))
+    make_run(tmp_path / "foreign", 20, protocol=RolloutProtocol(other_robot=True))
     make_run(tmp_path / "b", 20)
     board = build([tmp_path])
     assert sorted(sorted(row[1] for row in ranking.table.rows) for ranking in board.rankings) == [
         ["a", "b"],
         ["eight"],
         ["faithful"],
+        ["foreign"],
         ["longer"],
     ]
+    (foreign,) = (ranking for ranking in board.rankings if "foreign" in ranking.table.rows[0])
+    assert foreign.title.endswith("other robot than trained for)")
 
 
 def test_several_tasks_get_a_table_each_and_one_for_all_whatever_their_order(tmp_path: Path):
@@ -129,7 +135,7 @@ def test_several_tasks_get_a_table_each_and_one_for_all_whatever_their_order(tmp
     make_run(tmp_path / "b", 20, tasks=("fake/Line", "fake/Plane"))
     rankings = build([tmp_path]).rankings
     assert [ranking.title.split(" (")[0] for ranking in rankings] == ["fake/Plane", "fake/Line", "all tasks"]
-    assert [cells(ranking, "b")["success / planned"] for ranking in rankings] == ["20 / 40", "20 / 40", "40 / 80"]
+    assert [cells(ranking, "b")["success"] for ranking in rankings] == ["20/40", "20/40", "40/80"]
     assert [cells(rankings[2], name)["rank"] for name in ("a", "b")] == ["2", "1"]
 
 
@@ -137,8 +143,7 @@ def test_tasks_that_are_not_installed_are_ranked_all_the_same(tmp_path: Path):
     make_run(tmp_path / "a", 10, tasks=("absent_suite/0", "absent_suite/1"))
     rankings = build([tmp_path]).rankings
     assert [ranking.name for ranking in rankings] == ["absent_suite/0", "absent_suite/1", "all tasks"]
-    assert rankings[0].details is not None
-    assert rankings[0].details.header == ("furthest phase", "none")
+    assert [cells(ranking, "a")["success"] for ranking in rankings] == ["10/40", "10/40", "20/80"]
 
 
 def test_fifty_tasks_of_a_suite_share_a_table_with_their_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -156,13 +161,13 @@ def test_fifty_tasks_of_a_suite_share_a_table_with_their_means(tmp_path: Path, m
         "all tasks",
     ]
     row = cells(rankings[0], "b")
-    assert (row["rank"], row["success / planned"], row["mean of 50 tasks"][:6]) == ("1", "150 / 200", "75.0 %")
+    assert (row["rank"], row["success"], row["mean of 50 tasks"][:6]) == ("1", "150/200", "75.0 %")
     assert row["mean of 2 groups"].startswith("75.0 %")
-    assert [ranking.details is None for ranking in rankings] == [False, True, True, False, True]
+    assert [ranking.details is None for ranking in rankings] == [False, True, True, True, True]
     assert rankings[0].details is not None
-    assert rankings[0].details.header == ("success / planned", "b", "a")
+    assert rankings[0].details.header == ("success", "b", "a")
     assert len(rankings[0].details.rows) == 50
-    assert rankings[0].details.rows[0][1:] == ("3 / 4", "1 / 4")
+    assert rankings[0].details.rows[0][1:] == ("3/4", "1/4")
 
 
 def test_every_suite_has_a_figure_of_the_same_runs_policies_first(
@@ -249,7 +254,8 @@ def test_the_command_prints_and_writes_markdown(tmp_path: Path, capsys: pytest.C
     arguments = LeaderboardArguments((tmp_path,), tmp_path / "board.md")
     assert main(arguments) == 0
     text = (tmp_path / "board.md").read_text()
-    assert "| 1 | deep | 38 / 40 | 95.0 % | [83.1, 99.4] |" in text
+    assert "## deep, run deep (test split, manifest" in text
+    assert "| fake/Plane | 38/40 | 95.0 % [83.1, 99.4] |" in text
     assert "- partial: 30 of 40 episodes" in text
     shown = capsys.readouterr()
     assert "[83.1, 99.4]" in shown.out
@@ -266,3 +272,43 @@ def test_a_reader_that_leaves_early_sees_no_traceback(tmp_path: Path):
     os.close(writer)
     assert done.returncode != 0
     assert done.stderr == ""
+
+
+def test_one_run_has_one_table_of_its_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    make_run(tmp_path / "runs" / "a", 10, tasks=("fake/Plane", "fake/Line", "fake/Cube"))
+    assert main(LeaderboardArguments((tmp_path / "runs",), figures=tmp_path / "figures")) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("10/40") == 3
+    assert shown.count("at the end  ") == 1
+    assert max(map(len, shown.splitlines())) <= 100
+    assert "no figures: each shows a whole suite" in shown
+
+
+def test_json_and_csv_have_every_run_of_every_ranking(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    make_run(tmp_path / "a", 10, tasks=("fake/Plane", "fake/Line"))
+    make_run(tmp_path / "b", 38, tasks=("fake/Plane", "fake/Line"), errors=1)
+    make_run(tmp_path / "partial", 20, finished=3)
+    assert main(LeaderboardArguments((tmp_path,), json=True)) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [(each["ranking"], each["rank"], each["policy"], each["successes"]) for each in told["standings"]] == [
+        (name, rank, policy, count * times)
+        for name, times in (("fake/Plane", 1), ("fake/Line", 1), ("all tasks", 2))
+        for rank, policy, count in ((1, "b", 38), (2, "a", 10))
+    ]
+    assert told["left_out"][0]["folder"] == str(tmp_path / "partial")
+    assert main(LeaderboardArguments((tmp_path,), csv=True)) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["run"] for row in rows] == [str(tmp_path / name) for name in ("b", "a") * 3]
+    assert [float(row["interval.low"]) for row in rows] == [each["interval"][0] for each in told["standings"]]
+    assert [row["errors"] for row in rows] == ["1", "0", "1", "0", "2", "0"]
+
+
+def test_without_arguments_it_ranks_the_usual_folder_or_says_what_to_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SimEvalError, match="no runs to rank: there is no folder runs/ here"):
+        main(LeaderboardArguments())
+    make_run(tmp_path / "runs" / "a", 10)
+    assert main(LeaderboardArguments()) == 0
+    assert "10/40" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -19,7 +20,7 @@ from sim_eval.evaluation.engine import RolloutProtocol
 from sim_eval.policies.spatialvla.configuration_spatialvla import SIZES, PositionConfig, TextConfig
 from sim_eval.reporting.intervals import success_interval
 from sim_eval.reporting.panels import Point, demonstrations_panels, minutes_panels
-from sim_eval.reporting.summary import Tally
+from sim_eval.reporting.summary import RATE, Tally
 from sim_eval.reporting.trainings import FinishedTraining, Results, read_results
 from sim_eval.results import ResultsArguments, main
 
@@ -48,7 +49,13 @@ def table(page: str, title: str, number: int = 0) -> list[dict[str, str]]:
     """Rows of a table after a heading: of the first, or of one further down."""
     blocks = re.findall(r"(?:^\|.*\n)+", page.split(f"{title}\n", 1)[1], flags=re.MULTILINE)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in blocks[number].splitlines()]
-    return [dict(zip(rows[0], row, strict=True)) for row in rows[2:]]
+    return [with_parts(dict(zip(rows[0], row, strict=True))) for row in rows[2:]]
+
+
+def with_parts(row: dict[str, str]) -> dict[str, str]:
+    """The row, and the rate and its interval apart where it has them."""
+    rate, _, interval = row.get(RATE, "").partition(" [")
+    return {**row, "rate": rate, "interval": f"[{interval}"} if rate else row
 
 
 def scores(page: str, title: str, number: int = 0) -> dict[tuple[str, str], dict[str, str]]:
@@ -70,14 +77,14 @@ def test_a_run_is_joined_to_the_training_of_its_weights_and_counted_by_goal(tmp_
     assert scored.training.folder.name == "a"
     assert scored.tallies == {STACK: Tally(3, 4), LIFT: Tally(3, 4)}
     rows = scores(write(tmp_path), "## Test split")
-    assert {name: row["success / planned"] for name, row in rows.items()} == {
-        (LIFT, "a"): "3 / 4",
-        (STACK, "a"): "3 / 4",
-        (GREEN, "a"): "1 / 2",
-        (RED, "a"): "2 / 2",
+    assert {name: row["success"] for name, row in rows.items()} == {
+        (LIFT, "a"): "3/4",
+        (STACK, "a"): "3/4",
+        (GREEN, "a"): "1/2",
+        (RED, "a"): "2/2",
     }
-    assert (rows[STACK, "a"]["rate"], rows[STACK, "a"]["95 % interval"]) == ("75.0 %", "[19.4, 99.4]")
-    assert rows[RED, "a"]["95 % interval"] == "[15.8, 100.0]"
+    assert (rows[STACK, "a"]["rate"], rows[STACK, "a"]["interval"]) == ("75.0 %", "[19.4, 99.4]")
+    assert rows[RED, "a"]["interval"] == "[15.8, 100.0]"
     (left_out,) = read(tmp_path).left_out
     b = tmp_path / "train" / "b"
     assert left_out == (b, f"no complete test run of its weights: python -m sim_eval.rollout --policy {b}")
@@ -100,7 +107,7 @@ def test_seeds_are_pooled_and_shown_one_by_one(tmp_path: Path):
     ]
     low, high = success_interval(8, 12)
     pooled = rows["3 seeds: s0, s1, s2"]
-    assert (pooled["success / planned"], pooled["95 % interval"]) == ("8 / 12", f"[{100 * low:.1f}, {100 * high:.1f}]")
+    assert (pooled["success"], pooled["interval"]) == ("8/12", f"[{100 * low:.1f}, {100 * high:.1f}]")
     about = {row["training"]: row for row in table(page, "## Trainings")}
     assert [(row["expert"], row["seed"], row["budget"]) for row in (about["s1"], about["late"])] == [
         ("deep_llama", "1", "20 minutes on cpu with 2 threads"),
@@ -114,8 +121,8 @@ def test_unequal_numbers_of_episodes_are_shown_in_every_row(tmp_path: Path):
     make_run(tmp_path / "runs" / "a", "a", {0})
     make_run(tmp_path / "runs" / "b", "b", {0}, episodes=2)
     rows = scores(write(tmp_path), "## Test split")
-    counts = {name: row["success / planned"] for (task, name), row in rows.items() if task == STACK}
-    assert counts == {"a": "1 / 4", "b": "1 / 2", "2 seeds: a, b": "2 / 6"}
+    counts = {name: row["success"] for (task, name), row in rows.items() if task == STACK}
+    assert counts == {"a": "1/4", "b": "1/2", "2 seeds: a, b": "2/6"}
 
 
 @pytest.mark.parametrize(
@@ -255,9 +262,10 @@ def test_a_success_that_did_not_last_stands_in_its_own_column(tmp_path: Path):
     make_run(tmp_path / "runs" / "a", "a", {0, 1, 2}, lasting={2})
     rows = scores(write(tmp_path), "## Test split")
     whole = rows[STACK, "a"]
-    assert (whole["success / planned"], whole["rate"], whole["success / completed"]) == ("3 / 4", "75.0 %", "3 / 4")
+    assert (whole["success"], whole["rate"]) == ("3/4", "75.0 %")
     assert (whole["at the end"][:6], rows[RED, "a"]["at the end"][:6]) == ("25.0 %", "50.0 %")
-    assert (whole["steps to success"], whole["errors"]) == ("20", "0")
+    assert whole["steps"] == "20"
+    assert "errors" not in whole  # there were none
 
 
 def test_phases_are_counted_for_each_training(tmp_path: Path):
@@ -293,20 +301,20 @@ def test_a_suite_has_its_means_before_its_tasks(tmp_path: Path, monkeypatch: pyt
         *(("made/lifts", "mean of 2 tasks", name) for name in ("s0", "s1", both, "few")),  # few lacks Stack
     ]
     own = means["made/All", "mean of 3 tasks", "s0"]
-    assert (own["episodes"], own["rate"], own["95 % interval"]) == ("6", "50.0 %", "[11.8, 88.2]")
+    assert (own["episodes"], own["rate"], own["interval"]) == ("6", "50.0 %", "[11.8, 88.2]")
     pooled = means["made/All", "mean of 3 tasks", both]
     assert (pooled["episodes"], pooled["rate"]) == ("12", "75.0 %")
     assert means["made/All", "mean of 2 groups", "s1"]["at the end"].startswith("50.0 %")
     few = means["made/lifts", "mean of 2 tasks", "few"]
-    assert (few["episodes"], few["rate"], few["95 % interval"]) == ("8", "25.0 %", "[3.2, 65.1]")
+    assert (few["episodes"], few["rate"], few["interval"]) == ("8", "25.0 %", "[3.2, 65.1]")
     rows = scores(page, "## Test split", 1)
     assert {name: row["rate"] for (task, name), row in rows.items() if task == STACK} == {
         "s0": "50.0 %",
         "s1": "100.0 %",
         both: "75.0 %",
     }
-    assert rows[CAN, both]["success / planned"] == "3 / 4"
-    assert rows[WIDE, "few"]["95 % interval"] == "[0.6, 80.6]"
+    assert rows[CAN, both]["success"] == "3/4"
+    assert rows[WIDE, "few"]["interval"] == "[0.6, 80.6]"
     assert "mean of groups weighs each of the suites alike" in page
 
 
@@ -315,9 +323,9 @@ def test_tasks_that_are_not_installed_here_are_counted_all_the_same(tmp_path: Pa
     make_training(tmp_path / "train", "a")
     make_run(tmp_path / "runs" / "r", "a", {0, 1}, tasks=("absent/One", "absent/Two"))
     rows = scores(write(tmp_path), "## Test split")
-    assert {name: row["success / planned"] for name, row in rows.items()} == {
-        ("absent/One", "a"): "2 / 4",
-        ("absent/Two", "a"): "2 / 4",
+    assert {name: row["success"] for name, row in rows.items()} == {
+        ("absent/One", "a"): "2/4",
+        ("absent/Two", "a"): "2/4",
     }
 
 
@@ -354,7 +362,7 @@ def test_everything_left_out_is_listed_with_the_reason(tmp_path: Path, capsys: p
     for name in expected:
         assert f"{name}: " in page.split("## Left out")[1]
         assert f"{name}: " in shown.err
-    assert [row["success / planned"] for row in table(page, "## Test split")] == ["1 / 4", "0 / 2", "1 / 2"]
+    assert [row["success"] for row in table(page, "## Test split")] == ["1/4", "0/2", "1/2"]
 
 
 def test_curves_pool_seeds_round_by_round(tmp_path: Path):
@@ -412,7 +420,7 @@ def test_figures_are_drawn_only_from_what_there_is(tmp_path: Path, capsys: pytes
     for name in ("a", "more"):
         make_run(tmp_path / "runs" / name, name, {0, 1})
     assert "(demonstrations.svg)" in write(tmp_path)
-    assert "2 trainings, 2 tested: results.md, minutes.svg, demonstrations.svg in" in capsys.readouterr().out
+    assert "2 trainings, of which 2 tested: results.md, minutes.svg, demonstrations.svg in" in capsys.readouterr().out
 
 
 def test_neither_table_nor_figure_is_a_failure(tmp_path: Path):
@@ -437,3 +445,21 @@ def test_a_path_without_trainings_or_runs_is_refused(tmp_path: Path, missing: st
     ):
         with pytest.raises(SimEvalError, match=f"{missing} holds no {name}: name "):
             main(ResultsArguments(*paths))
+
+
+def test_json_has_every_tested_training_and_what_was_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    make_training(tmp_path / "train", "a")
+    make_training(tmp_path / "train", "b", seed(1))
+    make_run(tmp_path / "runs" / "one", "a", {0, 1, 2}, tasks=(STACK, LIFT))
+    arguments = ResultsArguments((tmp_path / "train",), tmp_path / "out", (tmp_path / "runs",))
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.startswith("2 trainings, of which 1 tested: results.md, minutes.svg")
+    assert main(replace(arguments, json=True)) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [(each["training"], each["task"], each["goal"], each["successes"]) for each in told["scores"]] == [
+        (str(tmp_path / "train" / "a"), task, goal, count)
+        for task, goal, count in ((LIFT, "", 3), (STACK, "", 3), (STACK, RED, 2), (STACK, GREEN, 1))
+    ]
+    assert told["left_out"][0]["folder"] == str(tmp_path / "train" / "b")
+    assert main(replace(arguments, runs=())) == 0
+    assert "2 trainings, of which none tested" in capsys.readouterr().out

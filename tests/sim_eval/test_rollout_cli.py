@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import Literal
 import pytest
 
 from sim_eval.configs import RolloutConfig
-from sim_eval.console import run
+from sim_eval.console import parse, run
 from sim_eval.core.types import ActionChunk, RenderConfig
 from sim_eval.evaluation.engine import RolloutProtocol
 from sim_eval.evaluation.manifest import Manifest
@@ -25,6 +26,7 @@ from sim_eval.leaderboard import LeaderboardArguments
 from sim_eval.leaderboard import main as leaderboard
 from sim_eval.policies.baselines import ZeroPolicy
 from sim_eval.policies.policy import PolicyRequest
+from sim_eval.reporting.run_report import next_steps
 from sim_eval.rollout import PROGRAM, main
 from sim_eval.verify import VerifyArguments
 from sim_eval.verify import main as verify
@@ -65,11 +67,21 @@ def test_it_prints_one_json_object_and_writes_videos(
     assert sum(task["phases"].values()) == task["completed"] + task["errors"] == 2
     assert "success" in shown.err  # the progress bar
     videos = sorted(path.name for path in (tmp_path / "run" / "videos").iterdir())
-    outcomes = ["success" if line["success"] else "failure" for line in identities(tmp_path / "run")]
-    assert videos == [f"robosuite-LiftWide_test_{n:05d}_{outcome}.mp4" for n, outcome in enumerate(outcomes)]
+    outcome = "success" if identities(tmp_path / "run")[0]["success"] else "failure"
+    assert videos == [f"robosuite-LiftWide_test_00000_{outcome}.mp4"]  # of the first episode of each task
     # Neither watching nor the number of episodes changes an episode.
     assert identities(tmp_path / "run") == identities(finished)[:2]
     assert leaderboard(LeaderboardArguments((tmp_path / "run", finished))) == 0
+
+
+def test_it_ends_with_what_to_type_next(finished: Path):
+    results = read_run(finished).episodes
+    more, replay = next_steps(finished, results).splitlines()
+    assert more == "n = 3 a task leaves wide intervals; for narrower ones: --episodes 200"
+    command = shlex.split(replay.partition(": ")[2])
+    assert command[:3] == ["python", "-m", "sim_eval.verify"]
+    assert verify(parse(VerifyArguments, "verify", command[3:])) == 0
+    assert next_steps(finished, results * 20) == replay
 
 
 def test_a_run_is_repeated_from_its_own_run_json(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -168,12 +180,14 @@ def test_another_run_in_the_folder_is_refused(
         (["--policy", "zero", "--euler-steps", "2"], "policy 'zero' has no network: leave --euler-steps out"),
         (["--policy", "zero", "--weights", "int8"], "policy 'zero' has no network: leave --weights out"),
         (["--policy", "random", "--compile"], "policy 'random' has no network: leave --compile out"),
-        (["--policy", "zero", "--workers", "0"], "--workers: input should be greater than or equal to 1"),
+        (["--policy", "zero", "--workers", "0"], "--workers: input should be auto or a whole number from 1 on, not 0"),
         (["--policy", "zero", "--batch", "-1"], "--batch: input should be greater than or equal to 0"),
         (["--policy", "zero", "--watchdog", "0"], "--watchdog: input should be greater than or equal to 1"),
         (["--policy", "zero", "--retries", "-1"], "--retries: input should be greater than or equal to 0"),
         (["--policy", "zero", "--deterministic", "--batch", "2"], "leave --batch 2 out"),
         (["--policy", "zero", "--video", "some"], "some"),
+        (["--policy", "zero", "--video", "0"], "--video"),
+        (["--policy", "zero", "--video-size", "64"], "--video-size: input should be greater than or equal to 128"),
         (["--policy", "zero", "--speed", "9"], "--speed"),
         ([], "--policy"),
     ],
@@ -222,3 +236,29 @@ def test_help_comes_at_once():
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "[]"
     assert "--episodes" in result.stdout
+
+
+@pytest.mark.slow
+def test_a_policy_of_another_arm_runs_when_asked_to_and_is_ranked_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    task, folder = "robosuite/LiftWide@Sawyer", tmp_path / "other"
+    options = ["--policy", "deep_llama", "--episodes", "1", "--video", "none", "--out", str(folder)]
+    assert call(monkeypatch, *options, "--task", task) == 2
+    shown = capfd.readouterr().err
+    assert "robot: the policy was trained for Panda, the environment has Sawyer; rollout --other-robot scores" in shown
+    assert not folder.exists()
+    assert call(monkeypatch, *options, "--task", f"{task}@Sawyer") == 2
+    assert call(monkeypatch, *options, "--task", task.replace("Sawyer", "UR5e"), "--other-robot") == 2
+    assert "environment: proprio 'gripper_qpos' of length 2 is needed, the environment has 6" in capfd.readouterr().err
+    assert call(monkeypatch, *options, "--task", task, "--other-robot") == 0
+    run = read_run(folder)
+    assert run.protocol == replace(RolloutProtocol(), other_robot=True)
+    assert [(result.key.task, result.error) for result in run.episodes] == [(task, None)]
+    assert json.loads((folder / "run.json").read_text())["environments"][task]["robot"] == "Sawyer"
+    assert [path.name for path in (folder / "trajectories").iterdir()] == ["robosuite-LiftWide@Sawyer_test_00000.h5"]
+    assert verify(VerifyArguments(folder, strict=True)) == 0
+    assert call(monkeypatch, *options[:-1], str(tmp_path / "own"), "--task", "robosuite/LiftWide", "--other-robot") == 0
+    assert read_run(tmp_path / "own").protocol == RolloutProtocol()  # its own robot: nothing to say
+    leaderboard(LeaderboardArguments((folder,)))
+    assert "other robot than trained for" in capfd.readouterr().out

@@ -33,6 +33,7 @@ from sim_eval.policies.policy import Policy
 from sim_eval.policies.registry import load_policy
 from sim_eval.policies.spatialvla.configuration_spatialvla import PositionConfig, SpatialVLAConfig
 from sim_eval.policies.spatialvla.trainer import Trainer
+from sim_eval.training import loop as train_loop
 from sim_eval.training import validation
 from sim_eval.training.batches import prepared
 from sim_eval.training.metadata import METADATA, read_metadata
@@ -363,6 +364,21 @@ def test_a_policy_may_see_fewer_cameras_than_were_recorded(data: Path, tmp_path:
         train.main(config([data], tmp_path / "none", cameras=("front",)))
 
 
+def test_a_policy_may_read_a_state_that_all_arms_share(data: Path, tmp_path: Path) -> None:
+    plain = config([data], tmp_path, network=unfitted(SpatialVLAConfig()))
+    windows = open_windows(plain)
+    assert dict(make_processor(windows, plain).spec.proprio) == {"eef_pos": 3, "eef_rot6d": 6, "gripper_qpos": 2}
+    shared = replace(plain, state=("eef_pos", "eef_rot6d", "gripper_opening"))
+    processor = make_processor(windows, shared)
+    assert dict(processor.spec.proprio) == {"eef_pos": 3, "eef_rot6d": 6, "gripper_opening": 1}
+    assert processor.config.expert.state_dim == 10
+    assert "--state eef_pos eef_rot6d gripper_opening" in shared.command
+    with pytest.raises(
+        SimEvalError, match=r"--state: the data has no field 'elbow', it has eef_pos, .*gripper_opening"
+    ):
+        make_processor(windows, replace(plain, state=("elbow",)))
+
+
 def unfitted(network: SpatialVLAConfig) -> SpatialVLAConfig:
     """The network with the numbers open that the demonstrations decide."""
     vision, expert = replace(network.vision, image_size=0), replace(network.expert, state_dim=0, action_dim=0)
@@ -490,6 +506,48 @@ def test_bad_input_is_one_line(
     with pytest.raises(SimEvalError, match=re.escape(says)) as caught:
         train.main(parse(TrainConfig, train.PROGRAM, typed))
     assert "\n" not in str(caught.value)
+
+
+def test_a_training_without_any_success_says_how_to_go_on(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rate = 0
+    monkeypatch.setattr(train_loop, "validate", lambda policy, keys, *_: {TASK: (rate, len(keys))})
+    asked = config([data], tmp_path / "out", val_episodes=2, seed=3)
+    assert train.main(asked) == 0
+    *_, says, passes, command = capsys.readouterr().out.splitlines()
+    windows = read_metadata(tmp_path / "out").windows[TASK]
+    assert "has not learnt the task yet: no validation episode succeeded after 8 steps" in says + passes
+    assert f"{8 * 4 / windows:.1f} passes over the data" in says + passes
+    # The command that it prints goes on with the same training.
+    words = shlex.split(command)
+    assert words[:3] == ["python", "-m", "sim_eval.train"]
+    longer = parse(TrainConfig, "train", words[3:])
+    assert (longer.steps, replace(longer, steps=8)) == (32, asked)
+    rate = 1
+    assert train.main(replace(longer, steps=9)) == 0
+    assert read_metadata(tmp_path / "out").earlier_budgets == (8.0,)
+    assert "score it: python -m sim_eval.rollout" in capsys.readouterr().out
+    assert train.lengthened(replace(asked, steps=None, minutes=10.0)).minutes == 60
+    assert train.lengthened(replace(asked, steps=None, minutes=50.0)).minutes == 200
+
+
+def test_json_and_csv_have_the_rounds(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = iter([0, 1, 2, 2, 0])
+    monkeypatch.setattr(train_loop, "validate", lambda policy, keys, *_: {TASK: (next(scores), len(keys))})
+    asked = config([data], tmp_path / "out", val_episodes=2)
+    assert train.main(replace(asked, json=True)) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [(each["step"], each["rate"], each["kept"]) for each in told["rounds"]] == [
+        *((2, 0.0, False), (4, 0.5, False), (5, 1.0, False), (7, 1.0, True), (8, 0.0, False))
+    ]
+    assert told["rounds"][1]["tasks"] == {TASK: {"successes": 1, "episodes": 2}}
+    assert train.main(replace(asked, csv=True)) == 0  # finished: it reports again
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header == f"step,minutes,rate,kept,tasks.{TASK}.successes,tasks.{TASK}.episodes"
+    assert len(rows) == 5
 
 
 def test_the_program_prints_it(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -142,46 +141,6 @@ def test_two_processes_write_what_one_writes(data: Path, tmp_path: Path) -> None
     for name, tensor in weights[0].items():
         if not name.endswith("k_proj.bias"):  # of which no loss depends: its steps are rounding's
             torch.testing.assert_close(weights[1][name], tensor, atol=1e-5, rtol=1e-4, msg=name)
-
-
-GROUPS_2 = {
-    "proc/self/cgroup": "0::/jobs/one\n",
-    "sys/fs/cgroup/jobs/one/memory.max": "max\n",
-    "sys/fs/cgroup/jobs/one/memory.current": "100\n",
-    "sys/fs/cgroup/jobs/one/memory.stat": "anon 70\ninactive_file 30\n",
-    "sys/fs/cgroup/jobs/memory.max": "1000\n",
-    "sys/fs/cgroup/jobs/memory.current": "600\n",
-    "sys/fs/cgroup/jobs/memory.stat": "anon 500\ninactive_file 50\n",
-}
-GROUPS_1 = {  # in a container: the group's path is the host's, and the mount shows the container's group as the root
-    "proc/self/cgroup": "12:cpu,cpuacct:/docker/a\n5:memory:/docker/a\n0::/docker/a\n",
-    "sys/fs/cgroup/memory/memory.limit_in_bytes": "800\n",
-    "sys/fs/cgroup/memory/memory.usage_in_bytes": "300\n",
-    "sys/fs/cgroup/memory/memory.stat": "cache 3\ntotal_inactive_file 7\n",
-}
-
-
-@pytest.mark.parametrize(
-    ("files", "free"),
-    [
-        (GROUPS_2, 1000 - 600 + 50),
-        (GROUPS_2 | {"sys/fs/cgroup/jobs/one/memory.max": "200\n"}, 200 - 100 + 30),
-        (GROUPS_2 | {"sys/fs/cgroup/jobs/memory.current": "2000\n"}, 50),
-        (GROUPS_1, 800 - 300 + 7),
-        (GROUPS_1 | {"sys/fs/cgroup/memory/memory.limit_in_bytes": f"{2**63 - 4096}\n"}, None),
-        ({"proc/self/cgroup": "0::/\n"}, None),
-        ({}, None),
-    ],
-)
-def test_control_groups_limit_memory(
-    files: dict[str, str], free: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    machine = psutil.virtual_memory()
-    monkeypatch.setattr("psutil.virtual_memory", lambda: machine)
-    assert memory.available_memory(tmp_path) == (machine.available if free is None else free)
 
 
 def test_features_are_kept_of_a_frozen_vlm_only(data: Path, tmp_path: Path) -> None:

@@ -366,7 +366,10 @@ class OtherPlane(PlaneSimulator):
 
 def test_another_last_digit_is_outcome_identical_and_says_where(recorded: Path, verify: Program, tmp_path: Path):
     verify.simulator(OtherPlane(push=-1e-12, since=4))
+    code, shown = verify(recorded, "--json")
+    told = json.loads(shown)
     code, shown = verify(recorded, "--out", str(tmp_path / "report.json"))
+    assert told == json.loads((tmp_path / "report.json").read_text())
     assert code == 0
     assert shown.splitlines()[-1].split() == [PLANE.name, "8", "0", "8", "0", "0"]
     assert "states differ from step 5 on, most by" in shown
@@ -468,7 +471,7 @@ def test_a_run_that_is_not_complete_is_verified_as_far_as_it_goes(tmp_path: Path
         (["--episode", "8"], "--episode 8: "),
         (["--episode", "-1"], "has episodes 0 to 7"),
         (["--sample", "0"], "--sample: input should be greater than or equal to 1"),
-        (["--workers", "0"], "--workers: input should be greater than or equal to 1"),
+        (["--workers", "0"], "--workers: input should be auto or a whole number from 1 on, not 0"),
         (["--sample", "2", "--episode", "1"], "give one of them"),
         (["--out", f"{__file__}/report.json"], "cannot be written"),
         (["--policy"], "was not made by sim_eval.rollout, so its policy is unknown: leave --policy out"),
@@ -528,9 +531,10 @@ def test_real_episodes_of_a_shipped_policy_are_bit_identical(
     assert rollout.main(arguments) == 0
     assert main(VerifyArguments(folder, strict=True, policy=True)) == 0
     assert main(VerifyArguments(folder, strict=True, policy=True, workers=2)) == 0
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()[-len(tasks) :]]
-    assert [row[:6] for row in rows] == [[task, "1", "1", "0", "0", "0"] for task in tasks]
-    assert all(row[6] == row[7] and int(row[6]) > 5 and row[8] == "0" for row in rows)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(tasks)]
+    verdicts, inferred = rows[-2 * len(tasks) : -len(tasks)], rows[-len(tasks) :]
+    assert verdicts == [[task, "1", "1", "0", "0", "0"] for task in tasks]
+    assert all(chunks == equal and int(chunks) > 5 and largest == "0" for _, chunks, equal, largest in inferred)
     assert max(path.stat().st_size for path in (folder / "trajectories").iterdir()) < 120_000
 
     key = EpisodeKey("robosuite/Lift", "test", 0)

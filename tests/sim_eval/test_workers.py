@@ -9,11 +9,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from fake_simulator import PLANE, FakePolicy, PlaneSimulator, wander
 from faulty_workers import (
     MANIFEST,
@@ -22,6 +25,7 @@ from faulty_workers import (
     fake_task,
     files,
     lines,
+    naming_job,
     play_alone,
     play_in_workers,
     trajectories,
@@ -30,9 +34,12 @@ from faulty_workers import (
 from sim_eval.configs import RolloutConfig
 from sim_eval.core import versions
 from sim_eval.core.errors import SimEvalError
-from sim_eval.core.types import ActionChunk, FloatArray, observe_task
+from sim_eval.core.types import ActionChunk, EpisodeKey, FloatArray, observe_task
 from sim_eval.evaluation.batching import Answer, Batcher, Failure, Question
+from sim_eval.evaluation.jobs import PolicySource
+from sim_eval.evaluation.rollouts import with_workers
 from sim_eval.evaluation.run_folder import read_run
+from sim_eval.evaluation.workers import Lost, Supervision, WorkerPool
 from sim_eval.policies.policy import PolicyRequest
 from sim_eval.rollout import main
 
@@ -243,6 +250,46 @@ def test_workers_that_cannot_start_end_the_run(job: Callable[..., FaultyJob], st
         play_in_workers(broken)
     assert not read_run(broken.run).episodes
     assert not any(alive(worker) for worker in broken.workers)
+
+
+def test_a_worker_stays_with_its_task():
+    keys = [EpisodeKey(task, "test", index) for task in "abcd" for index in range(5)]
+    with closing(WorkerPool(naming_job, 2, Supervision())) as pool:
+        pool.start(5)  # no more than two, and they are those that run the episodes
+        ended = [outcome for outcome in pool.run(keys) if not isinstance(outcome, Lost)]
+    assert sorted(str(key) for _, key in ended) == sorted(map(str, keys))
+    played = {worker: [key.task for each, key in ended if each == worker] for worker, _ in ended}
+    assert len(played) <= 2
+    changes = sum(before != after for tasks in played.values() for before, after in pairwise(["", *tasks]))
+    assert changes <= 5, "each task is one worker's, and the last one is shared"
+
+
+class Elsewhere(FakePolicy):
+    """A policy on a GPU."""
+
+    device = torch.device("cuda")
+
+
+def test_auto_shares_a_policy_that_computes_elsewhere(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sim_eval.evaluation.workers.available_cores", lambda: 3)
+    monkeypatch.setattr("sim_eval.evaluation.workers.available_memory", lambda: 10**13)
+    here, gpu = wander(), Elsewhere(lambda request: np.zeros((1, 2)))
+
+    def resolved(
+        policy: FakePolicy, episodes: int = 100, reference: str = "other", **options: object
+    ) -> tuple[object, object]:
+        config = RolloutConfig(reference, **options)  # type: ignore[arg-type]
+        chosen = with_workers(config, PolicySource.of(config), policy, episodes)
+        return chosen.workers, chosen.batch
+
+    assert resolved(here) == (3, None)
+    assert resolved(here, episodes=4) == (1, None)
+    assert resolved(gpu) == (3, 1)
+    assert resolved(gpu, batch=8) == (3, 8)
+    assert resolved(gpu, episodes=4) == (1, None)
+    assert resolved(gpu, backend="ray") == (3, None)
+    assert resolved(gpu, workers=5) == (5, None)
+    assert resolved(here, reference="ws://localhost:8000") == (3, 1)
 
 
 @pytest.mark.parametrize("size", [1, 2])
