@@ -31,7 +31,7 @@ EPISODES = (
 )
 COLUMNS, TILE, FPS, SLOWED = 3, 200, 10, 3
 # ffmpeg: one palette for all frames; only the rectangle that changes is stored.
-FILTER = "split[a][b];[a]palettegen=stats_mode=diff[p];[b][p]paletteuse=dither=bayer:bayer_scale=4:diff_mode=rectangle"
+FILTER = "split[a][b];[a]palettegen=stats_mode=diff[p];[b][p]paletteuse=dither=sierra2_4a:diff_mode=rectangle"
 
 
 def record(name: str, task: str, folder: Path) -> Path:
@@ -54,7 +54,7 @@ def main() -> None:
         slowed = [SLOWED if task.startswith("metaworld/") else 1 for _, task in EPISODES]
         shown = [rate / times for rate, times in zip(rates, slowed, strict=True)]
         grid = Path(scratch) / "grid.mp4"
-        write_video(grid, (tiled(pictures, COLUMNS) for pictures in in_step(clips, shown, FPS)), FPS)
+        write_video(grid, (tiled(pictures, COLUMNS) for pictures in in_step(clips, shown, FPS)), FPS, TileLayout.CRF)
         ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()
         subprocess.run([ffmpeg, "-loglevel", "error", "-y", "-i", grid, "-filter_complex", FILTER, OUT], check=True)
     print(f"{OUT}: {OUT.stat().st_size / 1e6:.1f} MB")

@@ -232,11 +232,8 @@ class RgbdRenderer:
         if mode == "fast":
             visible = [geom for geom in range(own.ngeom) if own.geom_group[geom] in scene_options.groups]
             self.decimated = decimate_meshes(own, visible, scene_options.cell_metres)
-            self._canvases = [_Canvas(own, height, width, scene_options, effects=False)]
-        else:
-            self._canvases = [
-                _Canvas(copy.copy(own), height, width, scene_options, effects) for effects in (True, False)
-            ]
+        self._mode, self._scene_options = mode, scene_options
+        self._canvases = [_Canvas(own, height, width, scene_options, effects=mode == "faithful")]
         self._shape = height, width
         near = np.float64(np.float32(model.vis.map.znear * model.stat.extent))
         far = np.float64(np.float32(model.vis.map.zfar * model.stat.extent))
@@ -244,9 +241,17 @@ class RgbdRenderer:
         self._near_far = near, far
 
     @property
+    def _depth_canvas(self) -> _Canvas:
+        """Draws depth; in mode ``faithful`` it is another than that of RGB, and is made when it is first needed."""
+        if self._mode == "faithful" and len(self._canvases) == 1:
+            own = copy.copy(self._canvases[0].model)
+            self._canvases.append(_Canvas(own, *self._shape, self._scene_options, effects=False))
+        return self._canvases[-1]
+
+    @property
     def drawn_model(self) -> mujoco.MjModel:
         """The model from which depth is rendered; decimated in mode ``fast``."""
-        return self._canvases[-1].model
+        return self._depth_canvas.model
 
     @property
     def inherited(self) -> bool:
@@ -263,11 +268,11 @@ class RgbdRenderer:
         """RGB uint8 [H, W, 3] and planar depth float32 [H, W] of the pixels' centres in metres, both upright."""
         rgb = np.empty((*self._shape, 3), np.uint8)
         buffer = np.empty(self._shape, np.float32)
-        if len(self._canvases) == 1:
+        if self._mode == "fast":
             self._canvases[0].draw(data, camera, rgb, buffer)
         else:
             self._canvases[0].draw(data, camera, rgb, None)
-            self._canvases[1].draw(data, camera, None, buffer)
+            self._depth_canvas.draw(data, camera, None, buffer)
         near, far = self._near_far
         depth = (near * far / (near + buffer.astype(np.float64) * (far - near))).astype(np.float32)
         return np.ascontiguousarray(rgb[::-1]), np.ascontiguousarray(depth[::-1])
@@ -282,12 +287,12 @@ class RgbdRenderer:
         """Geom id of each pixel, int32 [H, W]; -1: none."""
         import mujoco
 
-        scene = self._canvases[-1].scene
+        scene = self._depth_canvas.scene
         flags = scene.flags.copy()
         scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = True
         scene.flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = True
         colour = np.empty((*self._shape, 3), np.uint8)
-        self._canvases[-1].draw(data, camera, colour, None)
+        self._depth_canvas.draw(data, camera, colour, None)
         scene.flags[:] = flags
         segment = colour[::-1].astype(np.int32) @ np.array([1, 1 << 8, 1 << 16], np.int32)
         geom_of = np.full(scene.ngeom + 1, -1, np.int32)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -193,20 +192,22 @@ class MujocoSimulator(ABC):
     def rerender(
         self, poses: Iterable[ScenePose], mode: RenderMode, size: tuple[int, int], cameras: Sequence[str]
     ) -> Iterator[tuple[NDArray[np.uint8], Mapping[str, CameraView]]]:
-        """See :class:`sim_eval.core.types.Rerenderable`; everything is rendered from copies of the model."""
+        """See :class:`sim_eval.core.types.Rerenderable`."""
         seen, shown = (copy.copy(self._physics()[0]) for _ in range(2))
-        with (
-            closing(self._new_scene_camera(seen, self._options)) as policy,
-            closing(self._new_scene_camera(shown, RenderConfig(mode, *size))) as viewer,
-        ):
-            viewer.look_at(VIDEO_CAMERA, *self._viewpoint(), VIDEO_FOVY)
+        self._scene_camera.follow(seen)
+        viewer = self._new_scene_camera(shown, RenderConfig(mode, *size))
+        viewer.look_at(VIDEO_CAMERA, *self._viewpoint(), VIDEO_FOVY)
+        try:
             for pose in poses:
-                for model, scene_camera in ((seen, policy), (shown, viewer)):
+                for model, scene_camera in ((seen, self._scene_camera), (shown, viewer)):
                     model.site_rgba[:] = pose.site_rgba
                     scene_camera.sync()
                     scene_camera.forget()
                     scene_camera.update(pose)
-                yield viewer.rgb(VIDEO_CAMERA), {name: policy.view(name) for name in cameras}
+                yield viewer.rgb(VIDEO_CAMERA), {name: self._scene_camera.view(name) for name in cameras}
+        finally:
+            viewer.close()
+            self._scene_camera.follow(self._physics()[0])
 
     def _viewpoint(self) -> tuple[FloatArray, FloatArray]:
         """Position [3] of the third-person camera, and the point [3] at which it looks, metres."""

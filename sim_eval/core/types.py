@@ -325,8 +325,8 @@ class Rerenderable(Protocol):
     ) -> Iterator[tuple[NDArray[np.uint8], Mapping[str, CameraView]]]:
         """For each pose of this episode: a third-person picture, uint8 [*size, 3], and the named cameras' views.
 
-        The third-person picture is rendered in the given mode, the cameras as in the episode. The simulator and its own
-        pictures are not touched.
+        The third-person picture is rendered in the given mode, the cameras as in the episode. Afterwards the simulator
+        goes on as if nothing had been rendered.
         """
         ...
 

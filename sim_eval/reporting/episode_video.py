@@ -109,7 +109,7 @@ class VideoRecorder(Recorder):
         )
         outcome = "success" if success else "failure"
         with atomic(self._folder / f"{self._key.stem}_{outcome}.mp4") as partial:
-            write_video(partial, self._frames(simulator, story), control_hz / self._stride)
+            write_video(partial, self._frames(simulator, story), control_hz / self._stride, self._layout.CRF)
         self._kept = {}
 
     def _keep(self, simulator: Simulator) -> None:
@@ -139,8 +139,12 @@ class VideoRecorder(Recorder):
         yield from repeat(frame, round(HOLD_SECONDS * story.control_hz / self._stride))
 
 
-def write_video(path: Path, frames: Iterator[Picture], fps: float) -> None:
-    """Writes uint8 frames [H, W, 3] of one even size as H.264 in yuv420p, with the index in front."""
+def write_video(path: Path, frames: Iterator[Picture], fps: float, crf: int = 20) -> None:
+    """Writes uint8 frames [H, W, 3] of one even size as H.264 in yuv420p, with the index in front.
+
+    Args:
+        crf: ffmpeg's constant rate factor; the lower, the better the pictures and the larger the file.
+    """
     import imageio_ffmpeg
 
     first = next(frames)
@@ -152,7 +156,7 @@ def write_video(path: Path, frames: Iterator[Picture], fps: float) -> None:
         pix_fmt_out="yuv420p",
         macro_block_size=2,
         ffmpeg_log_level="error",
-        output_params=["-preset", "veryfast", "-crf", "20", "-movflags", "+faststart"],
+        output_params=["-preset", "veryfast", "-crf", str(crf), "-movflags", "+faststart"],
     )
     with closing(writer):
         writer.send(None)

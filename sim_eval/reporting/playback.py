@@ -16,7 +16,7 @@ from sim_eval.evaluation.trajectory import read_trajectory, trajectory_path
 from sim_eval.evaluation.verification import RecordedPolicy
 from sim_eval.policies.policy import PolicySpec
 from sim_eval.reporting.episode_video import VideoRecorder, write_grid
-from sim_eval.reporting.video_layout import EpisodeLayout, TileLayout
+from sim_eval.reporting.video_layout import EpisodeLayout, Layout, TileLayout
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,7 @@ class Playback:
         if self._simulators is not None:
             self._simulators.close()
 
-    def write(
-        self, episode: Recorded, folder: Path, layout: type[EpisodeLayout] | type[TileLayout] = EpisodeLayout
-    ) -> Path:
+    def write(self, episode: Recorded, folder: Path, layout: type[Layout] = EpisodeLayout) -> Path:
         """Writes ``<task>_<split>_<index>_<success|failure>.mp4`` into the folder.
 
         Raises:

@@ -131,6 +131,8 @@ class Layout:
         size: height of the large picture in pixels; everything else grows with it.
     """
 
+    CRF = 20  # of the video, for ffmpeg
+
     def __init__(self, story: Story, views: Views, size: int) -> None:
         self._story = story
         self._unit = size / DESIGN
@@ -281,6 +283,7 @@ class EpisodeLayout(Layout):
 class TileLayout(Layout):
     """A tile of a grid: instruction and label above the large picture, a depth inset in it, progress below."""
 
+    CRF = 4  # tiles are compressed once more, in the grid
     BAND, BAR = 88, 10
     INSET_SHARE = 0.3  # of the large picture's height
 

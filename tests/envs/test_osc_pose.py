@@ -18,14 +18,11 @@ import pytest
 
 from sim_eval.core.types import EpisodeKey, FloatArray
 from sim_eval.envs.libero_sim import installation
-from sim_eval.envs.opengl import choose_backend
-from sim_eval.envs.robosuite_robot import quiet, single_arm_robots
-from sim_eval.envs.robosuite_sim import RobosuiteSimulator, load_robosuite
+from sim_eval.envs.robosuite_robot import load_robosuite, quiet, single_arm_robots
+from sim_eval.envs.robosuite_sim import RobosuiteSimulator
 from sim_eval.envs.tasks import get_task, suite_tasks, suites
 
-choose_backend()
-with quiet():
-    load_robosuite()
+load_robosuite()
 from sim_eval.envs import osc_pose  # noqa: E402
 
 COLD = """
@@ -39,8 +36,7 @@ else:  # no folder that numba knows can be written
     implementation = getattr(caching, "CacheImpl", None) or caching._CacheImpl
     implementation._locator_classes = [each for each in implementation._locator_classes if "User" in each.__name__][:1]
 from sim_eval.core.types import EpisodeKey
-from sim_eval.envs.robosuite_robot import quiet
-from sim_eval.envs.robosuite_sim import load_robosuite
+from sim_eval.envs.robosuite_robot import load_robosuite, quiet
 from sim_eval.envs.tasks import get_task
 with quiet():
     load_robosuite()
