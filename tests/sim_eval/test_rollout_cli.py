@@ -219,8 +219,18 @@ def test_an_unwritable_out_is_one_line(
 
 
 def test_run_json_holds_the_configuration(tmp_path: Path):
-    config = RolloutConfig("zero", "robosuite/Lift", 3, "val", 5, "none", Path("x"), "cpu", True, "faithful", 2)
-    config = replace(config, weights="int8", compile=True, workers=3, batch=1, deterministic=True, keys=Path("k.toml"))
+    config = RolloutConfig("zero", "robosuite/Lift", 3, "val", 5, "none", 256, "fast", Path("x"), "cpu", True)
+    config = replace(
+        config,
+        render="faithful",
+        n_action_steps=2,
+        weights="int8",
+        compile=True,
+        workers=3,
+        batch=1,
+        deterministic=True,
+        keys=Path("k.toml"),
+    )
     with open_run(tmp_path, Manifest.plan(["a"], "test", 0, 1), ZeroPolicy.spec, RolloutProtocol(), {}, config):
         pass
     assert read_run(tmp_path).config == config
