@@ -41,16 +41,17 @@ class StepArguments:
 
 def main(arguments: StepArguments) -> int:
     """Runs the command; returns the exit code."""
-    from sim_eval.reporting.tables import terminal
+    from sim_eval.reporting.tables import Table
 
     rows = []
     for task in named_tasks(arguments.task):
         own, compiled, physics = step_milliseconds(task, arguments.steps)
-        deciles = quantiles([before / now for before, now in zip(own, compiled, strict=True)], n=10)
-        ratio = f"{median(own) / median(compiled):.2f}x [{deciles[0]:.2f}, {deciles[-1]:.2f}]"
+        ratios = [before / now for before, now in zip(own, compiled, strict=True)]
+        deciles = quantiles(ratios, n=10)
+        ratio = f"{median(ratios):.2f}x [{deciles[0]:.2f}, {deciles[-1]:.2f}]"
         rows.append((task, *(f"{median(times):.2f}" for times in (own, compiled)), ratio, f"{median(physics):.2f}"))
-    print(f"ms of CPU time a control step, medians, and the ratio with the deciles of its pairs; n = {len(own)} a task")
-    print(terminal(("", "robosuite's own", "compiled", "ratio", "physics alone"), rows))
+    print(f"ms of CPU time a control step, medians, and the ratio of the pairs [deciles]; n = {len(own)} a task")
+    print(Table(("", "robosuite's own", "compiled", "ratio", "physics alone"), rows))
     return 0
 
 

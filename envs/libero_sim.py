@@ -27,9 +27,8 @@ import numpy as np
 
 from sim_eval.core.errors import SimEvalError
 from sim_eval.core.types import EpisodeKey, FloatArray, RenderConfig, Task
-from sim_eval.envs.opengl import choose_backend
-from sim_eval.envs.robosuite_robot import quiet
-from sim_eval.envs.robosuite_sim import DEFAULT_ROBOT, RobosuiteScene, RobosuiteSimulator, load_robosuite
+from sim_eval.envs.robosuite_robot import load_robosuite, quiet
+from sim_eval.envs.robosuite_sim import DEFAULT_ROBOT, RobosuiteScene, RobosuiteSimulator
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -106,9 +105,8 @@ def load_libero() -> Installation:
     installed = installation()
     if installed is None:
         raise SimEvalError("LIBERO is not installed: make libero, or pip install sim_eval[libero]")
-    choose_backend()
+    load_robosuite()
     with _tamed():
-        load_robosuite()
         envs = "libero.libero.envs"
         for name in ("articulated_objects", "google_scanned_objects", "hope_objects", "turbosquid_objects"):
             # It looks for the assets in its own package, but they come in another one.

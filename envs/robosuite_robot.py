@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
 import logging
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib import import_module
 from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sim_eval.core.errors import SimEvalError
+from sim_eval.core.errors import SimEvalError, extra
 from sim_eval.core.types import ActionSpec, ControlMode, FloatArray, GripperConvention
 from sim_eval.envs.opengl import choose_backend
 
@@ -45,12 +49,29 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
+def load_robosuite() -> None:
+    """Imports robosuite. Where numba has no folder to write to, it gets a temporary one, and compiles all again.
+
+    Raises:
+        SimEvalError: it is not installed, or nothing can render.
+    """
+    choose_backend()  # robosuite imports MuJoCo
+    with quiet(), extra("robosuite", "--no-deps robosuite==1.5.2"):  # pyproject.toml says why
+        try:
+            import_module("sim_eval.envs.osc_pose")
+        except RuntimeError:
+            import numba
+
+            numba.config.CACHE_DIR = tempfile.mkdtemp(prefix="sim_eval-numba-")
+            atexit.register(shutil.rmtree, numba.config.CACHE_DIR, ignore_errors=True)
+            import_module("sim_eval.envs.osc_pose")
+
+
 def single_arm_robots() -> list[str]:
     """robosuite's names of its robots with one arm on a fixed base."""
-    choose_backend()  # robosuite imports MuJoCo
-    with quiet():
-        from robosuite.models.robots.robot_model import REGISTERED_ROBOTS
-        from robosuite.robots import ROBOT_CLASS_MAPPING, FixedBaseRobot
+    load_robosuite()
+    from robosuite.models.robots.robot_model import REGISTERED_ROBOTS
+    from robosuite.robots import ROBOT_CLASS_MAPPING, FixedBaseRobot
 
     fixed = [name for name, kind in ROBOT_CLASS_MAPPING.items() if kind is FixedBaseRobot and name in REGISTERED_ROBOTS]
     models = {name: REGISTERED_ROBOTS[name] for name in fixed}

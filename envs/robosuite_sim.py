@@ -6,22 +6,16 @@ episode's key, so an episode depends neither on earlier episodes nor on the proc
 
 from __future__ import annotations
 
-import atexit
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sim_eval.core.errors import extra
 from sim_eval.core.types import EpisodeKey, FloatArray, RenderConfig, Snapshot, Status, Task
-from sim_eval.envs.opengl import choose_backend
 from sim_eval.envs.rendering import SceneOptions
-from sim_eval.envs.robosuite_robot import action_spec, find_fingers, only_robot, quiet, repair_grippers
+from sim_eval.envs.robosuite_robot import action_spec, find_fingers, load_robosuite, only_robot, quiet, repair_grippers
 from sim_eval.envs.scene_camera import MujocoSimulator, SceneCamera, state_names
 
 if TYPE_CHECKING:
@@ -66,18 +60,6 @@ class RobosuiteScene:
         return SceneOptions(hidden=hidden, sites=self.sites, cell_metres=self.cell_metres)
 
 
-def load_robosuite() -> None:
-    """Imports robosuite. Where numba has no folder to write to, it gets a temporary one, and compiles all again."""
-    try:
-        import_module("sim_eval.envs.osc_pose")
-    except RuntimeError:
-        import numba
-
-        numba.config.CACHE_DIR = tempfile.mkdtemp(prefix="sim_eval-numba-")
-        atexit.register(shutil.rmtree, numba.config.CACHE_DIR, ignore_errors=True)
-        import_module("sim_eval.envs.osc_pose")
-
-
 def set_box_size(env: ManipulationEnv, name: str, half_size: FloatArray) -> None:
     """Sets the half sizes [3] of a free box in metres; mass and inertia follow from its density."""
     import mujoco
@@ -116,10 +98,8 @@ class RobosuiteSimulator(MujocoSimulator):
     VIDEO_AZIMUTH, VIDEO_DISTANCE = -50.0, 1.5
 
     def __init__(self, task: Task, scene: RobosuiteScene, options: RenderConfig) -> None:
-        choose_backend()
+        load_robosuite()
         with quiet():
-            with extra("robosuite", "--no-deps robosuite==1.5.2"):  # pyproject.toml says why
-                load_robosuite()
             import robosuite
 
             from sim_eval.envs.osc_pose import control_step

@@ -160,7 +160,7 @@ def test_every_file_is_there(installation: Installation) -> None:
     def files(package: Path) -> set[str]:
         links = ("envs", "policies", "datasets")  # rglob does not follow them
         found = [file for folder in (package, *(package / link for link in links)) for file in folder.rglob("*")]
-        return {str(file.relative_to(package)) for file in found if file.is_file() and file.suffix != ".pyc"}
+        return {str(file.relative_to(package)) for file in found if file.is_file() and "__pycache__" not in file.parts}
 
     assert files(installation.package) == files(ROOT / "sim_eval")
     assert "policies/checkpoints/deep_llama/model.safetensors" in files(installation.package)

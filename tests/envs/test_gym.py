@@ -193,7 +193,7 @@ def test_vector_environments_in_one_process_and_in_forked_and_spawned_ones(tmp_p
         env={**environment, "PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.stdout.split() == ["done"] * 3, done.stderr[-2000:]
     assert "Error" not in done.stderr

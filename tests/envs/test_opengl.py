@@ -71,7 +71,7 @@ def run(code: str, **environment: str) -> list[str]:
     unset = ("MUJOCO_GL", "PYOPENGL_PLATFORM", "LP_NUM_THREADS")
     inherited = {name: value for name, value in os.environ.items() if name not in unset}
     done = subprocess.run(
-        [sys.executable, "-c", code], env={**inherited, **environment}, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code], env={**inherited, **environment}, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.splitlines()

@@ -41,7 +41,6 @@ class HospitalConfig:
         share: of the beds in use.
         n_action_steps: actions a day.
         instruction_condition: how a patient is told.
-        cache: a folder.
         ward: the ward.
     """
 
@@ -222,7 +221,7 @@ options
   --n-action-steps N      actions a day (default: 4)
   --instruction-condition {correct,counterfactual}
                           how a patient is told (default: correct)
-  --cache PATH            a folder
+  --cache PATH
 
 help
   --config FILE           YAML or JSON file that sets the defaults; a file in which a program saved
