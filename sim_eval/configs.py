@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias, cast
 
 import tyro
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import AllowInfNan, PlainValidator
 from pydantic_core import PydanticCustomError
 
@@ -35,16 +35,21 @@ PrintCsv: TypeAlias = Annotated[
 ]
 
 
-def _workers(value: object) -> object:
-    if value != "auto" and (type(value) is not int or value < 1):
-        raise PydanticCustomError("workers", "Input should be auto or a whole number from 1 on")
-    return value
+def _or_count(*words: str) -> PlainValidator:
+    """Accepts the words and whole numbers from 1 on."""
+
+    def check(value: object) -> object:
+        if value not in words and (type(value) is not int or value < 1):
+            raise PydanticCustomError("choice", f"Input should be {', '.join(words)} or a whole number from 1 on")
+        return value
+
+    return PlainValidator(check)
 
 
 # "auto": see :func:`sim_eval.evaluation.workers.worker_count`.
-Workers: TypeAlias = Annotated[Literal["auto"] | int, PlainValidator(_workers)]
-VideoChoice: TypeAlias = Literal["none", "failures", "all"] | Count
-VideoSize: TypeAlias = Annotated[int, Ge(128)]
+Workers: TypeAlias = Annotated[Literal["auto"] | int, _or_count("auto")]
+VideoChoice: TypeAlias = Annotated[Literal["none", "failures", "all"] | int, _or_count("none", "failures", "all")]
+VideoSize: TypeAlias = Annotated[int, Ge(128), Le(2160)]
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
