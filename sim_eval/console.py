@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import errno
 import io
@@ -85,7 +86,10 @@ def run(main: Callable[[Config], int], config: type[Config], program: str) -> No
     of the KeyboardInterrupt when it has one.
     """
     try:
-        code = main(parse(config, program))
+        options = parse(config, program)
+        figures = getattr(options, "json", False) or getattr(options, "csv", False)
+        with _figures_alone() if figures else contextlib.nullcontext():
+            code = main(options)
         sys.stdout.flush()
     except SimEvalError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
@@ -97,6 +101,23 @@ def run(main: Callable[[Config], int], config: type[Config], program: str) -> No
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     sys.exit(code)
+
+
+@contextlib.contextmanager
+def _figures_alone() -> Iterator[None]:
+    """What C libraries print meanwhile, such as MuJoCo's warnings, goes to stderr; Python's output comes at the end."""
+    printed = io.StringIO()
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(printed):
+            yield
+    finally:
+        ctypes.CDLL(None).fflush(None)  # C has a buffer of its own
+        os.dup2(stdout, 1)
+        os.close(stdout)
+        sys.stdout.write(printed.getvalue())
 
 
 def _mistake(drawn: str, options: Sequence[Option]) -> str:

@@ -18,10 +18,11 @@ import sim_eval
 from sim_eval import __main__ as everything
 from sim_eval import collect, compare, doctor, leaderboard, results, rollout, serve, train, verify
 from sim_eval.configs import TrainConfig
-from sim_eval.console import parse
+from sim_eval.console import parse, run
 from sim_eval.core import programs
 from sim_eval.core.decoding import encode
 from sim_eval.core.errors import SimEvalError
+from sim_eval.envs.opengl import choose_backend
 from sim_eval.help_text import options_of
 
 
@@ -266,6 +267,40 @@ def test_old_json_file_of_doctor_is_out(capsys: pytest.CaptureFixture[str]) -> N
     for words in (["--json"], ["--json", "--device", "cpu"]):
         assert parse(doctor.DoctorConfig, "doctor", words).json
     assert parse(leaderboard.LeaderboardArguments, "leaderboard", ["--json", "runs"]).runs == (Path("runs"),)
+
+
+@dataclass(frozen=True)
+class SickConfig:
+    """Show figures of an unstable simulation."""
+
+    json: bool = False
+
+
+def test_figures_stand_alone_whatever_mujoco_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # MuJoCo also writes its log here
+    monkeypatch.setattr(sys, "argv", ["sick", "--json"])
+
+    def main(config: SickConfig) -> int:
+        choose_backend()
+        import mujoco
+
+        body = "<body><freejoint/><geom size='1'/></body>"
+        model = mujoco.MjModel.from_xml_string(f"<mujoco><worldbody>{body}</worldbody></mujoco>")
+        data = mujoco.MjData(model)
+        data.qpos[:] = float("nan")
+        mujoco.mj_step(model, data)
+        print(json.dumps({"unstable": True}))
+        return 0
+
+    with pytest.raises(SystemExit):
+        run(main, SickConfig, "sick")
+    shown = capfd.readouterr()
+    assert json.loads(shown.out) == {"unstable": True}
+    assert "Nan, Inf or huge value in QPOS" in shown.err
+    print("as before")
+    assert capfd.readouterr().out == "as before\n"
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
