@@ -93,7 +93,7 @@ def step_milliseconds(task: str, steps: int) -> tuple[list[float], list[float], 
                     times.append(1e3 * (time.process_time() - began))
                 states.append(simulator.snapshot().state)
             if not np.array_equal(states[0], states[1]):
-                raise SimEvalError(f"{task}: the compiled control step leads elsewhere: time nothing")
+                raise SimEvalError(f"{task}: the compiled control step leads to other states: no time is printed")
     return taken[0], taken[1], taken[2]
 
 

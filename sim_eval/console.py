@@ -26,6 +26,8 @@ Config = TypeVar("Config")
 
 BAD_INPUT, INTERRUPTED = 2, 130
 CONFIG_CHARACTERS = 2**20
+# What tyro says of a value of another type, and of one that is no choice.
+MISTYPED = re.compile(r"Error parsing (\S+): .*[ \[]('.*?')\]?$|invalid choice ('.*?') for argument '(\S+)'")
 # Options from before 0.2, which still work: the name of today, and how a value is converted.
 OLD_OPTIONS: Mapping[str, tuple[str, Callable[[str], str]]] = {
     "replan": ("n_action_steps", str),
@@ -115,7 +117,12 @@ def _mistake(drawn: str, options: Sequence[Option]) -> str:
     if message.startswith("Missing from"):
         missing = [each.words for each in options if each.needed and each.words.split()[0] in message.split()]
         return f"{' and '.join(missing)} must be given"
-    return message.partition(" Got errors:")[0].rstrip(".") or "the command line cannot be read"
+    message = message.partition(" Got errors:")[0].rstrip(".")
+    if wrong := MISTYPED.match(message):
+        name, value = wrong[1] or wrong[4], wrong[2] or wrong[3]
+        typed = next((option.words for option in options if option.words.split()[0] == name), name)
+        return f"give {typed}, not {value}"
+    return message or "the command line cannot be read"
 
 
 def named_tasks(names: str) -> list[str]:

@@ -184,9 +184,9 @@ def test_old_names_of_training(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "says"),
     [
         ("--name x --n-action-steps 0", "--n-action-steps: input should be greater than or equal to 1, not 0"),
-        ("--name x --n-action-steps many", "Error parsing --n-action-steps: invalid literal for int()"),
-        ("--name x --share many", "Error parsing --share: no type matching {None}|FLOAT could be"),
-        ("--name x --instruction-condition no", "invalid choice 'no' for argument '--instruction-condition'"),
+        ("--name x --n-action-steps many", "give --n-action-steps N, not 'many'; see hospital --help"),
+        ("--name x --share many", "give --share X, not 'many'"),
+        ("--name x --instruction-condition no", "give --instruction-condition {correct,counterfactual}, not 'no'"),
         ("--name x --shaer 3", "unrecognized options: --shaer 3 (similar: --share)"),
         ("--name", "Missing value for argument '--name'"),
         ("", "--name TEXT must be given"),
