@@ -21,7 +21,6 @@ from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import tyro
 from annotated_types import Ge
 
 from sim_eval.console import run
