@@ -168,6 +168,7 @@ def test_every_file_is_there(installation: Installation) -> None:
 
 def test_without_robosuite_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "robosuite", None)
+    monkeypatch.delitem(sys.modules, "sim_eval.envs.osc_pose", raising=False)  # another test may have imported it
     (pinned,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["robosuite"]
     with pytest.raises(SimEvalError, match=f"needs robosuite, which is missing: pip install --no-deps {pinned}$"):
         get_task("robosuite/Lift").make()
