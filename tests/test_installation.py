@@ -167,10 +167,9 @@ def test_every_file_is_there(installation: Installation) -> None:
 
 
 def test_without_robosuite_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "robosuite", None)
-    loaded = [name for name in sys.modules if name.startswith(("robosuite.", "sim_eval.envs.osc_pose"))]
-    for name in loaded:  # by another test
-        monkeypatch.delitem(sys.modules, name)
+    for name in ["robosuite", *(name for name in sys.modules if name.startswith("robosuite."))]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "sim_eval.envs.osc_pose", raising=False)  # imports it
     (pinned,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["robosuite"]
     with pytest.raises(SimEvalError, match=f"needs robosuite, which is missing: pip install --no-deps {pinned}$"):
         get_task("robosuite/Lift").make()
