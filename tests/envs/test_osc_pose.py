@@ -185,6 +185,7 @@ def test_what_is_not_proven_is_left_to_robosuite(
         (env, "lite_physics", False, "not one arm"),
         (env, "robots", env.robots * 2, "not one arm"),
         (env, "ignore_done", False, "horizon"),
+        (env, "hard_reset", True, "another model"),
         (type(env), "_pre_action", lambda self, action, policy_step: None, "Lift has a step of its own"),
         (osc_pose, "opspace_matrices", opspace_matrices.py_func, "numba is switched off"),
         (osc_pose, "_library", None, "MuJoCo's library"),
