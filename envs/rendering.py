@@ -101,16 +101,22 @@ def cluster_faces(
     corners = index[faces]
     alive = (corners[:, 0] != corners[:, 1]) & (corners[:, 1] != corners[:, 2]) & (corners[:, 2] != corners[:, 0])
     kept = np.flatnonzero(alive)
-    _, unique = np.unique(np.sort(corners[kept], axis=1), axis=0, return_index=True)
+    _, unique = np.unique(row_numbers(np.sort(corners[kept], axis=1)), return_index=True)
     return moved, kept[np.sort(unique)]
 
 
 def cluster_index(vertices: NDArray[np.float32], cell: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The first vertex of each occupied cell [C] and the cell of each vertex [N]."""
-    _, first, index = np.unique(
-        np.floor(vertices / cell).astype(np.int64), axis=0, return_index=True, return_inverse=True
-    )
+    cells = row_numbers(np.floor(vertices / cell).astype(np.int64))
+    _, first, index = np.unique(cells, return_index=True, return_inverse=True)
     return first, index.reshape(-1)
+
+
+def row_numbers(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """A number for each row [N, K], in the order of the rows: NumPy sorts numbers faster."""
+    low, high = rows.min(axis=0, initial=0), rows.max(axis=0, initial=0)
+    numbers: NDArray[np.int64] = np.ravel_multi_index(tuple((rows - low).T), tuple(high - low + 1))
+    return numbers
 
 
 def decimate_meshes(model: mujoco.MjModel, geoms: Collection[int], least_cell: float) -> list[int]:
@@ -175,6 +181,7 @@ class _Canvas:
         model.vis.global_.offheight, model.vis.global_.offwidth = height, width
         if not effects:
             model.vis.quality.offsamples = 0
+            model.vis.quality.shadowsize = 0  # or MuJoCo reserves 64 MB for shadows all the same
             if scene_options.quads is not None:
                 model.vis.quality.numquads = scene_options.quads
         try:

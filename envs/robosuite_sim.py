@@ -7,9 +7,10 @@ episode's key, so an episode depends neither on earlier episodes nor on the proc
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -96,10 +97,13 @@ class RobosuiteSimulator(MujocoSimulator):
     """One robosuite task, running; see :class:`sim_eval.core.types.Simulator`."""
 
     VIDEO_AZIMUTH, VIDEO_DISTANCE = -50.0, 1.5
+    # Whose model MuJoCo parsed last. It keeps the source of that one, 130 MB, and can write no other.
+    _parsed: ClassVar[weakref.ref[RobosuiteSimulator] | None] = None
 
     def __init__(self, task: Task, scene: RobosuiteScene, options: RenderConfig) -> None:
         load_robosuite()
         with quiet():
+            import mujoco
             import robosuite
 
             from sim_eval.envs.osc_pose import control_step
@@ -121,6 +125,8 @@ class RobosuiteSimulator(MujocoSimulator):
             if task.robot:
                 arguments["robots"] = task.robot
             self._env: ManipulationEnv = robosuite.make(scene.environment, **arguments)
+        mujoco.MjModel.from_xml_string("<mujoco/>")
+        RobosuiteSimulator._parsed = None
         robot = only_robot(self._env)
         for name in self._env.observation_names:  # `observe` reads the state instead
             self._env.modify_observable(name, "enabled", False)
@@ -170,8 +176,15 @@ class RobosuiteSimulator(MujocoSimulator):
         return state
 
     def provenance(self) -> Mapping[str, str]:
+        import mujoco
         import robosuite
 
+        if self._parsed is None or self._parsed() is not self:
+            xml = self._env.model.get_xml()
+            for processor in self._env._xml_processors:
+                xml = processor(xml)
+            mujoco.MjModel.from_xml_string(xml)
+            RobosuiteSimulator._parsed = weakref.ref(self)
         heights, widths = zip(*self.spec.cameras.values(), strict=True)
         arguments = {
             "env_name": self._scene.environment,

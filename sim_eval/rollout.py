@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import sys
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sim_eval.configs import RolloutConfig
 from sim_eval.console import named_tasks, run
 from sim_eval.core.programs import command
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import MutableMapping, Sequence
     from pathlib import Path
 
     from sim_eval.core.types import InstructionCondition
@@ -80,8 +80,18 @@ def play(run_folder: RunFolder, outcomes: Outcomes, instruction_condition: Instr
     planned, earlier = len(run_folder.manifest.keys), len(run_folder.results)
     if run_folder.torn:
         print(f"{run_folder.folder / EPISODES}: removed a torn last line; its episode runs again", file=sys.stderr)
+
+    class Bar(tqdm):  # type: ignore[type-arg]
+        @property
+        def format_dict(self) -> MutableMapping[str, Any]:
+            """Counts successes when the bar is drawn, which is not at every episode."""
+            values = super().format_dict
+            if played := len(run_folder.results) - earlier:
+                values["postfix"] = standing(run_folder.results, played, values["elapsed"])
+            return values
+
     try:
-        with tqdm(
+        with Bar(
             total=planned,
             initial=earlier,
             bar_format="{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
@@ -90,8 +100,6 @@ def play(run_folder: RunFolder, outcomes: Outcomes, instruction_condition: Instr
             dynamic_ncols=True,
         ) as bar:
             for _ in keep_outcomes(run_folder, outcomes, instruction_condition, partial(bar.write, file=sys.stderr)):
-                seconds = bar.format_dict["elapsed"]
-                bar.set_postfix_str(standing(run_folder.results, len(run_folder.results) - earlier, seconds), False)
                 bar.update()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(

@@ -79,3 +79,12 @@ def test_the_compiled_control_step_is_timed_on_the_states_of_robosuites_own(
     shown = capsys.readouterr().out
     assert "n = 50 a task" in shown
     assert "robosuite/Lift" in shown
+
+
+def test_the_parent_of_many_workers_is_timed_on_real_messages_and_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks.parent import ParentArguments, main
+
+    assert main(ParentArguments(workers=3, episodes=2, steps=3, seconds=0.01)) == 0
+    shown = capsys.readouterr()
+    assert "3 workers, 6 episodes" in shown.out
+    assert "success 3/6: 50.0 % [11.8, 88.2]" in shown.err

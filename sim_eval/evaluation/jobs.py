@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from sim_eval.configs import CollectConfig, RolloutConfig
 from sim_eval.core.errors import SimEvalError
+from sim_eval.core.resources import return_memory, uncollected
 from sim_eval.core.types import EnvironmentSpec, EpisodeKey, Recorder, RenderConfig, Simulator
 from sim_eval.envs.tasks import get_task
 from sim_eval.evaluation.batching import AskingPolicy
@@ -46,7 +47,8 @@ class PolicySource:
         return cls(config.policy, config.device, inference, config.threads, config.keys)
 
     def load(self) -> Policy:
-        policy = load_policy(self.reference, self.device, self.inference, self.keys)
+        with uncollected(stays=True):
+            policy = load_policy(self.reference, self.device, self.inference, self.keys)
         if torch := sys.modules.get("torch"):  # a policy without a network does not load it
             torch.set_num_threads(self.threads)
         return policy
@@ -73,7 +75,9 @@ class OneSimulator:
     def of(self, task: str) -> Simulator:
         if self._open is None or self._open.task.name != task:
             self.close()
-            self._open = get_task(task).make(self._options)
+            with uncollected():
+                self._open = get_task(task).make(self._options)
+            return_memory()  # MuJoCo's compiler has taken more than a hundred megabytes for a while
         return self._open
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -31,6 +32,7 @@ from sim_eval.policies.policy import PolicySpec
 
 MANIFEST, RUN, EPISODES, TRAJECTORIES, VIDEOS = "manifest.json", "run.json", "episodes.jsonl", "trajectories", "videos"
 OUTCOMES = ("success", "failure")  # the ends of videos' names
+SYNC_SECONDS = 0.1  # between two synchronisations of episodes.jsonl with the disk
 MACHINE = ("platform", "processor", "instructions", "torch_threads")  # fields of run.json
 TASK_PACKAGES = ("sim_eval", "mujoco", "robosuite", "metaworld", "rpent-libero")  # another version: another task
 
@@ -187,6 +189,7 @@ class RunFolder:
         self.torn = whole < len(content)
         log.truncate(whole)  # a torn line would spoil the next one
         self._log = log
+        self._synced = 0.0  # when the log was last synchronised with the disk; time.monotonic()
         self.discard(self.remaining)
 
     @property
@@ -195,11 +198,14 @@ class RunFolder:
         return [key for key in self.manifest.keys if key not in done]
 
     def append(self, result: EpisodeResult) -> None:
-        """Writes the result of one episode; on return it is on the disk."""
+        """Writes the result of one episode. It outlives this process; an episode that a power cut takes runs again."""
         try:
             self._log.write(to_line(result).encode() + b"\n")
             self._log.flush()
-            os.fsync(self._log.fileno())
+            last = len(self.results) + 1 == len(self.manifest.keys)
+            if last or time.monotonic() - self._synced >= SYNC_SECONDS:  # a disk may take milliseconds
+                os.fsync(self._log.fileno())
+                self._synced = time.monotonic()
         except OSError as error:
             raise unwritable(self.folder / EPISODES, error) from error
         self.results.append(result)

@@ -18,8 +18,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, Pipe, wait
+from multiprocessing.connection import Connection, Pipe
 from queue import SimpleQueue
+from selectors import EVENT_READ, DefaultSelector
 from typing import Any, Generic, NoReturn, Protocol, TypeAlias, TypeVar
 
 from sim_eval.configs import Workers
@@ -33,6 +34,7 @@ Play: TypeAlias = Callable[[EpisodeKey], Result]
 WORKER_MEMORY = 800_000_000  # bytes of a worker with one simulator and a small network, or less
 EPISODES_A_WORKER = 4  # starting a worker takes about as long as so many episodes
 LONGEST_WAIT = 60.0  # seconds for which the parent waits for messages at most
+HEARTBEAT = 0.2  # seconds between two heartbeats of a worker at least, so that many workers do not busy their parent
 START_TIMEOUT = 600.0  # least seconds that a worker may take to start: a large network loads slowly
 
 
@@ -109,22 +111,26 @@ Job: TypeAlias = Callable[[Link], AbstractContextManager[Play[Result]]]
 
 
 class HeartbeatRecorder(Recorder):
-    """Sends a heartbeat at every control step, and while another recorder works after the episode."""
+    """Sends heartbeats while control steps go on, and while another recorder works after the episode."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
+        self._last = -HEARTBEAT
 
     def start(self, simulator: Simulator, key: EpisodeKey, instruction: str) -> None:
-        self._link.send(Heartbeat())
+        self.still_working()
 
     def after_act(self, simulator: Simulator, status: Status) -> None:
-        self._link.send(Heartbeat())
+        self.still_working()
 
     def finish(self, simulator: Simulator, success: bool) -> None:
-        self._link.send(Heartbeat())
+        self.still_working()
 
     def still_working(self) -> None:
-        self._link.send(Heartbeat())
+        now = time.monotonic()
+        if now - self._last >= HEARTBEAT:
+            self._last = now
+            self._link.send(Heartbeat())
 
 
 def work(connection: Connection) -> None:
@@ -236,16 +242,15 @@ class _Worker:
         self.key, self.task, self.began = key, key.task, time.monotonic()
         self.send(key)
 
-    def messages(self) -> list[object]:
-        """Its new messages; sets ``gone`` when no others can follow."""
-        received = []
+    def receive(self) -> object:
+        """Its next message; None and sets ``gone`` when no others can follow."""
         try:
-            while self.connection.poll():
-                received.append(self.connection.recv())
-                self.last_active = time.monotonic()
+            message: object = self.connection.recv()
         except (EOFError, OSError):
             self.gone = True
-        return received
+            return None
+        self.last_active = time.monotonic()
+        return message
 
     def end(self) -> str:
         reason = self._handle.end(self.gone)
@@ -311,17 +316,21 @@ class WorkerPool(Generic[Result]):
         self._job, self._size, self._supervision = job, size, supervision
         self._batcher, self._start = batcher, start
         self._workers: list[_Worker] = []
+        self._selector = DefaultSelector()
         self._waiting: deque[EpisodeKey] = deque()
         self._attempts: Counter[EpisodeKey | None] = Counter()
 
     def close(self) -> None:
         while self._workers:
-            self._workers.pop().end()
+            self._end(self._workers[-1])
+        self._selector.close()
 
     def start(self, workers: int) -> None:
         """Starts workers ahead of their first episodes, so that this process can do something else meanwhile."""
         while len(self._workers) < min(workers, self._size):
-            self._workers.append(_Worker(self._start(), self._job))
+            worker = _Worker(self._start(), self._job)
+            self._workers.append(worker)
+            self._selector.register(worker.connection, EVENT_READ, worker)
 
     def run(self, keys: Iterable[EpisodeKey]) -> Iterator[Result | Lost]:
         """The results of the episodes as they end; for each key one result or one final loss.
@@ -353,9 +362,11 @@ class WorkerPool(Generic[Result]):
             if not self._waiting and not any(worker.key for worker in self._workers):
                 return
             self._employ()
-            wait([worker.connection for worker in self._workers], self._wait_seconds())
-            for worker in list(self._workers):
-                yield from self._handle_messages(worker)
+            for ready, _ in self._selector.select(self._wait_seconds()):
+                yield from self._handle_message(ready.data)
+            for worker in [each for each in self._workers if self._overdue(each) > 0]:
+                if not worker.connection.poll():  # unread messages mean that whoever takes the results was slow
+                    yield self._lose(worker, f"its worker hung: no control step in {self._supervision.watchdog:g} s")
             if self._batcher is not None:
                 busy = sum(worker.key is not None for worker in self._workers)
                 self._batcher.answer(busy)
@@ -383,7 +394,7 @@ class WorkerPool(Generic[Result]):
         if idle or (self._batcher is not None and self._batcher.holds(worker)):
             return -LONGEST_WAIT
         allowed = self._supervision.watchdog if worker.ready else max(self._supervision.watchdog, START_TIMEOUT)
-        return time.monotonic() - worker.last_active - allowed
+        return time.monotonic() - worker.last_active - HEARTBEAT - allowed
 
     def _wait_seconds(self) -> float:
         """Seconds until the parent must act without any message."""
@@ -392,22 +403,26 @@ class WorkerPool(Generic[Result]):
             nearest = min(nearest, self._batcher.seconds_left())
         return max(0.0, min(nearest, LONGEST_WAIT))
 
-    def _handle_messages(self, worker: _Worker) -> Iterator[Result | Lost]:
-        for message in worker.messages():
-            match message:
-                case Finished():
-                    worker.key = None
-                    yield message.result
-                case Ready():
-                    worker.ready = True
-                    self._attempts[None] = 0
-                case Question() if self._batcher is not None:
-                    self._batcher.add(worker, message)
-                case SimEvalError():
-                    raise message
-        overdue = self._overdue(worker) > 0
-        if worker.gone or overdue:
-            yield self._lose(worker, f"its worker hung: no control step in {self._supervision.watchdog:g} s" * overdue)
+    def _handle_message(self, worker: _Worker) -> Iterator[Result | Lost]:
+        match message := worker.receive():
+            case Finished():
+                worker.key = None
+                yield message.result
+            case Ready():
+                worker.ready = True
+                self._attempts[None] = 0
+            case Question() if self._batcher is not None:
+                self._batcher.add(worker, message)
+            case SimEvalError():
+                raise message
+        if worker.gone:
+            yield self._lose(worker, "")
+
+    def _end(self, worker: _Worker) -> str:
+        self._workers.remove(worker)
+        with suppress(KeyError):  # an interrupt came first
+            self._selector.unregister(worker.connection)
+        return worker.end()
 
     def _lose(self, worker: _Worker, reason: str) -> Lost:
         """Ends the worker; its episode is queued first again, unless it has no retries left.
@@ -415,8 +430,7 @@ class WorkerPool(Generic[Result]):
         Args:
             reason: why it is ended; empty: it is dead.
         """
-        ended = worker.end()
-        self._workers.remove(worker)
+        ended = self._end(worker)
         if self._batcher is not None:
             self._batcher.forget(worker)
         self._attempts[worker.key] += 1

@@ -15,12 +15,12 @@ MOST = 100_000  # episodes; nobody waits longer for a difference
 @cache
 def success_interval(successes: int, episodes: int) -> tuple[float, float]:
     """Clopper and Pearson's exact 95 % interval of a success rate (1934); (0, 1) without episodes."""
-    from scipy.stats import binomtest
+    from scipy.special import betaincinv  # scipy.stats takes five milliseconds for the same, and longer to be imported
 
-    if episodes == 0:
-        return 0.0, 1.0
-    interval = binomtest(successes, episodes).proportion_ci(confidence_level=1 - SIGNIFICANCE, method="exact")
-    return float(interval.low), float(interval.high)
+    failures = episodes - successes
+    low = betaincinv(successes, failures + 1, SIGNIFICANCE / 2) if successes else 0.0
+    high = betaincinv(successes + 1, failures, 1 - SIGNIFICANCE / 2) if failures else 1.0
+    return float(low), float(high)
 
 
 class Share(NamedTuple):

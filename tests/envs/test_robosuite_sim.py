@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from contextlib import closing
 
+import mujoco
 import numpy as np
 import pytest
 
 from sim_eval.core.errors import SimEvalError
-from sim_eval.core.types import EpisodeKey
+from sim_eval.core.types import EpisodeKey, RenderConfig
 from sim_eval.envs.robosuite_sim import RobosuiteSimulator
 from sim_eval.envs.tasks import get_task, task_names
 
@@ -104,6 +106,18 @@ def test_observation_is_what_the_contract_says(fast: RobosuiteSimulator) -> None
         rotation = view.camera_to_world[:3, :3]
         np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-9)
     assert fast.observe(()).views == {}
+
+
+def test_each_of_two_simulators_describes_its_own_model(fast: RobosuiteSimulator) -> None:
+    other = get_task("robosuite/Stack").make(RenderConfig("fast"))
+    with closing(other):
+        described = [simulator.provenance()["model_file"] for simulator in (fast, other, other, fast)]
+    for simulator, text in zip((fast, other, other, fast), described, strict=True):
+        assert isinstance(simulator, RobosuiteSimulator)
+        written, own = mujoco.MjModel.from_xml_string(text), simulator._model
+        assert (written.nq, written.ngeom, written.names) == (own.nq, own.ngeom, own.names)
+    assert described[1] == described[2]
+    assert described[0] == described[3]
 
 
 def test_unknown_task_names_the_known_ones() -> None:

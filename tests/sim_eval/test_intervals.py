@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from scipy.stats import binom
+from scipy.stats import binom, binomtest
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
@@ -29,6 +29,13 @@ def test_the_interval_is_clopper_and_pearsons(successes: int, episodes: int):
     low, high = success_interval(successes, episodes)
     assert (low, high) == pytest.approx(proportion_confint(successes, episodes, 0.05, "beta"), abs=1e-9)
     assert 0 <= low <= successes / episodes <= high <= 1
+
+
+def test_the_interval_is_scipys_for_every_count_to_fifty():
+    for episodes in range(1, 51):
+        for successes in range(episodes + 1):
+            theirs = binomtest(successes, episodes).proportion_ci(0.95, "exact")
+            assert success_interval(successes, episodes) == pytest.approx((theirs.low, theirs.high), abs=1e-11)
 
 
 def test_without_a_failure_the_interval_is_known_in_closed_form():

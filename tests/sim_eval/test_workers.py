@@ -34,12 +34,12 @@ from faulty_workers import (
 from sim_eval.configs import RolloutConfig
 from sim_eval.core import versions
 from sim_eval.core.errors import SimEvalError
-from sim_eval.core.types import ActionChunk, EpisodeKey, FloatArray, observe_task
+from sim_eval.core.types import ActionChunk, EpisodeKey, FloatArray, Status, observe_task
 from sim_eval.evaluation.batching import Answer, Batcher, Failure, Question
 from sim_eval.evaluation.jobs import PolicySource
 from sim_eval.evaluation.rollouts import with_workers
 from sim_eval.evaluation.run_folder import read_run
-from sim_eval.evaluation.workers import Lost, Supervision, WorkerPool
+from sim_eval.evaluation.workers import HEARTBEAT, Heartbeat, HeartbeatRecorder, Lost, Supervision, WorkerPool
 from sim_eval.policies.policy import PolicyRequest
 from sim_eval.rollout import main
 
@@ -262,6 +262,30 @@ def test_a_worker_stays_with_its_task():
     assert len(played) <= 2
     changes = sum(before != after for tasks in played.values() for before, after in pairwise(["", *tasks]))
     assert changes <= 5, "each task is one worker's, and the last one is shared"
+
+
+class CountingLink:
+    def __init__(self) -> None:
+        self.sent = list[object]()
+
+    def send(self, message: object) -> None:
+        self.sent.append(message)
+
+
+def test_heartbeats_are_limited_in_time_and_not_by_steps(monkeypatch: pytest.MonkeyPatch):
+    now, link, simulator = 100.0, CountingLink(), PlaneSimulator(PLANE)
+    monkeypatch.setattr("sim_eval.evaluation.workers.time.monotonic", lambda: now)
+    recorder = HeartbeatRecorder(link)  # type: ignore[arg-type]
+    recorder.start(simulator, MANIFEST.keys[0], "go")
+    for _ in range(1000):  # a step takes a millisecond
+        now += 0.001
+        recorder.after_act(simulator, Status(False, 0))
+    recorder.finish(simulator, False)
+    assert 5 <= len(link.sent) <= 1.0 / HEARTBEAT + 1
+    now += 30  # and none is missing after a slow step
+    recorder.after_act(simulator, Status(False, 0))
+    assert len(link.sent) <= 1.0 / HEARTBEAT + 2
+    assert isinstance(link.sent[-1], Heartbeat)
 
 
 class Elsewhere(FakePolicy):
