@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from sim_eval.core.types import RenderConfig
 from sim_eval.policies.spatialvla.configuration_spatialvla import ACTION_EXPERTS
 from sim_eval.policies.spatialvla.modeling_spatialvla import SpatialVLAForConditionalGeneration
 
@@ -88,3 +89,10 @@ def test_the_parent_of_many_workers_is_timed_on_real_messages_and_lines(capsys: 
     shown = capsys.readouterr()
     assert "3 workers, 6 episodes" in shown.out
     assert "success 3/6: 50.0 % [11.8, 88.2]" in shown.err
+
+
+def test_a_culled_frame_is_timed_beside_its_whole_equal(program: Callable[[str], dict[str, Any]]) -> None:
+    frames = program("frustum_culling.py")["frames"]
+    pairs = list(frames("metaworld/door-open-v3", RenderConfig(height=32, width=32), 2))
+    assert [pair.camera for pair in pairs] == ["agentview", "wrist", "corner2"] * 2
+    assert all(pair.culled_geoms < pair.whole_geoms for pair in pairs if pair.camera == "wrist")
