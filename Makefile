@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 INSTALL := $(PIP) --no-deps
 
-.PHONY: setup rollout test slow lint resolve reproduce mt50 quantized libero ray
+.PHONY: setup rollout test slow peers lint resolve reproduce mt50 quantized libero ray
 
 setup: $(VENV)/.ready
 
@@ -38,20 +38,28 @@ test: setup
 	$(BIN)/python -m pytest $(PARALLEL)
 
 slow: setup
-	$(BIN)/python -m pytest $(PARALLEL) -m slow
+	$(BIN)/python -m pytest $(PARALLEL) -m 'slow and not peers'
+
+# What needs environments of its own, some 15 GB of them. CONTRIBUTING.md has the last results.
+peers: setup
+	$(BIN)/python -m pytest -m peers
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy -p sim_eval
 
-# Do the requirements still fit together: on each Python, at their lower ends, and beside lerobot? Nothing is installed.
-RESOLVE = $(BIN)/uv pip compile --quiet --no-python-downloads --only-binary :all: pyproject.toml \
-	--extra robosuite --extra metaworld --output-file $(VENV)/resolved.txt
+# Do the lock and the requirements fit each Python, without a compiler? The requirements' lower ends, and beside lerobot?
+# Nothing is installed.
+COMPILE = $(BIN)/uv pip compile --quiet --no-python-downloads --only-binary :all:
+RESOLVE = $(COMPILE) pyproject.toml --extra robosuite --extra metaworld
 resolve: setup
-	for python in 3.11 3.12 3.13; do $(RESOLVE) --python-version $$python || exit; done
-	printf '%s\n' 'numpy<2' 'torch<2.8' 'transformers<5.5' | $(RESOLVE) --python-version 3.11 -
-	echo 'lerobot>=0.6' | $(RESOLVE) --python-version 3.12 -
+	for python in 3.11 3.12 3.13; do \
+		$(COMPILE) --python-version $$python --no-deps requirements.lock requirements-ray.lock requirements-quantized.lock && \
+		$(RESOLVE) --python-version $$python || exit; \
+	done > /dev/null
+	printf '%s\n' 'numpy<2' 'torch<2.8' 'transformers<5.5' | $(RESOLVE) --python-version 3.11 - > /dev/null
+	echo 'lerobot>=0.6' | $(RESOLVE) --python-version 3.12 - > /dev/null
 
 # LIBERO's tasks, --weights int8 and nf4, and --backend ray need packages of their own.
 libero quantized ray: setup

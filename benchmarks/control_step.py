@@ -41,7 +41,7 @@ class StepArguments:
 
 def main(arguments: StepArguments) -> int:
     """Runs the command; returns the exit code."""
-    from sim_eval.reporting.tables import terminal
+    from sim_eval.reporting.tables import Table
 
     rows = []
     for task in named_tasks(arguments.task):
@@ -51,7 +51,7 @@ def main(arguments: StepArguments) -> int:
         ratio = f"{median(ratios):.2f}x [{deciles[0]:.2f}, {deciles[-1]:.2f}]"
         rows.append((task, *(f"{median(times):.2f}" for times in (own, compiled)), ratio, f"{median(physics):.2f}"))
     print(f"ms of CPU time a control step, medians, and the ratio of the pairs [deciles]; n = {len(own)} a task")
-    print(terminal(("", "robosuite's own", "compiled", "ratio", "physics alone"), rows))
+    print(Table(("", "robosuite's own", "compiled", "ratio", "physics alone"), rows))
     return 0
 
 
@@ -93,7 +93,7 @@ def step_milliseconds(task: str, steps: int) -> tuple[list[float], list[float], 
                     times.append(1e3 * (time.process_time() - began))
                 states.append(simulator.snapshot().state)
             if not np.array_equal(states[0], states[1]):
-                raise SimEvalError(f"{task}: the compiled control step leads elsewhere: time nothing")
+                raise SimEvalError(f"{task}: the compiled control step leads to other states: no time is printed")
     return taken[0], taken[1], taken[2]
 
 

@@ -201,7 +201,7 @@ def training_steps(files: Sequence[Path], folder: Path, arguments: StorageArgume
 def main(arguments: StorageArguments) -> int:
     """Prints the comparison; returns the exit code."""
     from sim_eval.datasets.episode_file import episode_files
-    from sim_eval.reporting.tables import terminal
+    from sim_eval.reporting.tables import Table
 
     files = episode_files(arguments.data)[: arguments.episodes]
     costs = compare(files, arguments)
@@ -209,13 +209,13 @@ def main(arguments: StorageArguments) -> int:
         (name, f"{cost['bytes'] / 1e3:.1f}", f"{cost['write']:.2f}", f"{cost['batch']:.1f}")
         for name, cost in costs.items()
     ]
-    print(terminal(("one view's rgb and depth", "kB", "write, ms", f"read {BATCH} windows of 2 views, ms"), rows))
+    print(Table(("one view's rgb and depth", "kB", "write, ms", f"read {BATCH} windows of 2 views, ms"), rows))
     if arguments.steps:
         with tempfile.TemporaryDirectory() as folder:
             steps = training_steps(files, Path(folder), arguments)
         rows = [(name, *(f"{cost[kind]:.1f}" for kind in ("open", "prepare", "step"))) for name, cost in steps.items()]
         print()
-        print(terminal(("files", "open an episode, ms", f"prepare {BATCH} windows, ms", "training step, ms"), rows))
+        print(Table(("files", "open an episode, ms", f"prepare {BATCH} windows, ms", "training step, ms"), rows))
     return 0
 
 

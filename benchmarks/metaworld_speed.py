@@ -183,7 +183,7 @@ def step_times(arguments: SpeedArguments) -> dict[str, list[float]]:
 
 def report(what: str, taken: Mapping[str, Sequence[float]]) -> None:
     """Prints medians, deciles, and how many times the last one's median each is."""
-    from sim_eval.reporting.tables import terminal
+    from sim_eval.reporting.tables import Table
 
     last = statistics.median(list(taken.values())[-1])
     rows = []
@@ -192,7 +192,7 @@ def report(what: str, taken: Mapping[str, Sequence[float]]) -> None:
         median = statistics.median(times)
         rows.append((name, *(f"{value:.1f}" for value in (median, deciles[0], deciles[-1])), f"{median / last:.2f}x"))
     print(f"{what}, n = {len(times)}")
-    print(terminal(("", "median", "10 %", "90 %", "of the last"), rows))
+    print(Table(("", "median", "10 %", "90 %", "of the last"), rows))
 
 
 if __name__ == "__main__":

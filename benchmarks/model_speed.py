@@ -103,7 +103,7 @@ def main(arguments: SpeedArguments) -> int:
     from sim_eval.datasets.episode_file import episode_files
     from sim_eval.datasets.windows import EpisodeWindows
     from sim_eval.policies.spatialvla.configuration_spatialvla import ACTION_EXPERTS, SIZES
-    from sim_eval.reporting.tables import terminal
+    from sim_eval.reporting.tables import Table
 
     torch.set_flush_denormal(True)
     torch.set_num_threads(arguments.threads)
@@ -125,7 +125,7 @@ def main(arguments: SpeedArguments) -> int:
             numbers = (f"{value:.1f}" for value in (medians[expert], deciles[0], deciles[-1]))
             rows.append((name, expert, *numbers, f"{ratio:.2f}"))
     print(f"{arguments.size}, {arguments.threads} threads, n = {arguments.steps}")
-    print(terminal(("what", "expert", "median ms", "10 %", "90 %", f"of {ACTION_EXPERTS[0]}'s"), rows))
+    print(Table(("what", "expert", "median ms", "10 %", "90 %", f"of {ACTION_EXPERTS[0]}'s"), rows))
     return 0
 
 

@@ -76,7 +76,7 @@ def main(arguments: PrefixArguments) -> int:
     import torch
 
     from sim_eval.policies.spatialvla.configuration_spatialvla import ACTION_EXPERTS
-    from sim_eval.reporting.tables import terminal
+    from sim_eval.reporting.tables import Table
 
     torch.set_num_threads(arguments.threads)
     rows = []
@@ -88,7 +88,7 @@ def main(arguments: PrefixArguments) -> int:
         shares = (statistics.median(ratios), deciles[0], deciles[-1])
         rows.append((expert, *(f"{n:.1f}" for n in numbers), *(f"{n:.2f}" for n in shares), f"{difference:.1e}"))
     print(f"{PATCHES + WORDS} context tokens, {STEPS} Euler steps, {arguments.threads} threads, n = {arguments.pairs}")
-    print(terminal(("expert", "once ms", "anew ms", "times faster", "10 %", "90 %", "largest difference"), rows))
+    print(Table(("expert", "once ms", "anew ms", "times faster", "10 %", "90 %", "largest difference"), rows))
     return 0
 
 

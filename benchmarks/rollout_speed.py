@@ -292,7 +292,7 @@ def summary(episodes: Sequence[Timed], looks: Sequence[float]) -> Side:
 
 def report(arguments: SpeedArguments, protocol: RolloutProtocol, ours: Side, plain: Side) -> None:
     """Prints both sides and how many times faster ours is."""
-    from sim_eval.reporting.tables import terminal
+    from sim_eval.reporting.tables import Table
 
     ratios = {
         "per_episode": plain.episode_seconds / ours.episode_seconds,
@@ -321,7 +321,7 @@ def report(arguments: SpeedArguments, protocol: RolloutProtocol, ours: Side, pla
         for label, name, shape, ratio in rows
     ]
     print(f"{arguments.policy} on {arguments.task}: {count} episodes and {arguments.frames} looks each; medians")
-    print(terminal(("", "ours", "robosuite", "ratio"), cells))
+    print(Table(("", "ours", "robosuite", "ratio"), cells))
     print(
         f"ours: soft reset; cameras rendered (fast) when the policy is asked, every {protocol.n_action_steps} steps.\n"
         "robosuite: hard reset; both cameras rendered by its own renderer at every step; policy asked as often.\n"

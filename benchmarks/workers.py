@@ -62,7 +62,7 @@ def main(arguments: WorkersArguments) -> int:
     from sim_eval.evaluation.jobs import PolicySource, RolloutJob
     from sim_eval.evaluation.workers import Supervision, WorkerPool
     from sim_eval.policies.policy import AS_SAVED
-    from sim_eval.reporting.tables import terminal
+    from sim_eval.reporting.tables import Table
 
     source = PolicySource(arguments.policy, "cpu", AS_SAVED, threads=1)
     policy = source.load()
@@ -94,7 +94,7 @@ def main(arguments: WorkersArguments) -> int:
         rate = 60 * arguments.episodes / median(times)
         rows.append((name, f"{rate:.1f}", f"{median(ratios):.2f}", f"{min(ratios):.2f}", f"{max(ratios):.2f}"))
     print(f"{arguments.policy}, {arguments.task}: {arguments.rounds} rounds of {arguments.episodes} episodes a side")
-    print(terminal(("side", "episodes/min", f"of {first}'s", "least", "most"), rows))
+    print(Table(("side", "episodes/min", f"of {first}'s", "least", "most"), rows))
     return 0
 
 

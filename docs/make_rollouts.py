@@ -29,7 +29,7 @@ EPISODES = (
     ("deep_llama_mt50", "metaworld/assembly-v3"),
     ("deep_llama_mt50", "metaworld/basketball-v3"),
 )
-COLUMNS, TILE, FPS, SLOWED = 3, 200, 10, 3
+COLUMNS, TILE, FPS, SLOWED = 3, 200, 8, 3
 # ffmpeg: one palette for all frames; only the rectangle that changes is stored.
 FILTER = "split[a][b];[a]palettegen=stats_mode=diff[p];[b][p]paletteuse=dither=sierra2_4a:diff_mode=rectangle"
 

@@ -132,6 +132,8 @@ def drawing_from(rng: np.random.Generator) -> Iterator[None]:
 def collision_box(model: mujoco.MjModel, data: mujoco.MjData, root: int) -> FloatArray:
     """The box around the colliding geoms of a body and its children: lower and upper corner [2, 3] in its frame.
 
+    A body without any has a box of no size at its origin.
+
     Args:
         data: has the poses of all bodies.
     """
@@ -144,7 +146,7 @@ def collision_box(model: mujoco.MjModel, data: mujoco.MjData, root: int) -> Floa
             centre, half = model.geom_aabb[geom].reshape(2, 3)
             signs = np.array(list(product((-1, 1), repeat=3)))
             corners.append(data.geom_xpos[geom] + (centre + signs * half) @ data.geom_xmat[geom].reshape(3, 3).T)
-    own = (np.concatenate(corners) - data.xpos[root]) @ data.xmat[root].reshape(3, 3)
+    own = (np.concatenate(corners or [data.xpos[[root]]]) - data.xpos[root]) @ data.xmat[root].reshape(3, 3)
     return np.array([own.min(axis=0), own.max(axis=0)])
 
 

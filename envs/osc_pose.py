@@ -111,7 +111,7 @@ def control_step(env: ManipulationEnv) -> ControlStep:
     It is compiled where that is proven, else robosuite's own, which is said once.
 
     Args:
-        env: is reset before it is used, and never with ``hard_reset``, which would make another model.
+        env: is reset before it is used.
     """
     own: ControlStep = env.step
     if reason := unproven(env):
@@ -139,6 +139,8 @@ def unproven(env: ManipulationEnv) -> str:
         return f"{type(env).__name__} has a step of its own"
     if not env.ignore_done or any(observable.is_enabled() for observable in env._observables.values()):
         return "robosuite's horizon or observables are in use"
+    if env.hard_reset:
+        return "each reset makes another model (hard_reset)"
     robot, *others = env.robots
     if others or type(robot) is not FixedBaseRobot or robot.arms != ["right"] or not env.lite_physics:
         return f"{robot.name} is not one arm on a fixed base"

@@ -1,24 +1,27 @@
 """Off-screen RGB-D from MuJoCo, fast on a CPU.
 
 Shadows, multisampling and dense robot meshes take most of the time of a frame, pixels hardly any. ``fast`` leaves out
-the first two and draws decimated meshes from a copy of the model that is used for rendering only.
+the first two and draws decimated meshes from a copy of the model that is used for rendering only. Where there are no
+shadows or reflections, what lies outside a camera's frustum is left out too, and no pixel changes.
 """
 
 from __future__ import annotations
 
 import atexit
 import copy
+import math
 import os
 import weakref
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim_eval.core.errors import SimEvalError
-from sim_eval.core.types import RenderMode
+from sim_eval.core.types import FloatArray, RenderMode
 from sim_eval.envs.opengl import REMEDY, choose_backend, new_context
 
 if TYPE_CHECKING:
@@ -29,6 +32,10 @@ DECIMATE_ABOVE_FACES = 1000
 # Cell of the clustering grid as a share of the mesh's extent, so that the pedestal does not cost more than the arm.
 CELL_SHARE = 1 / 20
 HIDDEN_GROUP = 5
+# A geom is left out when its bounding sphere lies this far outside the frustum: MuJoCo draws in single precision.
+FRUSTUM_MARGIN = 1e-3  # metres
+# Below this share of the geoms, to find those outside the frustum takes longer than to draw them.
+CULLED_SHARE = 0.2
 # Fields of the physics model that may change between episodes and are visible.
 SYNCED_FIELDS = (
     "geom_size",
@@ -140,6 +147,21 @@ def decimate_meshes(model: mujoco.MjModel, geoms: Collection[int], least_cell: f
     return [geom for geom in geoms if model.geom_type[geom] == 7 and done.get(int(model.geom_dataid[geom]), False)]
 
 
+@lru_cache
+def frustum_normals(fovy: float, aspect: float) -> FloatArray:
+    """Outward unit normals [4, 3] of a frustum's sides, which meet in the camera; x right, y up, z backward.
+
+    Args:
+        fovy: vertical field of view, degrees.
+        aspect: width by height.
+    """
+    y = math.tan(math.radians(fovy) / 2)
+    x = aspect * y
+    normals: FloatArray = np.array([(1, 0, x), (-1, 0, x), (0, 1, y), (0, -1, y)])
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    return normals
+
+
 class _Canvas:
     """One OpenGL context with one framebuffer, and a model to draw into it.
 
@@ -174,6 +196,10 @@ class _Canvas:
         self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
         self._closed = False
         self.model = model
+        self.culls = not effects  # a shadow or reflection may be of a geom that the camera does not see
+        self._groups = model.geom_group.copy()
+        self._drawn = np.isin(self._groups, scene_options.groups)
+        self._measure()
         self.scene = mujoco.MjvScene(model, maxgeom=2000)
         if not effects:
             for flag in ("SHADOW", "REFLECTION", "SKYBOX", "HAZE"):
@@ -190,6 +216,12 @@ class _Canvas:
         # Registered after MuJoCo's own end of EGL, so it runs before it: a context freed later complains.
         atexit.register(_close_alive, weakref.ref(self))
 
+    def sync(self, model: mujoco.MjModel) -> None:
+        """Takes over the fields of the physics model that may have changed."""
+        for name in SYNCED_FIELDS:
+            getattr(self.model, name)[:] = getattr(model, name)
+        self._measure()
+
     def draw(
         self, data: mujoco.MjData, camera: int, rgb: NDArray[np.uint8] | None, depth: NDArray[np.float32] | None
     ) -> None:
@@ -198,10 +230,29 @@ class _Canvas:
 
         self._gl.make_current()
         self._camera.fixedcamid = camera
+        if self.culls:
+            self.model.geom_group[:] = self._groups if camera in self._overviews else self._cull(data, camera)
         everything = mujoco.mjtCatBit.mjCAT_ALL
         mujoco.mjv_updateScene(self.model, data, self._option, None, self._camera, everything, self.scene)
         mujoco.mjr_render(self._viewport, self.scene, self._context)
         mujoco.mjr_readPixels(rgb, depth, self._viewport, self._context)
+
+    def _measure(self) -> None:
+        """Takes the bounding spheres of the geoms; a plane has none."""
+        bound = self.model.geom_rbound
+        self._radii = np.where(bound > 0, bound + FRUSTUM_MARGIN, np.inf)
+        self._overviews: set[int] = set()  # cameras that see nearly all geoms
+
+    def _cull(self, data: mujoco.MjData, camera: int) -> NDArray[np.int32]:
+        """The geoms' groups [G], where those outside the camera's frustum are in one that is not drawn."""
+        normals = frustum_normals(self.model.cam_fovy[camera], self._viewport.width / self._viewport.height)
+        normals = normals @ data.cam_xmat[camera].reshape(3, 3).T
+        distance = normals @ data.geom_xpos.T - (normals @ data.cam_xpos[camera])[:, None]  # [4, G] metres
+        outside = (distance > self._radii).any(axis=0)
+        if outside[self._drawn].mean() < CULLED_SHARE:
+            self._overviews.add(camera)
+        groups: NDArray[np.int32] = np.where(outside, HIDDEN_GROUP, self._groups)
+        return groups
 
     def close(self) -> None:
         """Frees the context; may be called twice."""
@@ -268,8 +319,7 @@ class RgbdRenderer:
     def sync(self, model: mujoco.MjModel) -> None:
         """Takes over an episode's changes to the physics model (sizes, colours, camera poses)."""
         for canvas in self._canvases:
-            for name in SYNCED_FIELDS:
-                getattr(canvas.model, name)[:] = getattr(model, name)
+            canvas.sync(model)
 
     def render(self, data: mujoco.MjData, camera: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """RGB uint8 [H, W, 3] and planar depth float32 [H, W] of the pixels' centres in metres, both upright."""

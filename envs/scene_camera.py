@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -191,7 +191,7 @@ class MujocoSimulator(ABC):
 
     def rerender(
         self, poses: Iterable[ScenePose], mode: RenderMode, size: tuple[int, int], cameras: Sequence[str]
-    ) -> Iterator[tuple[NDArray[np.uint8], Mapping[str, CameraView]]]:
+    ) -> Generator[tuple[NDArray[np.uint8], Mapping[str, CameraView]], None, None]:
         """See :class:`sim_eval.core.types.Rerenderable`."""
         seen, shown = (copy.copy(self._physics()[0]) for _ in range(2))
         self._scene_camera.follow(seen)

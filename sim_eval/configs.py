@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias, cast
 
 import tyro
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import AllowInfNan, PlainValidator
 from pydantic_core import PydanticCustomError
 
@@ -28,23 +28,28 @@ UNSET = cast(SpatialVLAConfig, None)  # until __post_init__
 Flag: TypeAlias = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 Device: TypeAlias = Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda|...")]
 PrintJson: TypeAlias = Annotated[
-    bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="print all figures as one JSON object instead of text.")
+    bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="print all numbers as one JSON object instead of text.")
 ]
 PrintCsv: TypeAlias = Annotated[
-    bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="print the figures as CSV instead of text.")
+    bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="print the numbers as CSV instead of text.")
 ]
 
 
-def _workers(value: object) -> object:
-    if value != "auto" and (type(value) is not int or value < 1):
-        raise PydanticCustomError("workers", "Input should be auto or a whole number from 1 on")
-    return value
+def _or_count(*words: str) -> PlainValidator:
+    """Accepts the words and whole numbers from 1 on."""
+
+    def check(value: object) -> object:
+        if value not in words and (type(value) is not int or value < 1):
+            raise PydanticCustomError("choice", f"Input should be {', '.join(words)} or a whole number from 1 on")
+        return value
+
+    return PlainValidator(check)
 
 
 # "auto": see :func:`sim_eval.evaluation.workers.worker_count`.
-Workers: TypeAlias = Annotated[Literal["auto"] | int, PlainValidator(_workers)]
-VideoChoice: TypeAlias = Literal["none", "failures", "all"] | Count
-VideoSize: TypeAlias = Annotated[int, Ge(128)]
+Workers: TypeAlias = Annotated[Literal["auto"] | int, _or_count("auto")]
+VideoChoice: TypeAlias = Annotated[Literal["none", "failures", "all"] | int, _or_count("none", "failures", "all")]
+VideoSize: TypeAlias = Annotated[int, Ge(128), Le(2160)]
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -219,7 +224,7 @@ class TrainConfig:
                 "make them equal"
             )
         if self.minutes is not None and self.steps is not None:
-            raise SimEvalError("give --minutes or --steps, not both (None is neither)")
+            raise SimEvalError("give --minutes or --steps, not both (None counts as not given)")
         if self.gemma is not None and self.llava3d is None:
             raise SimEvalError("--gemma starts from published weights: give --llava3d too")
         if self.shard and self.val_episodes:
@@ -262,16 +267,16 @@ class RolloutConfig:
         video_look: rendering of that picture, which the policy does not see; faithful is the simulator's own look.
         out: run folder; by default a new one under runs/. An interrupted run in it is continued.
         device: where the network runs: auto takes a GPU if there is one.
-        render: fast (no shadows, lighter meshes) or faithful (the simulator's own look); by default that on which the
-            checkpoint was trained, or faithful for LIBERO and fast for other tasks.
+        render: fast (no shadows, lighter meshes) or faithful (the simulator's own look); by default the one that the
+            checkpoint was trained on, or faithful for LIBERO and fast for other tasks.
         n_action_steps: number of actions of each chunk that are executed before the policy is called again.
         euler_steps: steps of the flow-matching sampler; by default those saved with the checkpoint.
         weights: precision of the network's weights; int8 and nf4 (4 bits) need sim_eval[quantized].
         compile: run the network's Euler step through torch.compile.
-        instruction_condition: correct, or counterfactual to give the policy the instruction of another goal than the
-            one that is scored.
+        instruction_condition: the instruction that the policy is given: the correct one, or with counterfactual that of
+            another goal than the one that is scored.
         hide_goal: leave out the marks by which some simulators show where the goal is.
-        other_robot: let a policy run that was trained for another robot, if all else that it needs is there; such a run
+        other_robot: allow a policy that was trained for another robot, if all else that it needs is there; such a run
             is ranked apart.
         threads: torch's CPU threads of each process; with 1 the result does not depend on the number of cores.
         workers: number of processes that run episodes; auto: as many as cores, free memory and the number of episodes
@@ -360,7 +365,7 @@ class DoctorConfig:
             robosuite/LiftWide.
         data: folders of demonstrations, best those on which the policy was trained.
         episodes: number of demonstrations of each task that are replayed.
-        render: rendering, as in the evaluation; by default that on which the policy was trained, or the task's.
+        render: rendering, as in the evaluation; by default the one that the policy was trained on, or the task's.
         hide_goal: leave out the marks of the goal, as in the evaluation.
         device: where the network runs: auto takes a GPU if there is one.
         threads: torch's CPU threads, as in the evaluation.
@@ -399,8 +404,8 @@ class CollectConfig:
         disturb: push the demonstrator off its path but record clean labels (DART), so that a learner sees recoveries.
         dry_run_first: run each episode without recording first, and record it only if it succeeds; faster where
             simulation is cheap compared with rendering and the demonstrator sometimes fails.
-        post_success_steps: control steps recorded after the first success. Where success is a small enough distance, a
-            policy may learn to stop just short of it if there are few.
+        post_success_steps: control steps recorded after the first success. With few of them a policy may learn to stop
+            just short of success, in tasks where success is a small distance.
         render: fast, or faithful for the simulator's own look; by default faithful for LIBERO and fast for others.
         hide_goal: leave out the marks by which some simulators show where the goal is.
         size: height and width of every camera's pictures, in pixels.

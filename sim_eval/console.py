@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import errno
 import io
@@ -26,6 +27,8 @@ Config = TypeVar("Config")
 
 BAD_INPUT, INTERRUPTED = 2, 130
 CONFIG_CHARACTERS = 2**20
+# What tyro says of a value of another type, and of one that is no choice.
+MISTYPED = re.compile(r"Error parsing (\S+): .*[ \[]('.*?')\]?$|invalid choice ('.*?') for argument '(\S+)'")
 # Options from before 0.2, which still work: the name of today, and how a value is converted.
 OLD_OPTIONS: Mapping[str, tuple[str, Callable[[str], str]]] = {
     "replan": ("n_action_steps", str),
@@ -83,7 +86,10 @@ def run(main: Callable[[Config], int], config: type[Config], program: str) -> No
     of the KeyboardInterrupt when it has one.
     """
     try:
-        code = main(parse(config, program))
+        options = parse(config, program)
+        figures = getattr(options, "json", False) or getattr(options, "csv", False)
+        with _figures_alone() if figures else contextlib.nullcontext():
+            code = main(options)
         sys.stdout.flush()
     except SimEvalError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
@@ -95,6 +101,23 @@ def run(main: Callable[[Config], int], config: type[Config], program: str) -> No
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     sys.exit(code)
+
+
+@contextlib.contextmanager
+def _figures_alone() -> Iterator[None]:
+    """What C libraries print meanwhile, such as MuJoCo's warnings, goes to stderr; Python's output comes at the end."""
+    printed = io.StringIO()
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(printed):
+            yield
+    finally:
+        ctypes.CDLL(None).fflush(None)  # C has a buffer of its own
+        os.dup2(stdout, 1)
+        os.close(stdout)
+        sys.stdout.write(printed.getvalue())
 
 
 def _mistake(drawn: str, options: Sequence[Option]) -> str:
@@ -115,7 +138,12 @@ def _mistake(drawn: str, options: Sequence[Option]) -> str:
     if message.startswith("Missing from"):
         missing = [each.words for each in options if each.needed and each.words.split()[0] in message.split()]
         return f"{' and '.join(missing)} must be given"
-    return message.partition(" Got errors:")[0].rstrip(".") or "the command line cannot be read"
+    message = message.partition(" Got errors:")[0].rstrip(".")
+    if wrong := MISTYPED.match(message):
+        name, value = wrong[1] or wrong[4], wrong[2] or wrong[3]
+        typed = next((option.words for option in options if option.words.split()[0] == name), name)
+        return f"give {typed}, not {value}"
+    return message or "the command line cannot be read"
 
 
 def named_tasks(names: str) -> list[str]:

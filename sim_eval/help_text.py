@@ -66,13 +66,13 @@ def help_text(config: type, program: str, default: object, everything: bool, wid
 
 def entry(option: Option, width: int) -> Iterator[str]:
     """The lines of an option."""
-    about = textwrap.wrap(option.about, width - COLUMN, break_on_hyphens=False)
+    about = textwrap.wrap(option.about, width - COLUMN, break_on_hyphens=False) or [""]
     first = f"  {option.words}"
     if len(first) > COLUMN - 2:
         yield first
         first = ""
     for line in about:
-        yield f"{first:{COLUMN}}{line}"
+        yield f"{first:{COLUMN}}{line}".rstrip()
         first = ""
 
 

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import tyro
 
-from sim_eval.configs import Flag
+from sim_eval.configs import Device, Flag
 from sim_eval.console import run
 from sim_eval.core.programs import command
 from sim_eval.policies.policy import Weights
@@ -28,9 +28,9 @@ class ServeArguments:
     Attributes:
         policy: deep_llama or another shipped checkpoint, a checkpoint folder, scripted, zero or random.
         host: address to listen on. Anyone who can reach it may call the policy, so prefer this machine's own.
-        port: to listen on; 0 takes a free one.
-        device: auto, cpu, cuda or another of torch's devices.
-        euler_steps: steps of the sampler; by default those saved with the checkpoint.
+        port: port to listen on; 0 takes a free one.
+        device: where the network runs: auto takes a GPU if there is one.
+        euler_steps: steps of the flow-matching sampler; by default those saved with the checkpoint.
         weights: precision of the network: float32, bfloat16, int8 or nf4 (4 bits); the last two need
             sim_eval[quantized].
         compile: run the network's Euler step through torch.compile.
@@ -38,9 +38,9 @@ class ServeArguments:
     """
 
     policy: Annotated[str, tyro.conf.arg(metavar="NAME|DIR")]
-    host: str = "127.0.0.1"
+    host: Annotated[str, tyro.conf.arg(metavar="ADDRESS")] = "127.0.0.1"
     port: Size = 8000
-    device: str = "auto"
+    device: Device = "auto"
     euler_steps: Count | None = None
     weights: Weights = "float32"
     compile: Flag = False

@@ -6,7 +6,7 @@ Plays the recorded actions back, as ``verify`` does, and renders the scene again
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 PROGRAM = command("video")
 GRID = "grid.mp4"
 SINGLE_SIZE, TILE_SIZE = 512, 288
+LARGEST = 8192  # pixels of a side of a grid, which H.264 encoders and players take
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class VideoArguments:
         grid: one video, grid.mp4, of so many rows and columns of episodes, for example 2x3.
         size: height in pixels of the large picture; by default 512, in a grid 288.
         look: how that picture is rendered: faithful (the simulator's own look) or fast.
-        out: folder for the videos; by default videos/ in each run, or in the first for a grid.
+        out: folder for the videos, with a folder for each run if there are several; by default videos/ in each run, or
+            in the first for a grid.
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
@@ -54,7 +56,8 @@ class VideoArguments:
 
 def main(arguments: VideoArguments) -> int:
     """Runs the command; returns the exit code: 1 when an episode could not be played back."""
-    rows, columns = grid_shape(arguments.grid)
+    size = arguments.size or (TILE_SIZE if arguments.grid else SINGLE_SIZE)
+    rows, columns = grid_shape(arguments.grid, size)
     if not arguments.runs:
         raise SimEvalError("name one or more run folders, for example runs/NAME")
     if arguments.out:
@@ -64,27 +67,49 @@ def main(arguments: VideoArguments) -> int:
     from sim_eval.evaluation.run_folder import VIDEOS
     from sim_eval.reporting.playback import Playback
 
-    episodes = chosen(arguments, rows * columns or arguments.sample)
-    size = arguments.size or (TILE_SIZE if arguments.grid else SINGLE_SIZE)
+    episodes = chosen(arguments, min(filter(None, (rows * columns, arguments.sample)), default=None))
     with closing(Playback(size, arguments.look)) as playback:
         if not arguments.grid:
-            return write_each(playback, episodes, arguments.out)
+            return write_each(playback, episodes, video_folders(arguments.runs, arguments.out))
         path = (arguments.out or arguments.runs[0] / VIDEOS) / GRID
         playback.write_grid(episodes, columns, path)
         print(path)
     return 0
 
 
-def grid_shape(text: str) -> tuple[int, int]:
+def grid_shape(text: str, size: int) -> tuple[int, int]:
     """Rows and columns of ``2x3``; zeros for an empty text.
 
+    Args:
+        size: height of a tile's picture in pixels.
+
     Raises:
-        SimEvalError: it says something else.
+        SimEvalError: it says something else, or the video would be too large for a player.
     """
     rows, _, columns = (text or "0x0").partition("x")
     if not (rows.isdecimal() and columns.isdecimal()) or (text and not int(rows) * int(columns)):
         raise SimEvalError(f"--grid {text}: give rows and columns, for example 2x3")
+    if max(int(rows), int(columns) * 4 / 3) * size > LARGEST:
+        raise SimEvalError(
+            f"--grid {text}: with --size {size} it exceeds {LARGEST} pixels: choose fewer or a smaller size"
+        )
     return int(rows), int(columns)
+
+
+def video_folders(runs: Sequence[Path], out: Path | None) -> dict[Path, Path]:
+    """Run folder -> where the videos of its episodes go.
+
+    Raises:
+        SimEvalError: two runs would go into one folder.
+    """
+    from sim_eval.evaluation.run_folder import VIDEOS
+
+    if out is None or len(runs) == 1:
+        return {run: out or run / VIDEOS for run in runs}
+    folders = {run: out / run.resolve().name for run in runs}
+    if len(set(folders.values())) < len(folders):
+        raise SimEvalError("two run folders have one name, and --out would mix their videos: leave --out out")
+    return folders
 
 
 def chosen(arguments: VideoArguments, count: int | None) -> list[Recorded]:
@@ -112,16 +137,14 @@ def chosen(arguments: VideoArguments, count: int | None) -> list[Recorded]:
     return [episodes[place] for place in places]
 
 
-def write_each(playback: Playback, episodes: Sequence[Recorded], out: Path | None) -> int:
-    """A video of each episode; why one cannot be made goes to stderr. Returns the exit code."""
+def write_each(playback: Playback, episodes: Sequence[Recorded], folders: Mapping[Path, Path]) -> int:
+    """A video of each episode in its run's folder; why one cannot be made goes to stderr. Returns the exit code."""
     from tqdm import tqdm
-
-    from sim_eval.evaluation.run_folder import VIDEOS
 
     lost = 0
     for episode in tqdm(episodes, unit="video", file=sys.stderr, dynamic_ncols=True):
         try:
-            print(playback.write(episode, out or episode.run.folder / VIDEOS), flush=True)
+            print(playback.write(episode, folders[episode.run.folder]), flush=True)
         except SimEvalError as error:
             tqdm.write(f"no video: {error}", file=sys.stderr)
             lost += 1

@@ -160,14 +160,16 @@ def test_every_file_is_there(installation: Installation) -> None:
     def files(package: Path) -> set[str]:
         links = ("envs", "policies", "datasets")  # rglob does not follow them
         found = [file for folder in (package, *(package / link for link in links)) for file in folder.rglob("*")]
-        return {str(file.relative_to(package)) for file in found if file.is_file() and file.suffix != ".pyc"}
+        return {str(file.relative_to(package)) for file in found if file.is_file() and "__pycache__" not in file.parts}
 
     assert files(installation.package) == files(ROOT / "sim_eval")
     assert "policies/checkpoints/deep_llama/model.safetensors" in files(installation.package)
 
 
 def test_without_robosuite_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "robosuite", None)
+    for name in ["robosuite", *(name for name in sys.modules if name.startswith("robosuite."))]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "sim_eval.envs.osc_pose", raising=False)  # imports it
     (pinned,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["robosuite"]
     with pytest.raises(SimEvalError, match=f"needs robosuite, which is missing: pip install --no-deps {pinned}$"):
         get_task("robosuite/Lift").make()
@@ -194,3 +196,28 @@ def test_the_real_datasets_package_works_from_the_clone(clone: Path, tmp_path: P
     assert {process: places[-1] for process, places in answer.items()} == dict.fromkeys(answer, theirs)
     code = "import datasets, sim_eval.datasets.windows; print(datasets.Dataset.from_dict({'a': [1, 2]})['a'][1])"
     assert installation.run("-c", code) == "2\n"
+
+
+OTHERS = {
+    "beside lerobot": ("3.12", "lerobot[dataset,training]>=0.6"),
+    "lower ends": ("3.11", "numpy<2", "torch<2.8", "transformers<5.5"),
+    "newest": ("3.13",),
+}
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("other", OTHERS)
+def test_other_packages_give_the_same_episodes(other: str, clone: Path, tmp_path: Path) -> None:
+    python, *packages = OTHERS[other]
+    uv, programs = str(Path(sys.executable).parent / "uv"), tmp_path / "bin"
+    subprocess.run([uv, "venv", "--quiet", "--no-python-downloads", "--python", python, tmp_path], check=True)
+    install = [uv, "pip", "install", "--quiet", "--python", programs / "python"]
+    subprocess.run([*install, ".[robosuite,metaworld,serve]", *packages], cwd=clone, check=True)
+    rollout = ["-m", "sim_eval.rollout", "--policy", "deep_llama", "--episodes", "2", "--video", "none", "--out"]
+    for interpreter, folder, run in ((programs / "python", tmp_path, "there"), (sys.executable, ROOT, "here")):
+        subprocess.run([interpreter, *rollout, tmp_path / run], cwd=folder, check=True)
+    there, here = (
+        [json.loads(line) | {"seconds": None} for line in (tmp_path / run / "episodes.jsonl").read_text().splitlines()]
+        for run in ("there", "here")
+    )
+    assert there == here

@@ -88,6 +88,7 @@ def _message(error: Any, kind: object, named: Callable[[str], str]) -> str:
     elif first["type"] == "missing":
         message = f"missing field {named(name)}"
     else:
+        name = name.partition(".literal[")[0]  # which part of a union pydantic means
         place = f"{named(name)}: " if name else ""
         message = f"{place}{first['msg'][0].lower()}{first['msg'][1:]}, not {repr(first['input'])[:80]}"
     return message + f" (and {len(others)} more)" * bool(others)

@@ -7,7 +7,7 @@ the named frame into the world; images are upright (row 0 on top).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
@@ -322,11 +322,11 @@ class Rerenderable(Protocol):
 
     def rerender(
         self, poses: Iterable[Any], mode: RenderMode, size: tuple[int, int], cameras: Sequence[str]
-    ) -> Iterator[tuple[NDArray[np.uint8], Mapping[str, CameraView]]]:
+    ) -> Generator[tuple[NDArray[np.uint8], Mapping[str, CameraView]], None, None]:
         """For each pose of this episode: a third-person picture, uint8 [*size, 3], and the named cameras' views.
 
-        The third-person picture is rendered in the given mode, the cameras as in the episode. Afterwards the simulator
-        goes on as if nothing had been rendered.
+        The third-person picture is rendered in the given mode, the cameras as in the episode. When the generator has
+        ended or is closed, the simulator goes on as if nothing had been rendered.
         """
         ...
 

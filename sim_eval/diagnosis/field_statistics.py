@@ -138,6 +138,6 @@ def against_environment(
         yield graded(
             f"{name} here",
             level_above(float(far[worst]), FAR_WARNING, FAR_FAULT),
-            f"normalised, at most {far[worst]:.1f} from the middle (dimension {worst})",
+            f"normalised, at most {far[worst]:.1f} from 0 (dimension {worst})",
             "these are statistics of another field, unit, frame or robot: train on data of this environment",
         )

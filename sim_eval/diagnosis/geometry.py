@@ -195,7 +195,7 @@ def known_positions(moments: Sequence[Moment]) -> Iterator[Finding]:
         return
     far = {name: distance for name, distance in distances.items() if distance > NEAR_OBJECT}
     measured = (
-        f"{through} of {seen} rays through an object's middle meet no surface before it; nearest surfaces "
+        f"{seen - through} of {seen} rays through an object's middle meet a surface in front of it; nearest surface: "
         + ", ".join(f"{name} {1000 * distance:.0f} mm" for name, distance in distances.items())
     )
     level = level_above(through / seen, 0.0, SEEN_THROUGH_FAULT)

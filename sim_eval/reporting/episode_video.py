@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from itertools import chain, repeat
 from math import ceil
@@ -16,7 +16,6 @@ from sim_eval.core.errors import SimEvalError
 from sim_eval.core.files import atomic
 from sim_eval.core.types import (
     ActionChunk,
-    CameraView,
     EpisodeKey,
     Observation,
     Recorder,
@@ -108,8 +107,9 @@ class VideoRecorder(Recorder):
             control_hz,
         )
         outcome = "success" if success else "failure"
-        with atomic(self._folder / f"{self._key.stem}_{outcome}.mp4") as partial:
-            write_video(partial, self._frames(simulator, story), control_hz / self._stride, self._layout.CRF)
+        path = self._folder / f"{self._key.stem}_{outcome}.mp4"
+        with atomic(path) as partial, closing(self._frames(simulator, story)) as frames:
+            write_video(partial, frames, control_hz / self._stride, self._layout.CRF)
         self._kept = {}
 
     def _keep(self, simulator: Simulator) -> None:
@@ -123,19 +123,19 @@ class VideoRecorder(Recorder):
     def _cameras(self, simulator: Simulator) -> tuple[str, ...]:
         return tuple(self._policy.cameras or simulator.spec.cameras)
 
-    def _frames(self, simulator: Simulator, story: Story) -> Iterator[Picture]:
-        pictures: Iterable[tuple[Picture, Mapping[str, CameraView]]]
+    def _frames(self, simulator: Simulator, story: Story) -> Generator[Picture, None, None]:
         if isinstance(simulator, Rerenderable):
             size = third_person_size(self._size)
             pictures = simulator.rerender(self._kept.values(), self._look, size, self._cameras(simulator))
         else:
             pictures = ((next(iter(views.values())).rgb, views) for views in self._kept.values())
         layout: Layout | None = None
-        for step, (large, views) in zip(self._kept, pictures, strict=True):
-            layout = layout or self._layout(story, views, self._size)
-            self._still_working()
-            frame = layout.frame(step, large, views)
-            yield frame
+        with closing(pictures):  # an interrupt, too, ends the rendering before anyone closes the simulator
+            for step, (large, views) in zip(self._kept, pictures, strict=True):
+                layout = layout or self._layout(story, views, self._size)
+                self._still_working()
+                frame = layout.frame(step, large, views)
+                yield frame
         yield from repeat(frame, round(HOLD_SECONDS * story.control_hz / self._stride))
 
 

@@ -130,9 +130,13 @@ def summarize(task: str, results: Sequence[EpisodeResult], goal: str = "") -> Ta
 
 
 def known_task(name: str) -> Task | None:
-    """The task, or None where what it needs is not installed: a table of its episodes needs no simulator."""
+    """The task, or None where what it needs is not installed: a table of its episodes needs no simulator.
+
+    Of a task with another robot, the task with its own, whose goals and phases are the same.
+    """
+    known = next((each for each in (name, name.partition("@")[0]) if each in task_names()), None)
     try:
-        return get_task(name) if name in task_names() else None
+        return get_task(known) if known else None
     except SimEvalError:  # a plugin that cannot be loaded
         return None
 

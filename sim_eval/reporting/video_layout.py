@@ -107,7 +107,8 @@ def text_font(pixels: int, bold: bool = False) -> FreeTypeFont:
 
 
 def fit(text: str, width: int, largest: int, smallest: int, bold: bool = False) -> tuple[str, FreeTypeFont]:
-    """The text and the largest font, in pixels, in which it is not wider; cut with an ellipsis where none is."""
+    """The text in one line and the largest font, in pixels, in which it fits; cut with an ellipsis where none does."""
+    text = " ".join(text.split())
     for pixels in range(largest, smallest - 1, -1):
         font = text_font(pixels, bold)
         if font.getlength(text) <= width:

@@ -290,6 +290,6 @@ def test_what_cannot_be_shown_is_said_and_the_figures_stay(tmp_path: Path, capsy
     assert main(CompareArguments((good, bad), tmp_path / "out", videos=2)) == 0
     shown = capsys.readouterr()
     assert "fake-Plane_test_00000.h5" in shown.err
-    assert "ends as a failure when played back, but is recorded as a success" in shown.err
+    assert "fake-Plane_test_00001.h5 was recorded with policy name" in shown.err
     assert "0 videos" in shown.out
     assert (tmp_path / "out" / "compare.md").exists()

@@ -18,10 +18,11 @@ import sim_eval
 from sim_eval import __main__ as everything
 from sim_eval import collect, compare, doctor, leaderboard, results, rollout, serve, train, verify
 from sim_eval.configs import TrainConfig
-from sim_eval.console import parse
+from sim_eval.console import parse, run
 from sim_eval.core import programs
 from sim_eval.core.decoding import encode
 from sim_eval.core.errors import SimEvalError
+from sim_eval.envs.opengl import choose_backend
 from sim_eval.help_text import options_of
 
 
@@ -41,7 +42,6 @@ class HospitalConfig:
         share: of the beds in use.
         n_action_steps: actions a day.
         instruction_condition: how a patient is told.
-        cache: a folder.
         ward: the ward.
     """
 
@@ -185,9 +185,9 @@ def test_old_names_of_training(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "says"),
     [
         ("--name x --n-action-steps 0", "--n-action-steps: input should be greater than or equal to 1, not 0"),
-        ("--name x --n-action-steps many", "Error parsing --n-action-steps: invalid literal for int()"),
-        ("--name x --share many", "Error parsing --share: no type matching {None}|FLOAT could be"),
-        ("--name x --instruction-condition no", "invalid choice 'no' for argument '--instruction-condition'"),
+        ("--name x --n-action-steps many", "give --n-action-steps N, not 'many'; see hospital --help"),
+        ("--name x --share many", "give --share X, not 'many'"),
+        ("--name x --instruction-condition no", "give --instruction-condition {correct,counterfactual}, not 'no'"),
         ("--name x --shaer 3", "unrecognized options: --shaer 3 (similar: --share)"),
         ("--name", "Missing value for argument '--name'"),
         ("", "--name TEXT must be given"),
@@ -222,7 +222,7 @@ options
   --n-action-steps N      actions a day (default: 4)
   --instruction-condition {correct,counterfactual}
                           how a patient is told (default: correct)
-  --cache PATH            a folder
+  --cache PATH
 
 help
   --config FILE           YAML or JSON file that sets the defaults; a file in which a program saved
@@ -267,6 +267,40 @@ def test_old_json_file_of_doctor_is_out(capsys: pytest.CaptureFixture[str]) -> N
     for words in (["--json"], ["--json", "--device", "cpu"]):
         assert parse(doctor.DoctorConfig, "doctor", words).json
     assert parse(leaderboard.LeaderboardArguments, "leaderboard", ["--json", "runs"]).runs == (Path("runs"),)
+
+
+@dataclass(frozen=True)
+class SickConfig:
+    """Show figures of an unstable simulation."""
+
+    json: bool = False
+
+
+def test_figures_stand_alone_whatever_mujoco_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # MuJoCo also writes its log here
+    monkeypatch.setattr(sys, "argv", ["sick", "--json"])
+
+    def main(config: SickConfig) -> int:
+        choose_backend()
+        import mujoco
+
+        body = "<body><freejoint/><geom size='1'/></body>"
+        model = mujoco.MjModel.from_xml_string(f"<mujoco><worldbody>{body}</worldbody></mujoco>")
+        data = mujoco.MjData(model)
+        data.qpos[:] = float("nan")
+        mujoco.mj_step(model, data)
+        print(json.dumps({"unstable": True}))
+        return 0
+
+    with pytest.raises(SystemExit):
+        run(main, SickConfig, "sick")
+    shown = capfd.readouterr()
+    assert json.loads(shown.out) == {"unstable": True}
+    assert "Nan, Inf or huge value in QPOS" in shown.err
+    print("as before")
+    assert capfd.readouterr().out == "as before\n"
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:

@@ -154,7 +154,7 @@ def test_interrupted_and_resumed_equals_finished(
     assert call(monkeypatch, *arguments) == 0
     assert identities(folder) == identities(finished)
     assert not list(folder.rglob(".partial-*"))
-    assert "3 / 3" in capsys.readouterr().out
+    assert "3/3" in capsys.readouterr().out
 
 
 def test_another_run_in_the_folder_is_refused(
@@ -219,7 +219,8 @@ def test_an_unwritable_out_is_one_line(
 
 
 def test_run_json_holds_the_configuration(tmp_path: Path):
-    config = RolloutConfig("zero", "robosuite/Lift", 3, "val", 5, "none", Path("x"), "cpu", True, "faithful", 2)
+    config = RolloutConfig("zero", "robosuite/Lift", 3, "val", 5, "none", out=Path("x"), device="cpu", json=True)
+    config = replace(config, render="faithful", n_action_steps=2, csv=True)
     config = replace(config, weights="int8", compile=True, workers=3, batch=1, deterministic=True, keys=Path("k.toml"))
     with open_run(tmp_path, Manifest.plan(["a"], "test", 0, 1), ZeroPolicy.spec, RolloutProtocol(), {}, config):
         pass

@@ -54,6 +54,10 @@ def test_phases_stand_in_the_tasks_order_and_add_up_to_all_episodes():
         ("lift", 1),
         ("place", 3),
     ]
+    elsewhere = f"{STACK}@UR5e"
+    assert summarize(elsewhere, STACKS).phases == summarize(STACK, STACKS).phases
+    goals = [each.goal for each in summaries([replace(each, key=replace(each.key, task=elsewhere)) for each in STACKS])]
+    assert goals == [each.goal for each in summaries(STACKS)]
     strange = summarize("strange/Task", [episode("strange/Task", 0, None, "wiped")])
     assert strange.phases == {"none": 0, "wiped": 1}  # a task of a package that is not installed here
 

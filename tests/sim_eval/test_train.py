@@ -478,8 +478,8 @@ def test_looks_are_not_mixed(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--expert", "early_bert"], "invalid choice 'early_bert' for argument '--expert'. Expected one of ('deep_l"),
-        (["--size", "huge"], "invalid choice 'huge' for argument '--size'"),
+        (["--expert", "early_bert"], "give --expert {deep_llama,late_gemma}, not 'early_bert'"),
+        (["--size", "huge"], "give --size {tiny,llava3d-7b}, not 'huge'"),
         (["--sampling-temperature", "0.5"], "--sampling-temperature: input should be greater than or equal to 1, not"),
         (["--threads", "0"], "--threads: input should be"),
         (["--frame-stride", "0"], "--frame-stride: input should be"),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from math import ceil
 from pathlib import Path
+from shutil import copytree
+from typing import Any
 
 import imageio.v2 as imageio
 import numpy as np
@@ -284,6 +287,29 @@ def test_a_video_changes_nothing_and_shows_what_the_policy_saw(name: str, tmp_pa
     assert not np.array_equal(first, last)
 
 
+def test_an_interrupt_ends_the_rendering_before_the_simulator_is_closed(tmp_path: Path):
+    ended = list[int]()
+
+    class Leaving(Fast):
+        def rerender(self, *arguments: Any) -> Iterator[tuple[Picture, Views]]:
+            try:
+                yield from super().rerender(*arguments)
+            finally:
+                ended.append(self.rendered[-1])
+
+    def interrupt() -> None:
+        if len(simulator.rendered) == 2:
+            raise KeyboardInterrupt
+
+    simulator = Leaving()
+    recorder = VideoRecorder(tmp_path, SPEC, size=128, still_working=interrupt)
+    with pytest.raises(KeyboardInterrupt) as stop:  # it holds every frame of the stack
+        run_episode(simulator, constant(1.0, 0.0), KEY, RolloutProtocol(), recorder)
+    assert stop.type is KeyboardInterrupt
+    assert ended == [3]
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_watchdog_hears_of_the_work_after_an_episode(recorded_plane: Path, tmp_path: Path):
     beats = list[None]()
 
@@ -326,6 +352,7 @@ def test_a_long_instruction_gets_smaller_letters_and_then_an_end():
     assert cut.endswith("…")
     assert smallest.size == 18
     assert smallest.getlength(cut) <= 400
+    assert fit("of two\nlines", 400, 30, 18)[0] == "of two lines"
 
 
 def test_a_grid_keeps_time_and_the_last_frames(tmp_path: Path):
@@ -365,6 +392,18 @@ def test_videos_of_a_finished_run(recorded_plane: Path, tmp_path: Path, capsys: 
     assert sorted(path.name[17:21] for path in (tmp_path / "chosen").iterdir()) == ["0000", "0002"]
 
 
+def test_videos_of_several_runs_of_the_same_episodes_do_not_replace_each_other(recorded_plane: Path, tmp_path: Path):
+    other = tmp_path / "other"
+    copytree(recorded_plane, other)
+    asked = VideoArguments((recorded_plane, other), episode=(0,), size=128, out=tmp_path / "both")
+    assert main(asked) == 0
+    names = sorted(str(path.relative_to(asked.out)) for path in asked.out.rglob("*.mp4"))
+    assert names == [f"{run}/fake-Plane_test_00000_success.mp4" for run in ("other", "run")]
+    copytree(recorded_plane, tmp_path / "elsewhere" / "run")
+    with pytest.raises(SimEvalError, match="two run folders have one name"):
+        main(replace(asked, runs=(recorded_plane, tmp_path / "elsewhere" / "run")))
+
+
 def test_a_grid_of_a_finished_run(recorded_plane: Path, tmp_path: Path):
     assert main(VideoArguments((recorded_plane,), grid="1x3", size=128, out=tmp_path / "grid")) == 0
     (video,) = (tmp_path / "grid").iterdir()
@@ -378,14 +417,41 @@ def test_a_grid_of_a_finished_run(recorded_plane: Path, tmp_path: Path):
 def test_an_episode_that_ends_otherwise_is_said_and_gets_no_video(
     recorded_plane: Path, capsys: pytest.CaptureFixture[str]
 ):
-    trajectories = recorded_plane / "trajectories"
-    (trajectories / "fake-Plane_test_00001.h5").write_bytes((trajectories / "fake-Plane_test_00000.h5").read_bytes())
-    (trajectories / "fake-Plane_test_00002.h5").unlink()
+    episodes = recorded_plane / "episodes.jsonl"
+    first, second, third = map(json.loads, episodes.read_text().splitlines())
+    other = {**third, "success": False, "success_end": False, "first_success": None}
+    later = {**first, "steps": first["steps"] + 1}
+    episodes.write_text("".join(json.dumps(line) + "\n" for line in (later, second, other)))
+    videos = recorded_plane / "videos"
+    videos.mkdir()
+    (videos / "fake-Plane_test_00000_success.mp4").write_text("of the run itself")
+    assert main(VideoArguments((recorded_plane,), size=128)) == 1
+    assert sorted(path.name[17:] for path in videos.iterdir()) == ["0000_success.mp4", "0001_failure.mp4"]
+    assert (videos / "fake-Plane_test_00000_success.mp4").read_text() == "of the run itself"
+    steps, shown = first["steps"], capsys.readouterr().err
+    assert f"ends as a success after {steps} steps when played back, but is recorded as a failure" in shown
+    assert f"is recorded as a success after {steps + 1}" in shown
+
+
+def test_a_missing_or_foreign_trajectory_is_said_and_gets_no_video(
+    recorded_plane: Path, capsys: pytest.CaptureFixture[str]
+):
+    files = [recorded_plane / "trajectories" / f"fake-Plane_test_0000{index}.h5" for index in range(3)]
+    files[2].write_bytes(files[0].read_bytes())
+    files[1].unlink()
     assert main(VideoArguments((recorded_plane,), size=128)) == 1
     assert [path.name for path in (recorded_plane / "videos").iterdir()] == ["fake-Plane_test_00000_success.mp4"]
     shown = capsys.readouterr().err
-    assert "ends as a success when played back, but is recorded as a failure" in shown
-    assert "fake-Plane_test_00002.h5" in shown
+    assert files[1].name in shown
+    assert f"{files[2].name} holds episode fake/Plane/test/00000" in shown
+
+
+def test_a_run_with_a_camera_that_is_not_there_is_refused(recorded_plane: Path, capsys: pytest.CaptureFixture[str]):
+    path = recorded_plane / "run.json"
+    run = json.loads(path.read_text())
+    path.write_text(json.dumps({**run, "policy": {**run["policy"], "cameras": {"front": [32, 32]}}}))
+    assert main(VideoArguments((recorded_plane,), episode=(0,), size=128)) == 1
+    assert "has no camera 'front'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -393,6 +459,7 @@ def test_an_episode_that_ends_otherwise_is_said_and_gets_no_video(
     [
         ({"runs": ()}, "name one or more run folders"),
         ({"grid": "3"}, "--grid 3: give rows and columns, for example 2x3"),
+        ({"grid": "9x99999"}, "--grid 9x99999: with --size 288 it exceeds 8192 pixels"),
         ({"grid": "0x2"}, "--grid 0x2: give rows and columns"),
         ({"episode": (0,), "which": "failures"}, "no chosen episode is one of the failures"),
         ({"episode": (9,)}, "--episode 9"),
