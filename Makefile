@@ -51,7 +51,7 @@ lint: setup
 
 # Do the lock and the requirements fit each Python, without a compiler? The requirements' lower ends, and beside lerobot?
 # Nothing is installed.
-COMPILE = $(BIN)/uv pip compile --quiet --no-python-downloads --only-binary :all:
+COMPILE = $(BIN)/uv pip compile --quiet --system-certs --no-python-downloads --only-binary :all:
 RESOLVE = $(COMPILE) pyproject.toml --extra robosuite --extra metaworld
 resolve: setup
 	for python in 3.11 3.12 3.13; do \
