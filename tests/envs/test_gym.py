@@ -44,8 +44,14 @@ def checked(name: str) -> object:
     )
 
 
+def sampled(name: str) -> bool:
+    """Every fifth of LIBERO's 130 tasks, which differ in nothing but the scene, and all others."""
+    suite, _, number = name.partition("/")
+    return not suite.startswith("libero") or int(number) % 5 == 0
+
+
 @pytest.mark.filterwarnings("error::UserWarning")
-@pytest.mark.parametrize("task", [checked(name) for name in own_tasks()])
+@pytest.mark.parametrize("task", [checked(name) for name in own_tasks() if sampled(name)])
 def test_check_env_has_nothing_to_say(task: str) -> None:
     env = gymnasium.make(gym_id(task), **SMALL)
     # Each rendering mode builds the environment again, which takes longest.
