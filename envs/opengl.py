@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from contextlib import suppress
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from sim_eval.core.errors import SimEvalError
@@ -28,6 +30,17 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+
+
+def _import_triton() -> None:
+    """Imports torch's compiler, if it is installed, before OpenGL starts.
+
+    Mesa's software renderer shows its LLVM to all that is loaded later. Triton, which has one of its own, would take
+    Mesa's, and the process would crash when torch imports it.
+    """
+    if "triton" not in sys.modules and find_spec("triton") is not None:
+        with suppress(ImportError):
+            import_module("triton")
 
 
 def _egl_function(name: str, result: Any, *arguments: Any) -> Any:
@@ -71,6 +84,7 @@ def choose_backend() -> str:
     Raises:
         SimEvalError: neither is installed.
     """
+    _import_triton()
     chosen = os.environ.get("MUJOCO_GL", "").lower().strip()
     if not chosen:
         if _egl_works():

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -90,6 +91,12 @@ slow = pytest.mark.slow
 )
 def test_a_notebook_may_import_others_first(first: str) -> None:
     assert run(f"{first}\n{REACH}{NOTEBOOK}")[-1] == "True"
+
+
+def test_triton_is_imported_before_opengl(tmp_path: Path) -> None:
+    """Imported after Mesa's LLVM is loaded, the real one ends the process with a segmentation fault."""
+    (tmp_path / "triton.py").write_text("print('triton', 'libEGL' in open('/proc/self/maps').read())")
+    assert run(CUBE_DEPTH, PYTHONPATH=str(tmp_path))[0] == "triton False"
 
 
 @slow
