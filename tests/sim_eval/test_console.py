@@ -202,9 +202,11 @@ def test_a_bad_command_line_is_one_line(words: str, says: str) -> None:
 
 
 def shown(capsys: pytest.CaptureFixture[str], config: type, *words: str) -> str:
-    """What a program prints instead of running."""
-    with pytest.raises(SystemExit) as stop:
-        parse(config, "hospital", words)
+    """What a program prints instead of running, 100 columns wide."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "100")
+        with pytest.raises(SystemExit) as stop:
+            parse(config, "hospital", words)
     assert stop.value.code == 0
     return capsys.readouterr().out
 
