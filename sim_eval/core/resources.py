@@ -36,21 +36,16 @@ def available_memory(root: Path = ROOT) -> int:
 
 
 @contextmanager
-def uncollected(stays: bool = False) -> Iterator[None]:
+def uncollected() -> Iterator[None]:
     """Suspends the garbage collector while modules and models are loaded, which make a million objects and no garbage.
 
     It would go over them again and again, for a quarter of the time.
-
-    Args:
-        stays: what is loaded stays as long as the process, so the collector need never look at it.
     """
     enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if stays:
-            gc.freeze()
         if enabled:
             gc.enable()
 

@@ -47,7 +47,7 @@ class PolicySource:
         return cls(config.policy, config.device, inference, config.threads, config.keys)
 
     def load(self) -> Policy:
-        with uncollected(stays=True):
+        with uncollected():
             policy = load_policy(self.reference, self.device, self.inference, self.keys)
         if torch := sys.modules.get("torch"):  # a policy without a network does not load it
             torch.set_num_threads(self.threads)
