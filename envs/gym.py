@@ -197,7 +197,7 @@ def as_dict(observation: Observation) -> GymObservation:
 
 
 class RenamedEnv(SimulatorEnv):
-    """A task by the id that it had in version 0.2."""
+    """A task by the id that it had before ids named the suite."""
 
     def __init__(self, task: str, **arguments: Any) -> None:
         warnings.warn(f"{old_gym_id(task)} is now {gym_id(task)}", FutureWarning, stacklevel=2)

@@ -97,7 +97,8 @@ class RobosuiteSimulator(MujocoSimulator):
     """One robosuite task, running; see :class:`sim_eval.core.types.Simulator`."""
 
     VIDEO_AZIMUTH, VIDEO_DISTANCE = -50.0, 1.5
-    # Whose model MuJoCo parsed last. It keeps the source of that one, 130 MB, and can write no other.
+    # The simulator whose model MuJoCo parsed last; None: another model was. MuJoCo keeps the source of the last model,
+    # 130 MB, and can write the XML of no other.
     _parsed: ClassVar[weakref.ref[RobosuiteSimulator] | None] = None
 
     def __init__(self, task: Task, scene: RobosuiteScene, options: RenderConfig) -> None:
@@ -125,7 +126,7 @@ class RobosuiteSimulator(MujocoSimulator):
             if task.robot:
                 arguments["robots"] = task.robot
             self._env: ManipulationEnv = robosuite.make(scene.environment, **arguments)
-        mujoco.MjModel.from_xml_string("<mujoco/>")
+        mujoco.MjModel.from_xml_string("<mujoco/>")  # parsed last, so that the source of ours is freed
         RobosuiteSimulator._parsed = None
         robot = only_robot(self._env)
         for name in self._env.observation_names:  # `observe` reads the state instead
